@@ -1,0 +1,365 @@
+//! The walk of a value against its schema. One pass in place; a valid object costs no allocation.
+
+use super::scalar;
+use crate::field::{ErrorKind, FieldError, Path};
+use crate::quantity::Quantity;
+use crate::schema::{Format, Schema, SchemaRef, Shape};
+use serde_json::{Map, Number, Value};
+use std::fmt::{self, Write as _};
+
+/// The most unknown fields that one request reports.
+const UNKNOWN_LEN_MAX: usize = 100;
+
+/// What a walk found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Checked {
+    /// One complaint per dropped field: `unknown field "spec.foo"`.
+    pub unknown: Vec<String>,
+    /// Type errors of a custom resource. (Those of a built-in kind end the walk.)
+    pub invalid: Vec<FieldError>,
+}
+
+/// A value of the wrong type, in the words of Go's decoder.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct TypeError(pub String);
+
+/// Checks `value` against `schema` and brings it into the form that a round trip through typed
+/// structs gives: unknown fields and nulls are gone, quantities and times are canonical.
+pub fn check(schema: &Schema, value: &mut Value) -> Result<Checked, TypeError> {
+    let mut walk = Walk { checked: Checked::default(), custom: schema.is_custom() };
+    let root = Place { outer: None, step: Step::Root, owner: schema.root() };
+    walk.value(schema.root(), value, &root)?;
+    Ok(walk.checked)
+}
+
+/// One step of the path, on the stack.
+struct Place<'a> {
+    outer: Option<&'a Place<'a>>,
+    step: Step<'a>,
+    /// The struct that the place is in, for messages.
+    owner: SchemaRef<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Step<'a> {
+    Root,
+    Field(&'a str),
+    Key(&'a str),
+    Index(usize),
+}
+
+impl<'a> Place<'a> {
+    fn below(&'a self, step: Step<'a>) -> Place<'a> {
+        Place { outer: Some(self), step, owner: self.owner }
+    }
+
+    /// `spec.containers[0].name`
+    fn write(&self, out: &mut String) {
+        if let Some(outer) = self.outer {
+            outer.write(out);
+        }
+        match self.step {
+            Step::Root => {}
+            Step::Field(name) | Step::Key(name) => {
+                if !out.is_empty() {
+                    out.push('.');
+                }
+                out.push_str(name);
+            }
+            Step::Index(index) => drop(write!(out, "[{index}]")),
+        }
+    }
+
+    fn path(&self) -> String {
+        let mut path = String::new();
+        self.write(&mut path);
+        path
+    }
+
+    /// `spec.containers.name`: Go's decoder names struct fields only.
+    fn write_fields(&self, out: &mut String) {
+        if let Some(outer) = self.outer {
+            outer.write_fields(out);
+        }
+        if let Step::Field(name) = self.step {
+            if !out.is_empty() {
+                out.push('.');
+            }
+            out.push_str(name);
+        }
+    }
+}
+
+struct Walk {
+    checked: Checked,
+    custom: bool,
+}
+
+impl Walk {
+    fn value(&mut self, schema: SchemaRef<'_>, value: &mut Value, place: &Place<'_>) -> Result<(), TypeError> {
+        match (schema.shape(), &mut *value) {
+            (Shape::Any, _) => Ok(()),
+            (_, Value::Null) if self.custom => Ok(()),
+            (_, Value::Null) => {
+                zero(schema, value);
+                Ok(())
+            }
+            (Shape::Object, Value::Object(map)) => self.object(schema, map, place),
+            (Shape::Map, Value::Object(map)) => self.map(schema, map, place),
+            (Shape::Array, Value::Array(items)) => self.array(schema, items, place),
+            (Shape::String, Value::String(text)) => self.string(schema, text, place),
+            (Shape::Integer, Value::Number(number)) => self.integer(schema, number, place),
+            (Shape::Number, Value::Number(_)) | (Shape::Boolean, Value::Bool(_)) => Ok(()),
+            (Shape::IntOrString, Value::String(_)) => Ok(()),
+            (Shape::IntOrString, Value::Number(number)) => self.int_or_string(number, schema, place),
+            (Shape::Quantity, Value::String(_) | Value::Number(_)) => self.quantity(value, place),
+            (_, _) => self.mismatch(schema, value, place),
+        }
+    }
+
+    fn object(
+        &mut self,
+        schema: SchemaRef<'_>,
+        map: &mut Map<String, Value>,
+        place: &Place<'_>,
+    ) -> Result<(), TypeError> {
+        let place = Place { outer: place.outer, step: place.step, owner: schema };
+        let keep_unknown = schema.preserve_unknown();
+        let mut has_droppable = false;
+        for (key, value) in map.iter_mut() {
+            match schema.property(key) {
+                Some(property) if value.is_null() && !self.keeps_null(property) => has_droppable = true,
+                Some(property) => self.value(property, value, &place.below(Step::Field(key)))?,
+                None if keep_unknown => {}
+                None => {
+                    has_droppable = true;
+                    self.note_unknown(&place.below(Step::Field(key)));
+                }
+            }
+        }
+        if has_droppable {
+            let custom = self.custom;
+            map.retain(|key, value| match schema.property(key) {
+                Some(property) => !value.is_null() || (custom && property.nullable()) || property.shape() == Shape::Any,
+                None => keep_unknown,
+            });
+        }
+        Ok(())
+    }
+
+    /// Null means absent for typed structs; custom resources and free values may hold it.
+    fn keeps_null(&self, property: SchemaRef<'_>) -> bool {
+        (self.custom && property.nullable()) || property.shape() == Shape::Any
+    }
+
+    fn map(&mut self, schema: SchemaRef<'_>, map: &mut Map<String, Value>, place: &Place<'_>) -> Result<(), TypeError> {
+        let Some(values) = schema.items() else { return Ok(()) };
+        for (key, value) in map.iter_mut() {
+            self.value(values, value, &place.below(Step::Key(key)))?;
+        }
+        Ok(())
+    }
+
+    fn array(&mut self, schema: SchemaRef<'_>, items: &mut [Value], place: &Place<'_>) -> Result<(), TypeError> {
+        let Some(item) = schema.items() else { return Ok(()) };
+        for (index, value) in items.iter_mut().enumerate() {
+            self.value(item, value, &place.below(Step::Index(index)))?;
+        }
+        Ok(())
+    }
+
+    fn string(&mut self, schema: SchemaRef<'_>, text: &mut String, place: &Place<'_>) -> Result<(), TypeError> {
+        let canonical = match schema.format() {
+            Format::Byte => scalar::base64(text),
+            Format::Time => scalar::time(text, false),
+            Format::MicroTime => scalar::time(text, true),
+            _ => return Ok(()),
+        };
+        match canonical {
+            Ok(std::borrow::Cow::Borrowed(_)) => Ok(()),
+            Ok(std::borrow::Cow::Owned(canonical)) => {
+                *text = canonical;
+                Ok(())
+            }
+            Err(why) => self.refuse(why, place, text.as_str().into()),
+        }
+    }
+
+    fn integer(&mut self, schema: SchemaRef<'_>, number: &Number, place: &Place<'_>) -> Result<(), TypeError> {
+        let fits = match schema.format() {
+            Format::Int32 => number.as_i64().is_some_and(|n| i32::try_from(n).is_ok()),
+            _ => number.as_i64().is_some(),
+        };
+        if fits { Ok(()) } else { self.mismatch(schema, &Value::Number(number.clone()), place) }
+    }
+
+    fn int_or_string(&mut self, number: &Number, schema: SchemaRef<'_>, place: &Place<'_>) -> Result<(), TypeError> {
+        if number.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) {
+            return Ok(());
+        }
+        if self.custom {
+            return self.mismatch(schema, &Value::Number(number.clone()), place);
+        }
+        self.refuse(format!("json: cannot unmarshal number {number} into Go value of type int32"), place, Value::Null)
+    }
+
+    fn quantity(&mut self, value: &mut Value, place: &Place<'_>) -> Result<(), TypeError> {
+        let parsed = match &*value {
+            Value::String(text) => text.trim().parse(),
+            number => Quantity::from_value(number),
+        };
+        match parsed {
+            Err(error) => self.refuse(error.to_string(), place, value.clone()),
+            Ok(quantity) => {
+                if !value.as_str().is_some_and(|text| is_text_of(quantity, text)) {
+                    *value = Value::String(quantity.to_string());
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn note_unknown(&mut self, place: &Place<'_>) {
+        if self.checked.unknown.len() < UNKNOWN_LEN_MAX {
+            self.checked.unknown.push(format!("unknown field \"{}\"", place.path()));
+        }
+    }
+
+    fn mismatch(&mut self, schema: SchemaRef<'_>, value: &Value, place: &Place<'_>) -> Result<(), TypeError> {
+        if self.custom {
+            let path = place.path();
+            let found = match value {
+                Value::String(_) => "string",
+                Value::Bool(_) => "boolean",
+                Value::Number(n) if n.is_f64() => "number",
+                Value::Number(_) => "integer",
+                Value::Array(_) => "array",
+                Value::Object(_) => "object",
+                Value::Null => "null",
+            };
+            let detail = format!("{path} in body must be of type {}: {found:?}", openapi_type(schema));
+            let path = Path::new(&path);
+            self.checked.invalid.push(FieldError {
+                kind: ErrorKind::TypeInvalid,
+                path,
+                value: Some(found.into()),
+                detail,
+            });
+            return Ok(());
+        }
+        let found = match value {
+            Value::Number(number) if schema.shape() == Shape::Integer => format!("number {number}"),
+            other => scalar::json_type(other).to_owned(),
+        };
+        let (wanted, own) = (go_type(schema), decodes_itself(schema));
+        let message = match place.outer {
+            // Types with a decoder of their own do not know where they are.
+            Some(_) if !own => {
+                let mut fields = String::new();
+                place.write_fields(&mut fields);
+                let owner = place.owner.type_name().map_or("", short_name);
+                format!("json: cannot unmarshal {found} into Go struct field {owner}.{fields} of type {wanted}")
+            }
+            _ => format!("json: cannot unmarshal {found} into Go value of type {wanted}"),
+        };
+        Err(TypeError(if schema.shape() == Shape::Quantity {
+            crate::quantity::ParseError::Format.to_string()
+        } else {
+            message
+        }))
+    }
+
+    /// Refuses the content of a scalar.
+    fn refuse(&mut self, why: String, place: &Place<'_>, value: Value) -> Result<(), TypeError> {
+        if !self.custom {
+            return Err(TypeError(why));
+        }
+        self.checked.invalid.push(FieldError::invalid(Path::new(&place.path()), value, why));
+        Ok(())
+    }
+}
+
+/// Whether a text is already the canonical one.
+fn is_text_of(quantity: Quantity, text: &str) -> bool {
+    let mut same = Same { rest: text, is_same: true };
+    write!(same, "{quantity}").is_ok() && same.is_same && same.rest.is_empty()
+}
+
+/// Compares what is written with a text, without keeping it.
+struct Same<'a> {
+    rest: &'a str,
+    is_same: bool,
+}
+
+impl fmt::Write for Same<'_> {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        match self.rest.strip_prefix(part) {
+            Some(rest) => self.rest = rest,
+            None => self.is_same = false,
+        }
+        Ok(())
+    }
+}
+
+/// What null is inside a list or map, where it cannot mean absent.
+fn zero(schema: SchemaRef<'_>, value: &mut Value) {
+    *value = match schema.shape() {
+        Shape::String if schema.format() != Format::None => Value::Null,
+        Shape::String => Value::String(String::new()),
+        Shape::Object if !schema.preserve_unknown() => Value::Object(Map::new()),
+        Shape::Integer | Shape::IntOrString | Shape::Number => Value::from(0),
+        Shape::Boolean => Value::Bool(false),
+        Shape::Quantity => Value::from("0"),
+        Shape::Any | Shape::Object | Shape::Map | Shape::Array => Value::Null,
+    };
+}
+
+fn openapi_type(schema: SchemaRef<'_>) -> &'static str {
+    match schema.shape() {
+        Shape::Object | Shape::Map => "object",
+        Shape::Array => "array",
+        Shape::String | Shape::Quantity => "string",
+        Shape::Integer => "integer",
+        Shape::Number => "number",
+        Shape::Boolean => "boolean",
+        Shape::IntOrString => "integer,string",
+        Shape::Any => "any",
+    }
+}
+
+fn short_name(type_name: &str) -> &str {
+    type_name.rsplit('.').next().unwrap_or(type_name)
+}
+
+fn decodes_itself(schema: SchemaRef<'_>) -> bool {
+    schema.shape() == Shape::IntOrString || matches!(schema.format(), Format::Time | Format::MicroTime)
+}
+
+/// The Go type of a place, as its errors show it.
+fn go_type(schema: SchemaRef<'_>) -> String {
+    match schema.shape() {
+        Shape::Object => {
+            let name = schema.type_name().unwrap_or("interface {}");
+            let start = name.rsplit_once('.').and_then(|(head, _)| head.rfind('.')).map_or(0, |dot| dot + 1);
+            name[start..].to_owned()
+        }
+        Shape::Array => format!("[]{}", schema.items().map_or("interface {}".into(), |item| go_type(item))),
+        Shape::Map if schema.items().is_some_and(|item| item.shape() == Shape::Quantity) => "v1.ResourceList".into(),
+        Shape::Map => {
+            format!("map[string]{}", schema.items().map_or("interface {}".into(), |item| go_type(item)))
+        }
+        Shape::String => match schema.format() {
+            Format::Byte => "[]uint8".into(),
+            // Times are read as strings first.
+            _ => "string".into(),
+        },
+        Shape::Integer if schema.format() == Format::Int32 => "int32".into(),
+        Shape::Integer => "int64".into(),
+        Shape::Number => "float64".into(),
+        Shape::Boolean => "bool".into(),
+        Shape::IntOrString => "int32".into(),
+        Shape::Quantity => "resource.Quantity".into(),
+        Shape::Any => "interface {}".into(),
+    }
+}

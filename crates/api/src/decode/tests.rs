@@ -1,0 +1,236 @@
+use super::*;
+use proptest::prelude::*;
+use serde_json::json;
+
+fn deployment() -> Gvk {
+    Gvk::new("apps", "v1", "Deployment")
+}
+
+fn schema(group: &str, version: &str, kind: &str) -> Schema {
+    Schema::builtin_kind(group, version, kind).unwrap()
+}
+
+fn decode(body: &str, validation: FieldValidation) -> Result<Object, String> {
+    decode_object(body.as_bytes(), Encoding::Json, &deployment(), &schema("apps", "v1", "Deployment"), validation)
+        .map_err(|status| {
+            assert_eq!((status.code, status.reason), (400, crate::Reason::BadRequest));
+            status.message
+        })
+}
+
+fn pod(value: Value) -> Result<(Value, Vec<String>), String> {
+    let mut value = value;
+    let checked = check(&schema("", "v1", "Pod"), &mut value).map_err(|error| error.to_string())?;
+    Ok((value, checked.unknown))
+}
+
+#[test]
+fn duplicates_and_unknown_fields_are_found_at_any_depth() {
+    let body = r#"{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"labels":{"a":"1","a":"2"}},
+        "spec":{"replicas":1,"replicas":2,"foo":1,"template":{"spec":{"containers":[{"name":"a","name":"b","bar":null}]}}}}"#;
+    let object = decode(body, FieldValidation::Warn).unwrap();
+    assert_eq!(
+        object.warnings,
+        [
+            "duplicate field \"metadata.labels.a\"",
+            "duplicate field \"spec.replicas\"",
+            "duplicate field \"spec.template.spec.containers[0].name\"",
+            "unknown field \"spec.foo\"",
+            "unknown field \"spec.template.spec.containers[0].bar\"",
+        ]
+    );
+    assert_eq!(object.value["spec"]["replicas"], 2);
+    assert_eq!(object.value["spec"].get("foo"), None);
+    assert_eq!(object.value["spec"]["template"]["spec"]["containers"], json!([{"name": "b"}]));
+    assert_eq!(decode(body, FieldValidation::Ignore).unwrap().warnings, [""; 0]);
+    let strict = decode(r#"{"spec":{"foo":1,"foo":2}}"#, FieldValidation::Strict).unwrap_err();
+    assert_eq!(
+        strict,
+        "Deployment in version \"v1\" cannot be handled as a Deployment: strict decoding error: duplicate field \
+         \"spec.foo\", unknown field \"spec.foo\""
+    );
+}
+
+#[test]
+fn yaml_reads_as_json_does() {
+    let yaml = "apiVersion: apps/v1\nkind: Deployment\nspec:\n  replicas: 1\n  replicas: 3\n  paused: true\n  template:\n    metadata:\n      labels: {1: 'x'}\n";
+    let read = decode_object(
+        yaml.as_bytes(),
+        Encoding::Yaml,
+        &deployment(),
+        &schema("apps", "v1", "Deployment"),
+        FieldValidation::Warn,
+    )
+    .unwrap();
+    assert_eq!(read.warnings, ["duplicate field \"spec.replicas\""]);
+    assert_eq!(read.value["spec"]["replicas"], 3);
+    assert_eq!(read.value["spec"]["template"]["metadata"]["labels"], json!({"1": "x"}));
+    let broken = decode_yaml(b"a: [1, 2").unwrap_err().to_string();
+    assert!(broken.starts_with("error converting YAML to JSON: yaml: "), "{broken}");
+}
+
+#[test]
+fn wrong_types_read_as_upstreams() {
+    let refused = |spec: Value| decode(&json!({ "spec": spec }).to_string(), FieldValidation::Strict).unwrap_err();
+    let of = |what: &str| format!("Deployment in version \"v1\" cannot be handled as a Deployment: json: cannot unmarshal {what}");
+    assert_eq!(
+        refused(json!({"replicas": "3"})),
+        of("string into Go struct field DeploymentSpec.spec.replicas of type int32")
+    );
+    assert_eq!(
+        refused(json!({"replicas": 1.5})),
+        of("number 1.5 into Go struct field DeploymentSpec.spec.replicas of type int32")
+    );
+    assert_eq!(
+        refused(json!({"replicas": 3_000_000_000u64})),
+        of("number 3000000000 into Go struct field DeploymentSpec.spec.replicas of type int32")
+    );
+    assert_eq!(
+        refused(json!({"template": {"spec": {"containers": {}}}})),
+        of("object into Go struct field PodSpec.spec.template.spec.containers of type []v1.Container")
+    );
+    assert_eq!(
+        refused(json!({"template": {"spec": {"containers": [{"env": [{"value": 1}]}]}}})),
+        of("number into Go struct field EnvVar.spec.template.spec.containers.env.value of type string")
+    );
+    assert_eq!(
+        refused(json!({"selector": {"matchLabels": {"a": true}}})),
+        of("bool into Go struct field LabelSelector.spec.selector.matchLabels of type string")
+    );
+    assert_eq!(
+        refused(json!({"strategy": {"rollingUpdate": {"maxSurge": true}}})),
+        of("bool into Go value of type int32")
+    );
+}
+
+#[test]
+fn bodies_that_are_no_object_are_unrecognized() {
+    let refused = |body: &str| decode(body, FieldValidation::Warn).unwrap_err();
+    let prefix = "the object provided is unrecognized (must be of type Deployment): couldn't get version/kind; json parse error: ";
+    assert_eq!(refused(""), format!("{prefix}unexpected end of JSON input (<empty>)"));
+    assert_eq!(refused("{\"a\":"), format!("{prefix}unexpected end of JSON input ({{\"a\":)"));
+    assert_eq!(refused("{\"a\" 1}"), format!("{prefix}invalid character '1' after object key ({{\"a\" 1}})"));
+    assert_eq!(refused("{a}"), format!("{prefix}invalid character 'a' looking for beginning of object key string ({{a}})"));
+    assert_eq!(refused("zip"), format!("{prefix}invalid character 'z' looking for beginning of value (7a6970)"));
+    assert!(refused("[1]").contains("json: cannot unmarshal array into Go value of type struct"));
+    assert!(refused(&"[".repeat(100_000)).contains("exceeded max depth"));
+}
+
+#[test]
+fn other_kinds_are_refused_and_absent_ones_filled_in() {
+    let refused = |body: &str| decode(body, FieldValidation::Warn).unwrap_err();
+    assert_eq!(
+        refused(r#"{"apiVersion":"apps/v1beta1","kind":"Deployment"}"#),
+        "the API version in the data (apps/v1beta1) does not match the expected API version (apps/v1)"
+    );
+    assert!(refused(r#"{"apiVersion":"v1","kind":"Pod"}"#).starts_with("Pod in version \"v1\" cannot be handled as a Deployment: "));
+    assert!(refused(r#"{"kind":"ReplicaSet"}"#).ends_with("converting (v1.ReplicaSet) to (apps.Deployment): unknown conversion"));
+    let object = decode("{}", FieldValidation::Strict).unwrap().value;
+    assert_eq!(object, json!({"apiVersion": "apps/v1", "kind": "Deployment"}));
+}
+
+#[test]
+fn scalars_take_their_canonical_form() {
+    let (value, unknown) = pod(json!({
+        "metadata": {"creationTimestamp": null, "deletionTimestamp": "2024-01-01T01:00:00.5+01:00", "labels": {"a": null}},
+        "spec": {"nodeName": null, "containers": [{"name": "a", "resources": {"limits": {"cpu": "1000m", "memory": "64Mi"}, "requests": {"cpu": 0.5}}}]},
+    }))
+    .unwrap();
+    assert_eq!(unknown, [""; 0]);
+    assert_eq!(value["metadata"], json!({"deletionTimestamp": "2024-01-01T00:00:00Z", "labels": {"a": ""}}));
+    assert_eq!(
+        value["spec"],
+        json!({"containers": [{"name": "a", "resources": {"limits": {"cpu": "1", "memory": "64Mi"}, "requests": {"cpu": "500m"}}}]})
+    );
+    let refused = |value: Value| pod(value).unwrap_err();
+    assert_eq!(
+        refused(json!({"metadata": {"creationTimestamp": "yesterday"}})),
+        "parsing time \"yesterday\" as \"2006-01-02T15:04:05Z07:00\": cannot parse \"yesterday\" as \"2006\""
+    );
+    assert_eq!(
+        refused(json!({"metadata": {"creationTimestamp": "2024-13-01T00:00:00Z"}})),
+        "parsing time \"2024-13-01T00:00:00Z\": month out of range"
+    );
+    assert!(refused(json!({"spec": {"containers": [{"resources": {"limits": {"cpu": "x"}}}]}})).starts_with("quantities must match"));
+}
+
+#[test]
+fn base64_is_checked_without_decoding() {
+    assert_eq!(scalar::base64("").as_deref(), Ok(""));
+    assert_eq!(scalar::base64("YQ==").as_deref(), Ok("YQ=="));
+    assert_eq!(scalar::base64("YW\nI=\n").as_deref(), Ok("YWI="));
+    assert_eq!(scalar::base64("YQ=").unwrap_err(), "illegal base64 data at input byte 0");
+    assert_eq!(scalar::base64("Y*==").unwrap_err(), "illegal base64 data at input byte 1");
+    assert!(scalar::base64("YQ==YQ==").is_err());
+}
+
+#[test]
+fn micro_times_need_their_digits() {
+    assert_eq!(scalar::time("2024-01-01T00:00:00.123456Z", true).as_deref(), Ok("2024-01-01T00:00:00.123456Z"));
+    assert_eq!(scalar::time("2024-01-01T01:00:00.123456+01:00", true).as_deref(), Ok("2024-01-01T00:00:00.123456Z"));
+    assert!(scalar::time("2024-01-01T00:00:00Z", true).unwrap_err().ends_with("cannot parse \"Z\" as \".000000\""));
+}
+
+#[test]
+fn custom_resources_report_types_as_field_errors() {
+    let schema = Schema::from_openapi(
+        "Widget",
+        &json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+            "size": {"type": "integer"}, "note": {"type": "string", "nullable": true}}}}}),
+    )
+    .unwrap();
+    let mut value = json!({"spec": {"size": "big", "note": null, "else": 1}});
+    let checked = check(&schema, &mut value).unwrap();
+    assert_eq!(checked.unknown, ["unknown field \"spec.else\""]);
+    assert_eq!(
+        checked.invalid[0].to_string(),
+        "spec.size: Invalid value: \"string\": spec.size in body must be of type integer: \"string\""
+    );
+    assert_eq!(value, json!({"spec": {"size": "big", "note": null}}));
+}
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        "[a-z0-9.:=-]{0,12}".prop_map(Value::from),
+    ];
+    let key = prop_oneof![
+        "[a-z]{1,4}",
+        prop::sample::select(vec!["metadata", "spec", "containers", "name", "labels", "resources", "limits", "ports", "env", "volumes"])
+            .prop_map(str::to_owned)
+    ];
+    leaf.prop_recursive(5, 64, 6, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map(key.clone(), inner, 0..5)
+                .prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn parsing_agrees_with_serde_json(value in any_json()) {
+        let decoded = decode_json(value.to_string().as_bytes()).unwrap();
+        prop_assert_eq!(decoded, Decoded { value, duplicates: vec![] });
+    }
+
+    #[test]
+    fn checking_is_idempotent(value in any_json()) {
+        let schema = schema("", "v1", "Pod");
+        let mut once = value;
+        if check(&schema, &mut once).is_ok() {
+            let mut twice = once.clone();
+            prop_assert_eq!(check(&schema, &mut twice).unwrap(), Checked::default());
+            prop_assert_eq!(once, twice);
+        }
+    }
+
+    #[test]
+    fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = decode_json(&bytes);
+        let _ = decode_yaml(&bytes);
+    }
+}

@@ -1,0 +1,220 @@
+//! The kinds table: one row says all that the generic API path needs to know of a kind. The table
+//! is open at run time; custom resources are rows like any other.
+
+use crate::field::FieldError;
+use crate::gvk::{Gvk, Gvr};
+use crate::schema::Schema;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::sync::{Arc, RwLock};
+
+/// The verbs of a resource, in the order discovery shows them.
+pub const ALL_VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+
+/// A subresource of a kind and how the generic path serves it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subresource {
+    /// `status`, `scale`, `binding`, `eviction`, `token`, `log`, `exec`, …
+    pub name: &'static str,
+    /// The kind that a request or an answer carries, where it is not the parent's.
+    pub gvk: Option<(&'static str, &'static str, &'static str)>,
+    pub verbs: &'static [&'static str],
+}
+
+/// A column of the Table that `kubectl get` prints.
+#[derive(Clone, Debug)]
+pub struct Column {
+    pub name: String,
+    /// `string`, `integer`, `date`, `boolean`, `number`.
+    pub kind: &'static str,
+    /// `name` for the name column, otherwise empty.
+    pub format: &'static str,
+    pub description: String,
+    /// 0 in the plain output, 1 only with `-o wide`.
+    pub priority: i32,
+    pub cell: Cell,
+}
+
+/// How a column gets its value.
+#[derive(Clone, Debug)]
+pub enum Cell {
+    /// A dotted path, as `additionalPrinterColumns` has it without the leading dot.
+    Path(String),
+    /// Computed from the object; the second argument is the time now (for ages).
+    Fn(fn(&Value, jiff::Timestamp) -> Value),
+}
+
+/// What a kind does beyond the generic path. Every function is pure. The defaults do nothing.
+#[derive(Clone, Copy)]
+pub struct Strategy {
+    /// Fills defaults, after decoding and again after each patch. Idempotent.
+    pub default: fn(&mut Value),
+    /// Before create: drop what clients may not set (the generic path already drops `status` of
+    /// kinds with a status subresource and sets `metadata.generation`).
+    pub prepare_create: fn(&mut Value),
+    /// Before update: `(new, old)`. The generic path already keeps status and metadata rules.
+    pub prepare_update: fn(&mut Value, &Value),
+    /// Before an update of the status subresource: `(new, old)`; the generic path has already
+    /// taken everything but `status` (and managed fields) from `old`.
+    pub prepare_status: fn(&mut Value, &Value),
+    /// Beyond `metadata`, which the generic path validates.
+    pub validate: fn(&Value) -> Vec<FieldError>,
+    /// `(new, old)`; runs after `validate(new)` on update.
+    pub validate_update: fn(&Value, &Value) -> Vec<FieldError>,
+    /// `(new, old)` for the status subresource.
+    pub validate_status: fn(&Value, &Value) -> Vec<FieldError>,
+    /// Warnings for a create or update that goes through: `(new, old)`.
+    pub warnings: fn(&Value, Option<&Value>) -> Vec<String>,
+    /// Field-selector keys beyond `metadata.name` and `metadata.namespace`, with their values.
+    pub selectable: fn(&Value) -> Vec<(&'static str, String)>,
+    /// The keys that `selectable` yields: other keys are answered 400.
+    pub selectable_keys: &'static [&'static str],
+}
+
+impl Default for Strategy {
+    fn default() -> Self {
+        Strategy {
+            default: |_| {},
+            prepare_create: |_| {},
+            prepare_update: |_, _| {},
+            prepare_status: |_, _| {},
+            validate: |_| Vec::new(),
+            validate_update: |_, _| Vec::new(),
+            validate_status: |_, _| Vec::new(),
+            warnings: |_, _| Vec::new(),
+            selectable: |_| Vec::new(),
+            selectable_keys: &[],
+        }
+    }
+}
+
+/// How names of a kind are checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameRule {
+    /// RFC 1123 subdomain: most kinds.
+    Subdomain,
+    /// RFC 1123 label: Namespaces.
+    Label,
+    /// RFC 1035 label: Services.
+    Rfc1035Label,
+    /// Anything that fits in a path segment: the RBAC kinds.
+    PathSegment,
+}
+
+/// A second way to the objects of another row: same storage prefix, other names of fields. Objects
+/// are converted where they leave and enter the store; everything between (schema, strategy,
+/// columns) is in the terms of the alias.
+#[derive(Clone)]
+pub struct Alias {
+    /// The row whose form is stored.
+    pub of: Gvr,
+    pub to_stored: fn(&mut Value),
+    pub from_stored: fn(&mut Value),
+}
+
+/// One row of the table.
+#[derive(Clone)]
+pub struct Kind {
+    pub gvk: Gvk,
+    pub list_kind: Arc<str>,
+    pub plural: Arc<str>,
+    pub singular: Arc<str>,
+    pub short_names: Vec<String>,
+    pub categories: Vec<String>,
+    pub namespaced: bool,
+    pub verbs: &'static [&'static str],
+    pub subresources: Vec<Subresource>,
+    pub name_rule: NameRule,
+    /// Whether `metadata.generation` counts changes of the spec (anything but metadata and status).
+    pub has_generation: bool,
+    /// Storage prefix under `/registry/`, ending in `/`: `pods/`, `apps/deployments/`. Unique.
+    /// Kinds that are not stored (reviews, Binding) have none.
+    pub storage: Option<Arc<str>>,
+    pub schema: Schema,
+    pub columns: Vec<Column>,
+    pub strategy: Strategy,
+    /// Set on rows that show objects of another row under other field names.
+    pub alias: Option<Alias>,
+}
+
+impl Kind {
+    pub fn gvr(&self) -> Gvr {
+        Gvr { group: self.gvk.group.clone(), version: self.gvk.version.clone(), resource: self.plural.clone() }
+    }
+
+    pub fn subresource(&self, name: &str) -> Option<&Subresource> {
+        self.subresources.iter().find(|s| s.name == name)
+    }
+
+    pub fn has_status(&self) -> bool {
+        self.subresource("status").is_some()
+    }
+
+    /// The storage key of an object: `/registry/pods/default/web`.
+    pub fn key(&self, namespace: &str, name: &str) -> Option<String> {
+        let prefix = self.storage.as_deref()?;
+        Some(if self.namespaced { format!("/registry/{prefix}{namespace}/{name}") } else { format!("/registry/{prefix}{name}") })
+    }
+}
+
+/// The open table of kinds. Readers take a consistent snapshot; a change bumps the generation.
+pub struct Kinds(RwLock<Arc<Snapshot>>);
+
+/// The table at one moment.
+#[derive(Default)]
+pub struct Snapshot {
+    /// Rises with each change, for caches of discovery and OpenAPI.
+    pub generation: u64,
+    by_gvr: BTreeMap<Gvr, Arc<Kind>>,
+    by_gvk: BTreeMap<Gvk, Arc<Kind>>,
+}
+
+impl Snapshot {
+    pub fn by_gvr(&self, gvr: &Gvr) -> Option<&Arc<Kind>> {
+        self.by_gvr.get(gvr)
+    }
+
+    pub fn by_gvk(&self, gvk: &Gvk) -> Option<&Arc<Kind>> {
+        self.by_gvk.get(gvk)
+    }
+
+    /// All rows, by group, version and resource.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Kind>> {
+        self.by_gvr.values()
+    }
+}
+
+impl Kinds {
+    pub fn new(rows: impl IntoIterator<Item = Kind>) -> Self {
+        let kinds = Kinds(RwLock::default());
+        kinds.change(|by_gvr| by_gvr.extend(rows.into_iter().map(|kind| (kind.gvr(), Arc::new(kind)))));
+        kinds
+    }
+
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Adds a row or replaces the one of the same group, version and resource.
+    pub fn insert(&self, kind: Kind) -> Arc<Kind> {
+        let kind = Arc::new(kind);
+        self.change(|by_gvr| {
+            by_gvr.insert(kind.gvr(), kind.clone());
+        });
+        kind
+    }
+
+    pub fn remove(&self, gvr: &Gvr) {
+        self.change(|by_gvr| {
+            by_gvr.remove(gvr);
+        });
+    }
+
+    fn change(&self, edit: impl FnOnce(&mut BTreeMap<Gvr, Arc<Kind>>)) {
+        let mut current = self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut by_gvr = current.by_gvr.clone();
+        edit(&mut by_gvr);
+        let by_gvk = by_gvr.values().map(|kind| (kind.gvk.clone(), kind.clone())).collect();
+        *current = Arc::new(Snapshot { generation: current.generation + 1, by_gvr, by_gvk });
+    }
+}

@@ -1,0 +1,29 @@
+//! Kubernetes objects as data: the kinds table, schemas, selectors, quantities, patches, field
+//! sets, validation and `Status` errors. Pure: no IO, no clock, no randomness, no async.
+
+pub mod builtin;
+pub mod columns;
+pub mod decode;
+pub mod defaults;
+pub mod expansion;
+pub mod field;
+pub mod fieldset;
+pub mod gvk;
+pub mod intstr;
+pub mod kinds;
+pub mod meta;
+pub mod names;
+pub mod openapi;
+pub mod patch;
+pub mod pod;
+pub mod predicates;
+pub mod quantity;
+pub mod schema;
+pub mod selector;
+pub mod status;
+
+pub use gvk::{GroupVersion, Gvk, Gvr};
+pub use k8s_openapi;
+pub use kinds::{Kind, Kinds};
+pub use serde_json::Value;
+pub use status::{Reason, Status};

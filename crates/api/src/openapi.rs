@@ -1,0 +1,145 @@
+//! The OpenAPI documents: version 3 per group and version with an index, and version 2 as one.
+//! Made from the kinds table and the schema table when asked for; keeping them is the caller's
+//! matter. It knows nothing of HTTP.
+//! Upstream counterpart: `kube-openapi` and the installer of `apiserver/pkg/endpoints`.
+
+mod paths;
+mod schemas;
+
+use crate::gvk::GroupVersion;
+use crate::kinds::{Kind, Snapshot};
+use crate::schema::Descriptions;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+/// The version of the API that the documents describe.
+pub const API_VERSION: &str = "v1.36.0";
+
+/// The two forms, which differ in where things stand more than in what they say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    V2,
+    V3,
+}
+
+impl Form {
+    fn reference(self, name: &str) -> Value {
+        match self {
+            Form::V2 => json!({ "$ref": format!("#/definitions/{name}") }),
+            Form::V3 => json!({ "$ref": format!("#/components/schemas/{name}") }),
+        }
+    }
+}
+
+/// The group versions of the table, with their kinds.
+fn by_group_version(snapshot: &Snapshot) -> BTreeMap<GroupVersion, Vec<Arc<Kind>>> {
+    let mut groups: BTreeMap<GroupVersion, Vec<Arc<Kind>>> = BTreeMap::new();
+    for kind in snapshot.iter() {
+        groups.entry(kind.gvk.group_version()).or_default().push(kind.clone());
+    }
+    groups
+}
+
+/// The path of a group version below the root: `api/v1`, `apis/apps/v1`.
+fn prefix(gv: &GroupVersion) -> String {
+    if gv.group.is_empty() { format!("api/{}", gv.version) } else { format!("apis/{}/{}", gv.group, gv.version) }
+}
+
+/// `/openapi/v3`: where the documents are. The hash in each URL changes with its document, so that
+/// clients may keep what they have.
+pub fn v3_index(snapshot: &Snapshot) -> Vec<u8> {
+    let mut paths = serde_json::Map::new();
+    for (gv, kinds) in by_group_version(snapshot) {
+        let path = prefix(&gv);
+        let url = format!("/openapi/v3/{path}?hash={}", fingerprint(&kinds));
+        paths.insert(path, json!({ "serverRelativeURL": url }));
+    }
+    json!({ "paths": paths }).to_string().into_bytes()
+}
+
+/// The hash of a group version's document, as the index has it; none if it has no kinds.
+pub fn v3_hash(snapshot: &Snapshot, gv: &GroupVersion) -> Option<String> {
+    by_group_version(snapshot).get(gv).map(|kinds| fingerprint(kinds))
+}
+
+/// Of everything that the document of these kinds is made of.
+fn fingerprint(kinds: &[Arc<Kind>]) -> String {
+    /// Two FNV-1a streams make 128 bits: no secret, but enough never to meet by chance.
+    struct Fnv(u64, u64);
+    impl Hasher for Fnv {
+        fn finish(&self) -> u64 {
+            self.0
+        }
+        fn write(&mut self, bytes: &[u8]) {
+            for byte in bytes {
+                self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+                self.1 = (self.1 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(7);
+            }
+        }
+    }
+    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325, 0x9ae1_6a3b_2f90_404f);
+    (API_VERSION, env!("CARGO_PKG_VERSION")).hash(&mut hasher);
+    for kind in kinds {
+        (&kind.gvk, &kind.plural, kind.namespaced, kind.verbs).hash(&mut hasher);
+        for sub in &kind.subresources {
+            (sub.name, sub.gvk, sub.verbs).hash(&mut hasher);
+        }
+        if let Some(source) = kind.schema.source() {
+            source.to_string().hash(&mut hasher);
+        }
+    }
+    format!("{:016X}{:016X}", hasher.0, hasher.1)
+}
+
+/// `/openapi/v3/apis/<group>/<version>`: the document of one group version; none if it has no kinds.
+pub fn v3_document(snapshot: &Snapshot, gv: &GroupVersion) -> Option<Vec<u8>> {
+    let groups = by_group_version(snapshot);
+    let kinds = groups.get(gv)?;
+    let descriptions = Descriptions::load();
+    let mut used = BTreeSet::new();
+    let mut paths = serde_json::Map::new();
+    paths::add(Form::V3, gv, kinds, &mut paths, &mut used);
+    let schemas = schemas::all(Form::V3, kinds, used, &descriptions);
+    let document = json!({
+        "openapi": "3.0.0",
+        "info": info(),
+        "paths": paths,
+        "components": { "schemas": schemas, "securitySchemes": { "BearerToken": bearer_token() } },
+    });
+    Some(document.to_string().into_bytes())
+}
+
+/// `/openapi/v2`: one document of all kinds.
+pub fn v2_document(snapshot: &Snapshot) -> Vec<u8> {
+    let descriptions = Descriptions::load();
+    let mut used = BTreeSet::new();
+    let mut paths = serde_json::Map::new();
+    let mut all = Vec::new();
+    for (gv, kinds) in by_group_version(snapshot) {
+        paths::add(Form::V2, &gv, &kinds, &mut paths, &mut used);
+        all.extend(kinds);
+    }
+    let definitions = schemas::all(Form::V2, &all, used, &descriptions);
+    let document = json!({
+        "swagger": "2.0",
+        "info": info(),
+        "paths": paths,
+        "definitions": definitions,
+        "securityDefinitions": { "BearerToken": bearer_token() },
+        "security": [{ "BearerToken": [] }],
+    });
+    document.to_string().into_bytes()
+}
+
+fn info() -> Value {
+    json!({ "title": "Kubernetes", "version": API_VERSION })
+}
+
+fn bearer_token() -> Value {
+    json!({ "type": "apiKey", "in": "header", "name": "authorization", "description": "Bearer Token authentication" })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,181 @@
+use super::*;
+use crate::builtin::builtin;
+use crate::kinds::{ALL_VERBS, Kinds, NameRule, Strategy};
+use crate::schema::Schema;
+
+fn v3(snapshot: &Snapshot, group: &str, version: &str) -> Value {
+    serde_json::from_slice(&v3_document(snapshot, &GroupVersion::new(group, version)).unwrap()).unwrap()
+}
+
+/// Every reference in a document leads somewhere.
+fn check_references(document: &Value, at: &Value) {
+    match at {
+        Value::Object(map) => {
+            if let Some(Value::String(reference)) = map.get("$ref") {
+                let pointer = reference.strip_prefix('#').unwrap();
+                assert!(document.pointer(pointer).is_some(), "{reference} leads nowhere");
+            }
+            map.values().for_each(|value| check_references(document, value));
+        }
+        Value::Array(items) => items.iter().for_each(|value| check_references(document, value)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_index_lists_each_group_version_once() {
+    let kinds = Kinds::new(builtin());
+    let index: Value = serde_json::from_slice(&v3_index(&kinds.snapshot())).unwrap();
+    let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap();
+    assert!(url.starts_with("/openapi/v3/apis/apps/v1?hash=") && url.len() > 50);
+    assert!(index["paths"]["api/v1"].is_object());
+    let hash = v3_hash(&kinds.snapshot(), &GroupVersion::new("apps", "v1")).unwrap();
+    assert!(url.ends_with(&hash));
+    // The hash follows the kinds, not the number of changes.
+    let removed = kinds.snapshot().by_gvk(&crate::Gvk::new("apps", "v1", "ReplicaSet")).unwrap().clone();
+    kinds.remove(&removed.gvr());
+    assert_ne!(v3_hash(&kinds.snapshot(), &GroupVersion::new("apps", "v1")).unwrap(), hash);
+    kinds.insert((*removed).clone());
+    assert_eq!(v3_hash(&kinds.snapshot(), &GroupVersion::new("apps", "v1")).unwrap(), hash);
+}
+
+#[test]
+fn explain_finds_its_way() {
+    let snapshot = Kinds::new(builtin()).snapshot();
+    let document = v3(&snapshot, "apps", "v1");
+    check_references(&document, &document);
+    let list = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments"]["get"];
+    assert_eq!(list["operationId"], "listAppsV1NamespacedDeployment");
+    assert_eq!(list["x-kubernetes-action"], "list");
+    assert_eq!(list["x-kubernetes-group-version-kind"], json!({"group": "apps", "version": "v1", "kind": "Deployment"}));
+    assert!(document["paths"]["/apis/apps/v1/deployments"]["get"].is_object());
+    let schemas = &document["components"]["schemas"];
+    let spec = &schemas["io.k8s.api.apps.v1.DeploymentSpec"];
+    assert_eq!(spec["required"], json!(["selector", "template"]));
+    let strategy = &spec["properties"]["strategy"];
+    assert_eq!(strategy["allOf"], json!([{"$ref": "#/components/schemas/io.k8s.api.apps.v1.DeploymentStrategy"}]));
+    assert_eq!((&strategy["default"], &strategy["x-kubernetes-patch-strategy"]), (&json!({}), &json!("retainKeys")));
+    assert_eq!(spec["properties"]["replicas"]["format"], "int32");
+    assert_eq!(spec["properties"]["selector"].get("default"), None);
+    let deployment = &schemas["io.k8s.api.apps.v1.Deployment"];
+    assert_eq!(deployment["x-kubernetes-group-version-kind"], json!([{"group": "apps", "version": "v1", "kind": "Deployment"}]));
+    for name in ["DeleteOptions", "Patch", "Status", "WatchEvent", "ListMeta"] {
+        assert!(schemas[format!("io.k8s.apimachinery.pkg.apis.meta.v1.{name}")].is_object(), "{name}");
+    }
+    let scale = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale"]["put"];
+    assert_eq!(scale["x-kubernetes-group-version-kind"]["kind"], "Scale");
+    assert!(schemas["io.k8s.api.autoscaling.v1.Scale"].is_object());
+}
+
+#[test]
+fn clients_see_that_field_validation_is_served() {
+    let snapshot = Kinds::new(builtin()).snapshot();
+    let document = v3(&snapshot, "apps", "v1");
+    let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
+    let names: Vec<&str> = patch["parameters"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["dryRun", "fieldManager", "fieldValidation"]);
+}
+
+#[test]
+fn core_kinds_have_their_subresources() {
+    let snapshot = Kinds::new(builtin()).snapshot();
+    let document = v3(&snapshot, "", "v1");
+    check_references(&document, &document);
+    let paths = &document["paths"];
+    let pod = "/api/v1/namespaces/{namespace}/pods/{name}";
+    assert_eq!(paths[format!("{pod}/exec")]["get"]["operationId"], "connectCoreV1GetNamespacedPodExec");
+    assert_eq!(paths[format!("{pod}/log")]["get"]["operationId"], "readCoreV1NamespacedPodLog");
+    assert_eq!(paths[format!("{pod}/eviction")]["post"]["x-kubernetes-group-version-kind"]["group"], "policy");
+    assert_eq!(paths["/api/v1/namespaces"].get("delete"), None);
+    let port = &document["components"]["schemas"]["io.k8s.api.core.v1.ContainerPort"]["properties"];
+    assert_eq!((&port["protocol"]["default"], &port["containerPort"]["default"]), (&json!("TCP"), &json!(0)));
+    let quantity = &document["components"]["schemas"]["io.k8s.apimachinery.pkg.api.resource.Quantity"];
+    assert_eq!(quantity["oneOf"], json!([{"type": "string"}, {"type": "number"}]));
+}
+
+#[test]
+fn version_2_is_one_document() {
+    let snapshot = Kinds::new(builtin()).snapshot();
+    let document: Value = serde_json::from_slice(&v2_document(&snapshot)).unwrap();
+    check_references(&document, &document);
+    assert_eq!(document["swagger"], "2.0");
+    let strategy = &document["definitions"]["io.k8s.api.apps.v1.DeploymentSpec"]["properties"]["strategy"];
+    assert_eq!(strategy["$ref"], "#/definitions/io.k8s.api.apps.v1.DeploymentStrategy");
+    assert!(document["paths"]["/apis/rbac.authorization.k8s.io/v1/clusterroles"]["post"].is_object());
+}
+
+#[test]
+fn a_kind_registered_later_is_described() {
+    let kinds = Kinds::new(builtin());
+    let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "description": "What is wanted.",
+        "properties": {"size": {"type": "integer"}}}}});
+    kinds.insert(Kind {
+        gvk: crate::Gvk::new("example.com", "v1", "Widget"),
+        list_kind: "WidgetList".into(),
+        plural: "widgets".into(),
+        singular: "widget".into(),
+        short_names: vec![],
+        categories: vec![],
+        namespaced: true,
+        verbs: ALL_VERBS,
+        subresources: vec![],
+        name_rule: NameRule::Subdomain,
+        has_generation: true,
+        storage: Some("example.com/widgets/".into()),
+        schema: Schema::from_openapi("Widget", &schema).unwrap(),
+        columns: vec![],
+        strategy: Strategy::default(),
+        alias: None,
+    });
+    let document = v3(&kinds.snapshot(), "example.com", "v1");
+    check_references(&document, &document);
+    let widget = &document["components"]["schemas"]["com.example.v1.Widget"];
+    assert_eq!(widget["properties"]["spec"]["description"], "What is wanted.");
+    assert_eq!(widget["x-kubernetes-group-version-kind"][0]["kind"], "Widget");
+    let list = &document["paths"]["/apis/example.com/v1/namespaces/{namespace}/widgets"]["get"];
+    assert_eq!(list["operationId"], "listExampleComV1NamespacedWidget");
+    let v2: Value = serde_json::from_slice(&v2_document(&kinds.snapshot())).unwrap();
+    check_references(&v2, &v2);
+}
+
+/// Against the document of a real cluster, where one is at hand: same structure of all our types.
+#[test]
+fn version_2_types_agree_with_upstream() {
+    let Ok(dir) = std::env::var("SKEG_SPEC_DIR") else { return };
+    let text = std::fs::read_to_string(std::path::Path::new(&dir).join("swagger.json")).unwrap();
+    let theirs: Value = serde_json::from_str(&text).unwrap();
+    let ours: Value = serde_json::from_slice(&v2_document(&Kinds::new(builtin()).snapshot())).unwrap();
+    let mut compared = 0;
+    for (name, schema) in ours["definitions"].as_object().unwrap() {
+        let mut expected = theirs["definitions"][name].clone();
+        let mut schema = schema.clone();
+        // Two descriptions are our own.
+        if name.ends_with(".Quantity") || name.ends_with(".IntOrString") {
+            expected.as_object_mut().unwrap().remove("description");
+            schema.as_object_mut().unwrap().remove("description");
+        }
+        // The order of required fields is that of the Go struct, which the table does not keep.
+        if let Some(required) = expected.get_mut("required").and_then(Value::as_array_mut) {
+            required.sort_by_key(Value::to_string);
+        }
+        assert_eq!(schema, expected, "{name}");
+        compared += 1;
+    }
+    assert!(compared > 200, "{compared}");
+    for (path, item) in ours["paths"].as_object().unwrap() {
+        let found = &theirs["paths"][path];
+        for (method, operation) in item.as_object().unwrap().iter().filter(|(method, _)| *method != "parameters") {
+            if found.is_null() && path.ends_with('/') {
+                continue;
+            }
+            let expected = &found[method];
+            assert_eq!(operation["operationId"], expected["operationId"], "{method} {path}");
+            assert_eq!(operation["x-kubernetes-action"], expected["x-kubernetes-action"], "{method} {path}");
+            assert_eq!(
+                operation["x-kubernetes-group-version-kind"],
+                expected["x-kubernetes-group-version-kind"],
+                "{method} {path}"
+            );
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Who asks and who may.
+
+pub mod authn;
+pub mod authz;
+pub mod impersonation;
+pub mod node;
+pub mod rbac;
+pub mod recent;
+pub mod token;

@@ -1,0 +1,348 @@
+//! The watch cache: every stored object in its encoded form, fed by one watch on the store. All
+//! reads are served from here. A writer waits until the cache has its write before it answers, so
+//! a read sees every write acknowledged before it began. Knows nothing of HTTP or users.
+
+pub mod entry;
+pub mod resource;
+
+use crate::reader::Reader;
+use crate::record::RecordError;
+use crate::stats::Stats;
+use bytes::Bytes;
+pub use entry::{Entry, Event, Filter, Selectable, Type};
+use parking_lot::{Mutex, RwLock};
+pub use resource::{Notice, Page, Resource, Since, Subscription, TooOld};
+use skeg_api::{Gvr, Kind, Kinds};
+use skeg_base::{HashMap, new_map};
+use skeg_store::{Change, Error, Record, Revision, Store, Watch, WatchItem};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::watch;
+
+pub const ROOT: &str = "/registry/";
+/// How long a reader waits for a revision that the store has but the cache not yet.
+const FRESH_WAIT: Duration = Duration::from_secs(3);
+
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    #[error("store: {0}")]
+    Store(#[from] Error),
+    #[error("record {key}: {error}")]
+    Record { key: String, error: RecordError },
+}
+
+pub struct Cache {
+    store: Arc<dyn Store>,
+    kinds: Arc<Kinds>,
+    table: RwLock<Table>,
+    /// What writers under way know of their records, so that the feeder need not decode them.
+    pending: Mutex<HashMap<Arc<str>, Vec<(Bytes, Selectable)>>>,
+    applied: Arc<AtomicU64>,
+    fresh: watch::Sender<u64>,
+    stats: Arc<Stats>,
+}
+
+#[derive(Default)]
+struct Table {
+    generation: u64,
+    by_prefix: BTreeMap<String, Arc<Resource>>,
+    /// Records of no kind that is known yet.
+    unclaimed: BTreeMap<Arc<str>, (Bytes, u64)>,
+}
+
+impl Table {
+    /// The resource whose prefix the key has. No prefix is a prefix of another.
+    fn of(&self, key: &str) -> Option<&Arc<Resource>> {
+        let (prefix, resource) = self.by_prefix.range::<str, _>(..=key).next_back()?;
+        key.starts_with(prefix).then_some(resource)
+    }
+
+    fn claim(&mut self, kinds: &Kinds, applied: &Arc<AtomicU64>, stats: &Arc<Stats>) -> Result<(), CacheError> {
+        let snapshot = kinds.snapshot();
+        self.generation = snapshot.generation;
+        for kind in snapshot.iter() {
+            let Some(storage) = &kind.storage else { continue };
+            let prefix = format!("{ROOT}{storage}");
+            match self.by_prefix.get(&prefix) {
+                // Of the rows that share a prefix the first by group and version is stored.
+                Some(resource) => {
+                    let stored = resource.kind();
+                    if stored.gvr() >= kind.gvr() && !Arc::ptr_eq(&stored, kind) {
+                        resource.set_kind(kind.clone());
+                    }
+                }
+                None => {
+                    let resource = Resource::new(prefix.clone(), kind.clone(), applied.clone(), stats.clone());
+                    self.by_prefix.insert(prefix, Arc::new(resource));
+                }
+            }
+        }
+        let unclaimed = std::mem::take(&mut self.unclaimed);
+        for (key, (value, revision)) in unclaimed {
+            match self.of(&key) {
+                Some(resource) => resource.load(entry(resource, &key, &value, revision, None)?),
+                None => {
+                    self.unclaimed.insert(key, (value, revision));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn entry(
+    resource: &Resource,
+    key: &Arc<str>,
+    value: &Bytes,
+    revision: u64,
+    selectable: Option<Selectable>,
+) -> Result<Entry, CacheError> {
+    let made = resource.entry(key.clone(), value, revision, selectable);
+    made.map_err(|error| CacheError::Record { key: key.to_string(), error })
+}
+
+impl Cache {
+    /// Loads everything under [`ROOT`]; [`Cache::run`] then has to be spawned with the watch.
+    pub async fn open(
+        store: Arc<dyn Store>,
+        kinds: Arc<Kinds>,
+        stats: Arc<Stats>,
+    ) -> Result<(Arc<Self>, Watch), CacheError> {
+        let page = store.list(ROOT, None, None, 0).await?;
+        let watch = store.watch(ROOT, page.revision).await?;
+        let applied = Arc::new(AtomicU64::new(page.revision.0));
+        let mut table = Table::default();
+        table.unclaimed = unclaimed(page.records);
+        table.claim(&kinds, &applied, &stats)?;
+        let cache = Cache {
+            store,
+            kinds,
+            table: RwLock::new(table),
+            pending: Mutex::new(new_map()),
+            applied,
+            fresh: watch::Sender::new(page.revision.0),
+            stats,
+        };
+        Ok((Arc::new(cache), watch))
+    }
+
+    /// Applies the store's changes until the store closes. An error means that the store's
+    /// content cannot be understood.
+    pub async fn run(&self, mut watch: Watch) -> Result<(), CacheError> {
+        loop {
+            match watch.recv().await {
+                Some(WatchItem::Changes(changes)) => self.apply(&changes)?,
+                Some(WatchItem::Progress(revision)) => self.advance(revision.0),
+                Some(WatchItem::Ended(Error::Closed)) => return Ok(()),
+                Some(WatchItem::Ended(_)) | None => {
+                    let after = Revision(self.revision());
+                    watch = match self.store.watch(ROOT, after).await {
+                        Ok(watch) => watch,
+                        Err(Error::Compacted { .. }) => self.reload().await?,
+                        Err(Error::Closed) => return Ok(()),
+                        Err(error) => return Err(error.into()),
+                    };
+                }
+            }
+        }
+    }
+
+    async fn reload(&self) -> Result<Watch, CacheError> {
+        let page = self.store.list(ROOT, None, None, 0).await?;
+        let watch = self.store.watch(ROOT, page.revision).await?;
+        let mut table = self.table.write();
+        let mut loaded: BTreeMap<String, Vec<Entry>> = BTreeMap::new();
+        let mut unknown = BTreeMap::new();
+        for record in page.records {
+            match table.of(&record.key) {
+                Some(resource) => {
+                    let entry = entry(resource, &record.key, &record.value, record.modified.0, None)?;
+                    loaded.entry(resource.prefix.clone()).or_default().push(entry);
+                }
+                None => {
+                    unknown.insert(record.key, (record.value, record.modified.0));
+                }
+            }
+        }
+        table.unclaimed = unknown;
+        for (prefix, resource) in &table.by_prefix {
+            resource.reset(loaded.remove(prefix).unwrap_or_default(), page.revision.0);
+        }
+        drop(table);
+        self.advance(page.revision.0);
+        Ok(watch)
+    }
+
+    fn apply(&self, changes: &[Change]) -> Result<(), CacheError> {
+        let mut unknown = Vec::new();
+        let table = self.table.read();
+        for change in changes {
+            let Some(resource) = table.of(&change.key) else {
+                unknown.push(change);
+                continue;
+            };
+            let revision = change.revision.0;
+            let entry = match &change.value {
+                Some(value) => Some(entry(resource, &change.key, value, revision, self.known(&change.key, value))?),
+                None => None,
+            };
+            resource.apply(revision, &change.key[resource.prefix.len()..], entry);
+        }
+        drop(table);
+        if !unknown.is_empty() {
+            self.apply_unknown(&unknown)?;
+        }
+        if let Some(last) = changes.last() {
+            self.advance(last.revision.0);
+        }
+        Ok(())
+    }
+
+    /// Changes of keys that had no kind a moment ago; one may have been registered since.
+    fn apply_unknown(&self, changes: &[&Change]) -> Result<(), CacheError> {
+        let mut table = self.table.write();
+        for change in changes {
+            let revision = change.revision.0;
+            if let Some(resource) = table.of(&change.key) {
+                let made = change.value.as_ref().map(|value| entry(resource, &change.key, value, revision, None));
+                resource.apply(revision, &change.key[resource.prefix.len()..], made.transpose()?);
+            } else if let Some(value) = &change.value {
+                table.unclaimed.insert(change.key.clone(), (value.clone(), revision));
+            } else {
+                table.unclaimed.remove(&change.key);
+            }
+        }
+        Ok(())
+    }
+
+    fn advance(&self, revision: u64) {
+        self.applied.fetch_max(revision, Ordering::AcqRel);
+        self.fresh.send_if_modified(|fresh| {
+            let newer = revision > *fresh;
+            *fresh = (*fresh).max(revision);
+            newer
+        });
+    }
+
+    /// The revision up to which the cache is current.
+    pub fn revision(&self) -> u64 {
+        self.applied.load(Ordering::Acquire)
+    }
+
+    /// Waits until the cache has `revision`; `false` if that takes too long.
+    pub async fn wait(&self, revision: u64) -> bool {
+        if self.revision() >= revision {
+            return true;
+        }
+        let mut fresh = self.fresh.subscribe();
+        let reached = tokio::time::timeout(FRESH_WAIT, fresh.wait_for(|fresh| *fresh >= revision)).await;
+        matches!(reached, Ok(Ok(_)))
+    }
+
+    /// Waits for all that the store has acknowledged so far: after a lost race, so that the next
+    /// read shows what won it.
+    pub async fn catch_up(&self) -> bool {
+        self.wait(self.store.revision().0).await
+    }
+
+    /// Tells the feeder what a record about to be written holds.
+    pub fn expect(&self, key: &Arc<str>, value: &Bytes, selectable: Selectable) {
+        self.pending.lock().entry(key.clone()).or_default().push((value.clone(), selectable));
+    }
+
+    /// The write did not happen.
+    pub fn unexpect(&self, key: &Arc<str>, value: &Bytes) {
+        self.known(key, value);
+    }
+
+    fn known(&self, key: &Arc<str>, value: &Bytes) -> Option<Selectable> {
+        let mut pending = self.pending.lock();
+        let writes = pending.get_mut(key)?;
+        let at = writes.iter().position(|(expected, _)| expected == value)?;
+        let (_, selectable) = writes.swap_remove(at);
+        if writes.is_empty() {
+            pending.remove(key);
+        }
+        Some(selectable)
+    }
+
+    /// The resource under a storage prefix (`apps/deployments/`), made now if its kind is new.
+    pub fn resource(&self, storage: &str) -> Option<Arc<Resource>> {
+        let prefix = format!("{ROOT}{storage}");
+        let generation = self.kinds.snapshot().generation;
+        {
+            let table = self.table.read();
+            if table.generation == generation || table.by_prefix.contains_key(&prefix) {
+                return table.by_prefix.get(&prefix).cloned();
+            }
+        }
+        let mut table = self.table.write();
+        if let Err(error) = table.claim(&self.kinds, &self.applied, &self.stats) {
+            tracing::error!(%error, "stored objects of a new kind cannot be read");
+        }
+        table.by_prefix.get(&prefix).cloned()
+    }
+
+    fn resource_of(&self, gvr: &Gvr) -> Option<(Arc<Kind>, Arc<Resource>)> {
+        let kind = self.kinds.snapshot().by_gvr(gvr)?.clone();
+        let resource = self.resource(kind.storage.as_deref()?)?;
+        Some((kind, resource))
+    }
+
+    pub fn resources(&self) -> Vec<Arc<Resource>> {
+        self.table.read().by_prefix.values().cloned().collect()
+    }
+
+    /// Sends a bookmark to each watcher that wants them.
+    pub fn bookmark(&self) {
+        for resource in self.resources() {
+            resource.bookmark();
+        }
+    }
+
+    /// Drops recent changes up to `revision`, which the store has compacted.
+    pub fn forget(&self, revision: u64) {
+        for resource in self.resources() {
+            resource.forget(revision);
+        }
+    }
+
+    pub fn end_watches(&self) {
+        for resource in self.resources() {
+            resource.end_watches();
+        }
+    }
+
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+}
+
+fn unclaimed(records: Vec<Record>) -> BTreeMap<Arc<str>, (Bytes, u64)> {
+    records.into_iter().map(|record| (record.key, (record.value, record.modified.0))).collect()
+}
+
+impl Reader for Cache {
+    fn get(&self, gvr: &Gvr, namespace: &str, name: &str) -> Option<Bytes> {
+        let (kind, resource) = self.resource_of(gvr)?;
+        let entry = if kind.namespaced { resource.get(&format!("{namespace}/{name}")) } else { resource.get(name) };
+        Some(crate::convert::output(&kind, &resource.kind(), &entry?))
+    }
+
+    fn list(&self, gvr: &Gvr, namespace: &str) -> Vec<Bytes> {
+        let Some((kind, resource)) = self.resource_of(gvr) else { return Vec::new() };
+        let stored = resource.kind();
+        let filter = Filter { namespace: namespace.to_owned(), ..Filter::default() };
+        resource.list(&filter, None, 0).entries.iter().map(|e| crate::convert::output(&kind, &stored, e)).collect()
+    }
+
+    fn changes(&self, gvr: &Gvr) -> watch::Receiver<u64> {
+        match self.resource_of(gvr) {
+            Some((_, resource)) => resource.changes(),
+            // A kind that is not stored never changes.
+            None => watch::Sender::new(0).subscribe(),
+        }
+    }
+}

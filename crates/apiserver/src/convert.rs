@@ -1,0 +1,91 @@
+//! Translation between the versions of a kind that share one storage. One row of the group is
+//! stored; requests for another are converted on the way in and out. Events are the one built-in
+//! case: `events.k8s.io/v1` is stored as core `v1`.
+//! Upstream counterpart: the scheme's conversion functions, `pkg/apis/events/v1/conversion.go`.
+
+use crate::cache::Entry;
+use bytes::Bytes;
+use serde_json::{Map, Value};
+use skeg_api::Kind;
+
+/// `(events.k8s.io/v1, core v1)` names of the fields that differ.
+const EVENT_FIELDS: [(&str, &str); 7] = [
+    ("note", "message"),
+    ("regarding", "involvedObject"),
+    ("deprecatedSource", "source"),
+    ("deprecatedFirstTimestamp", "firstTimestamp"),
+    ("deprecatedLastTimestamp", "lastTimestamp"),
+    ("deprecatedCount", "count"),
+    ("reportingController", "reportingComponent"),
+];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rule {
+    /// The stored form is the requested form.
+    Same,
+    /// Only `apiVersion` differs.
+    Rename,
+    Event,
+}
+
+fn rule(kind: &Kind, stored: &Kind) -> Rule {
+    if kind.gvk == stored.gvk {
+        Rule::Same
+    } else if &*kind.gvk.group == "events.k8s.io" && &*kind.gvk.kind == "Event" {
+        Rule::Event
+    } else {
+        Rule::Rename
+    }
+}
+
+/// Whether entries can be served as they are stored.
+pub fn is_native(kind: &Kind, stored: &Kind) -> bool {
+    kind.gvk == stored.gvk
+}
+
+/// From the requested version to the stored one.
+pub fn to_storage(kind: &Kind, stored: &Kind, object: &mut Value) {
+    convert(rule(kind, stored), stored, object, |(requested, core)| (requested, core));
+}
+
+/// From the stored version to the requested one.
+pub fn from_storage(kind: &Kind, stored: &Kind, object: &mut Value) {
+    convert(rule(kind, stored), kind, object, |(requested, core)| (core, requested));
+}
+
+/// The field-selector key of the stored version that a key of the requested one means.
+pub fn field_key(kind: &Kind, stored: &Kind, key: &str) -> String {
+    if rule(kind, stored) != Rule::Event {
+        return key.to_owned();
+    }
+    let (head, tail) = key.split_once('.').map_or((key, None), |(head, tail)| (head, Some(tail)));
+    let head = EVENT_FIELDS.iter().find(|(requested, _)| *requested == head).map_or(head, |(_, core)| core);
+    tail.map_or_else(|| head.to_owned(), |tail| format!("{head}.{tail}"))
+}
+
+/// An entry as clients of `kind` see it.
+pub fn output(kind: &Kind, stored: &Kind, entry: &Entry) -> Bytes {
+    if is_native(kind, stored) {
+        return entry.json();
+    }
+    let mut object = entry.value();
+    from_storage(kind, stored, &mut object);
+    serde_json::to_vec(&object).unwrap_or_default().into()
+}
+
+fn convert(rule: Rule, to: &Kind, object: &mut Value, pair: fn((&'static str, &'static str)) -> (&'static str, &'static str)) {
+    let Some(fields) = object.as_object_mut() else { return };
+    match rule {
+        Rule::Same => return,
+        Rule::Rename => {}
+        Rule::Event => EVENT_FIELDS.into_iter().map(pair).for_each(|(from, to)| rename(fields, from, to)),
+    }
+    fields.insert("apiVersion".into(), to.gvk.api_version().into());
+    fields.insert("kind".into(), (*to.gvk.kind).into());
+}
+
+fn rename(fields: &mut Map<String, Value>, from: &str, to: &str) {
+    if let Some(value) = fields.remove(from) {
+        fields.insert(to.to_owned(), value);
+    }
+}

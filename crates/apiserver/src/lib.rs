@@ -1,0 +1,30 @@
+//! HTTP request → stored object: authentication, authorization, admission, defaulting,
+//! validation, watch cache, discovery, OpenAPI. Knows nothing of containers, nodes' insides or
+//! controllers.
+
+pub mod admission;
+pub mod cache;
+pub mod convert;
+pub mod hooks;
+pub mod auth;
+pub mod pki;
+pub mod resources;
+pub mod identity;
+pub mod list;
+pub mod local;
+pub mod negotiate;
+pub mod query;
+pub mod reader;
+pub mod record;
+pub mod registry;
+pub mod request;
+pub mod route;
+pub mod server;
+pub mod stats;
+pub mod table;
+pub mod watch;
+
+pub use hooks::{Hooks, Seams};
+pub use identity::Identity;
+pub use local::{Body, BoxError, LocalService};
+pub use server::{ApiServer, Config};

@@ -1,0 +1,64 @@
+//! The API server as a service in the same process: no socket and no TLS, but the same
+//! authorization, admission and validation. The identity is given when the service is made, so no
+//! request can carry one in.
+
+use crate::identity::Identity;
+use crate::server::{ApiServer, Origin};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// Request and response bodies, of any origin.
+pub type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(never).boxed_unsync()
+}
+
+pub fn empty() -> Body {
+    Empty::new().map_err(never).boxed_unsync()
+}
+
+fn never(never: Infallible) -> BoxError {
+    match never {}
+}
+
+/// Requests as one identity.
+#[derive(Clone)]
+pub struct LocalService {
+    server: Arc<ApiServer>,
+    identity: Identity,
+}
+
+impl ApiServer {
+    /// A transport for a component of this process. Only the wiring hands these out.
+    pub fn client_service(self: &Arc<Self>, identity: Identity) -> LocalService {
+        LocalService { server: self.clone(), identity }
+    }
+}
+
+impl<B> tower::Service<Request<B>> for LocalService
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<Body>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _ctx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (server, identity) = (self.server.clone(), self.identity.clone());
+        let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        Box::pin(async move { Ok(server.handle(request, Origin::Local(identity)).await) })
+    }
+}

@@ -1,0 +1,564 @@
+//! The cluster's keys and certificates on disk: one authority, made at first start, and what it
+//! signs. Also the TLS configurations that go with them and kubeconfig files. Knows nothing of
+//! requests.
+
+use jiff::{SignedDuration, Timestamp};
+use parking_lot::RwLock;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SerialNumber,
+};
+use ring::rand::SecureRandom;
+use rustls::client::WebPkiServerVerifier;
+use rustls::crypto::CryptoProvider;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{DigitallySignedStruct, DistinguishedName as TlsName, RootCertStore, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use skeg_base::Clock;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const CA_VALID: SignedDuration = SignedDuration::from_hours(24 * 3650);
+const LEAF_VALID: SignedDuration = SignedDuration::from_hours(24 * 365);
+/// A certificate with less time left than this is made anew.
+const RENEW_BEFORE: SignedDuration = SignedDuration::from_hours(24 * 30);
+/// Certificates begin this much in the past, for peers whose clock is a little late.
+const BACKDATE: SignedDuration = SignedDuration::from_mins(5);
+const CA_NAME: &str = "skeg-ca";
+/// More sessions than this are not kept for resumption by id.
+const SESSIONS_MAX: usize = 4096;
+
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    #[error("{path}: {error}")]
+    File { path: PathBuf, error: io::Error },
+    #[error("{path}: {why}")]
+    Content { path: PathBuf, why: String },
+    #[error("certificate: {0}")]
+    Certificate(#[from] rcgen::Error),
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    #[error("a certificate can name at most two groups")]
+    Groups,
+    #[error("the system gives no randomness")]
+    Randomness,
+}
+
+/// A certificate with its key, as PEM.
+#[derive(Clone)]
+pub struct Pair {
+    pub certificate: String,
+    pub key: String,
+}
+
+/// The authority and the directory that holds it.
+pub struct Pki {
+    dir: PathBuf,
+    clock: Clock,
+    ca: Pair,
+    ca_key: KeyPair,
+    ca_params: CertificateParams,
+    /// PKCS #8 PEM of the key that signs service account tokens.
+    token_key: String,
+    roots: Arc<RootCertStore>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Pki {
+    /// Opens the directory, making it and what is missing in it.
+    pub fn open(dir: &Path, clock: Clock) -> Result<Self, PkiError> {
+        make_dir(dir)?;
+        let (ca_params, ca_path) = (authority_params(clock.now())?, dir.join("ca.crt"));
+        let mut wrote = false;
+        let (ca, ca_key) = match read_pair(dir, "ca")? {
+            Some(pair) => {
+                let key = KeyPair::from_pem(&pair.key)?;
+                (pair, key)
+            }
+            None => {
+                let key = KeyPair::generate()?;
+                let pair = Pair { certificate: ca_params.self_signed(&key)?.pem(), key: key.serialize_pem() };
+                write_pair(dir, "ca", &pair)?;
+                wrote = true;
+                (pair, key)
+            }
+        };
+        let token_path = dir.join("service-account.key");
+        let token_key = match read(&token_path)? {
+            Some(pem) => pem,
+            None => {
+                let pem = KeyPair::generate()?.serialize_pem();
+                write_atomic(&token_path, pem.as_bytes())?;
+                wrote = true;
+                pem
+            }
+        };
+        if wrote {
+            sync_dir(dir)?;
+        }
+        let mut roots = RootCertStore::empty();
+        let der = certificate_of(&ca.certificate, &ca_path)?;
+        roots.add(der)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        Ok(Pki { dir: dir.to_owned(), clock, ca, ca_key, ca_params, token_key, roots: Arc::new(roots), provider })
+    }
+
+    /// The authority's certificate, as PEM.
+    pub fn ca_pem(&self) -> &str {
+        &self.ca.certificate
+    }
+
+    /// PKCS #8 PEM of the key that signs service account tokens.
+    pub fn token_key(&self) -> &str {
+        &self.token_key
+    }
+
+    /// Signs a client certificate: the user is the common name, groups are organizations.
+    pub fn issue_client(&self, user: &str, groups: &[&str]) -> Result<Pair, PkiError> {
+        let mut params = self.leaf(user, groups)?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.sign(&params)
+    }
+
+    /// Signs a serving certificate for these addresses and DNS names.
+    pub fn issue_serving(&self, name: &str, groups: &[&str], sans: &[String]) -> Result<Pair, PkiError> {
+        let mut params = self.leaf(name, groups)?;
+        params.subject_alt_names = CertificateParams::new(sans)?.subject_alt_names;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        self.sign(&params)
+    }
+
+    /// A client certificate that is kept on disk as `<file>.crt` and `<file>.key`, made anew when it
+    /// is missing, near its end or of another authority.
+    pub fn client(&self, file: &str, user: &str, groups: &[&str]) -> Result<Pair, PkiError> {
+        self.kept(file, |_| true, || self.issue_client(user, groups))
+    }
+
+    /// As [`Pki::client`] for a serving certificate; also made anew when the names changed.
+    pub fn serving(&self, file: &str, name: &str, groups: &[&str], sans: &[String]) -> Result<Pair, PkiError> {
+        let mut wanted: Vec<String> = sans.to_vec();
+        wanted.sort();
+        wanted.dedup();
+        self.kept(file, |der| sans_of(der).is_some_and(|sans| sans == wanted), || self.issue_serving(name, groups, &wanted))
+    }
+
+    fn kept(
+        &self,
+        file: &str,
+        fits: impl Fn(&[u8]) -> bool,
+        issue: impl Fn() -> Result<Pair, PkiError>,
+    ) -> Result<Pair, PkiError> {
+        if let Some(pair) = read_pair(&self.dir, file)?
+            && let Ok(der) = CertificateDer::from_pem_slice(pair.certificate.as_bytes())
+            && not_after(&der).is_some_and(|end| end - RENEW_BEFORE > self.clock.now())
+            && fits(&der)
+            && self.signed(&der)
+        {
+            return Ok(pair);
+        }
+        let pair = issue()?;
+        write_pair(&self.dir, file, &pair)?;
+        sync_dir(&self.dir)?;
+        Ok(pair)
+    }
+
+    /// Whether the authority key identifier of a certificate is this authority's.
+    fn signed(&self, der: &[u8]) -> bool {
+        use x509_parser::extensions::ParsedExtension;
+        let Ok((_, parsed)) = x509_parser::parse_x509_certificate(der) else { return false };
+        let ours = self.ca_params.key_identifier(&self.ca_key);
+        parsed.extensions().iter().any(|extension| match extension.parsed_extension() {
+            ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().is_some_and(|id| id.0 == ours),
+            _ => false,
+        })
+    }
+
+    fn leaf(&self, name: &str, groups: &[&str]) -> Result<CertificateParams, PkiError> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = distinguished_name(name, groups)?;
+        params.not_before = offset(self.clock.now() - BACKDATE);
+        params.not_after = offset(self.clock.now() + LEAF_VALID);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.use_authority_key_identifier_extension = true;
+        let mut serial = [0; 16];
+        ring::rand::SystemRandom::new().fill(&mut serial).map_err(|_| PkiError::Randomness)?;
+        // Positive and of full length.
+        serial[0] = (serial[0] & 0x7f) | 0x40;
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        Ok(params)
+    }
+
+    fn sign(&self, params: &CertificateParams) -> Result<Pair, PkiError> {
+        let key = KeyPair::generate()?;
+        let issuer = Issuer::from_params(&self.ca_params, &self.ca_key);
+        Ok(Pair { certificate: params.signed_by(&key, &issuer)?.pem(), key: key.serialize_pem() })
+    }
+
+    /// The server side of TLS with a certificate that renews itself. Any client certificate is let
+    /// through the handshake; authentication verifies it with [`Pki::client_verifier`] and answers
+    /// 401, as upstream does.
+    pub fn server_config(self: &Arc<Self>, sans: Vec<String>) -> Result<rustls::ServerConfig, PkiError> {
+        let serving = Serving::new(self.clone(), sans)?;
+        let verifier = Arc::new(AskOnly(self.client_verifier()?));
+        let mut config = rustls::ServerConfig::builder_with_provider(self.provider.clone())
+            .with_safe_default_protocol_versions()?
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(Arc::new(serving));
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.ticketer = rustls::crypto::ring::Ticketer::new()?;
+        config.session_storage = rustls::server::ServerSessionMemoryCache::new(SESSIONS_MAX);
+        Ok(config)
+    }
+
+    /// The server side of a node: its certificate, and only clients with a certificate of this
+    /// authority.
+    pub fn node_server_config(&self, pair: &Pair) -> Result<rustls::ServerConfig, PkiError> {
+        let mut config = rustls::ServerConfig::builder_with_provider(self.provider.clone())
+            .with_safe_default_protocol_versions()?
+            .with_client_cert_verifier(self.client_verifier()?)
+            .with_single_cert(chain_of(pair)?, key_of(pair)?)?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(config)
+    }
+
+    /// The client side of TLS towards servers with certificates of this authority.
+    pub fn client_config(&self, pair: Option<&Pair>) -> Result<rustls::ClientConfig, PkiError> {
+        let verifier = WebPkiServerVerifier::builder_with_provider(self.roots.clone(), self.provider.clone())
+            .build()
+            .map_err(|e| rustls::Error::General(e.to_string()))?;
+        let builder = rustls::ClientConfig::builder_with_provider(self.provider.clone())
+            .with_safe_default_protocol_versions()?
+            .with_webpki_verifier(verifier);
+        Ok(match pair {
+            Some(pair) => builder.with_client_auth_cert(chain_of(pair)?, key_of(pair)?)?,
+            None => builder.with_no_client_auth(),
+        })
+    }
+
+    /// Verifies client certificates against this authority.
+    pub fn client_verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, PkiError> {
+        WebPkiClientVerifier::builder_with_provider(self.roots.clone(), self.provider.clone())
+            .allow_unauthenticated()
+            .build()
+            .map_err(|e| rustls::Error::General(e.to_string()).into())
+    }
+
+    fn certified(&self, pair: &Pair) -> Result<CertifiedKey, PkiError> {
+        Ok(CertifiedKey::from_der(chain_of(pair)?, key_of(pair)?, &self.provider)?)
+    }
+}
+
+/// A serving certificate that is replaced before it ends, without a restart.
+struct Serving {
+    pki: Arc<Pki>,
+    sans: Vec<String>,
+    current: RwLock<(Arc<CertifiedKey>, Timestamp)>,
+}
+
+impl Serving {
+    fn new(pki: Arc<Pki>, sans: Vec<String>) -> Result<Self, PkiError> {
+        let current = Self::load(&pki, &sans)?;
+        Ok(Serving { pki, sans, current: RwLock::new(current) })
+    }
+
+    fn load(pki: &Pki, sans: &[String]) -> Result<(Arc<CertifiedKey>, Timestamp), PkiError> {
+        let pair = pki.serving("apiserver", "kube-apiserver", &[], sans)?;
+        let key = pki.certified(&pair)?;
+        let end = key.cert.first().and_then(|der| not_after(der)).unwrap_or(Timestamp::MAX);
+        Ok((Arc::new(key), end - RENEW_BEFORE))
+    }
+}
+
+impl ResolvesServerCert for Serving {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let (key, renew_at) = self.current.read().clone();
+        if self.pki.clock.now() < renew_at {
+            return Some(key);
+        }
+        match Self::load(&self.pki, &self.sans) {
+            Ok(fresh) => {
+                *self.current.write() = fresh.clone();
+                Some(fresh.0)
+            }
+            // The old one still has days left; the next connection tries again.
+            Err(error) => {
+                tracing::error!(%error, "serving certificate not renewed");
+                Some(key)
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Serving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Serving").field("sans", &self.sans).finish()
+    }
+}
+
+/// Asks for a client certificate and checks only that the client holds its key.
+#[derive(Debug)]
+struct AskOnly(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for AskOnly {
+    fn offer_client_auth(&self) -> bool {
+        true
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[TlsName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+/// The names of the API server's certificate: loopback, the in-cluster service and what is given.
+pub fn apiserver_sans(service_ip: &str, cluster_domain: &str, more: &[String]) -> Vec<String> {
+    let mut sans = vec!["127.0.0.1".to_owned(), "::1".into(), "localhost".into(), service_ip.to_owned()];
+    let suffixes = ["", ".default", ".default.svc"].map(str::to_owned);
+    sans.extend(suffixes.into_iter().chain([format!(".default.svc.{cluster_domain}")]).map(|s| format!("kubernetes{s}")));
+    sans.extend(more.iter().cloned());
+    sans.sort();
+    sans.dedup();
+    sans
+}
+
+/// A kubeconfig with everything embedded.
+pub fn kubeconfig(server: &str, ca_pem: &str, user: &str, pair: &Pair) -> String {
+    let encode = |pem: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, pem);
+    let (ca, certificate, key) = (encode(ca_pem), encode(&pair.certificate), encode(&pair.key));
+    format!(
+        "apiVersion: v1\nkind: Config\nclusters:\n- name: skeg\n  cluster:\n    certificate-authority-data: {ca}\n    \
+         server: {server}\ncontexts:\n- name: skeg\n  context:\n    cluster: skeg\n    user: {user}\ncurrent-context: skeg\n\
+         preferences: {{}}\nusers:\n- name: {user}\n  user:\n    client-certificate-data: {certificate}\n    \
+         client-key-data: {key}\n"
+    )
+}
+
+/// Writes a file that only its owner reads, if it does not have this content yet.
+pub fn write_private(path: &Path, content: &str) -> Result<(), PkiError> {
+    if read(path)?.as_deref() == Some(content) {
+        return Ok(());
+    }
+    write_atomic(path, content.as_bytes())?;
+    sync_dir(path.parent().unwrap_or(Path::new(".")))
+}
+
+fn authority_params(now: Timestamp) -> Result<CertificateParams, PkiError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = distinguished_name(CA_NAME, &[])?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    params.not_before = offset(now - BACKDATE);
+    params.not_after = offset(now + CA_VALID);
+    Ok(params)
+}
+
+/// rcgen keeps one value per attribute type, and drops others silently; the second organization is
+/// given as the same type by its number.
+fn distinguished_name(name: &str, groups: &[&str]) -> Result<DistinguishedName, PkiError> {
+    let mut dn = DistinguishedName::new();
+    let types = [DnType::OrganizationName, DnType::from_oid(&[2, 5, 4, 10])];
+    if groups.len() > types.len() {
+        return Err(PkiError::Groups);
+    }
+    for (kind, group) in types.into_iter().zip(groups) {
+        dn.push(kind, *group);
+    }
+    dn.push(DnType::CommonName, name);
+    Ok(dn)
+}
+
+fn offset(at: Timestamp) -> time::OffsetDateTime {
+    time::OffsetDateTime::from_unix_timestamp(at.as_second()).unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
+}
+
+pub(crate) fn not_after(der: &[u8]) -> Option<Timestamp> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(der).ok()?;
+    Timestamp::from_second(parsed.validity().not_after.timestamp()).ok()
+}
+
+fn sans_of(der: &[u8]) -> Option<Vec<String>> {
+    use x509_parser::extensions::GeneralName;
+    let (_, parsed) = x509_parser::parse_x509_certificate(der).ok()?;
+    let names = &parsed.subject_alternative_name().ok()??.value.general_names;
+    let mut sans: Vec<String> = names
+        .iter()
+        .filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some((*name).to_owned()),
+            GeneralName::IPAddress(bytes) => match bytes.len() {
+                4 => <[u8; 4]>::try_from(*bytes).ok().map(|b| std::net::IpAddr::from(b).to_string()),
+                _ => <[u8; 16]>::try_from(*bytes).ok().map(|b| std::net::IpAddr::from(b).to_string()),
+            },
+            _ => None,
+        })
+        .collect();
+    sans.sort();
+    Some(sans)
+}
+
+fn certificate_of(pem: &str, path: &Path) -> Result<CertificateDer<'static>, PkiError> {
+    CertificateDer::from_pem_slice(pem.as_bytes())
+        .map_err(|e| PkiError::Content { path: path.to_owned(), why: format!("is no certificate: {e:?}") })
+}
+
+pub fn chain_of(pair: &Pair) -> Result<Vec<CertificateDer<'static>>, PkiError> {
+    Ok(vec![certificate_of(&pair.certificate, Path::new("certificate"))?])
+}
+
+pub fn key_of(pair: &Pair) -> Result<PrivateKeyDer<'static>, PkiError> {
+    PrivateKeyDer::from_pem_slice(pair.key.as_bytes())
+        .map_err(|e| PkiError::Content { path: "key".into(), why: format!("is no private key: {e:?}") })
+}
+
+fn read(path: &Path) -> Result<Option<String>, PkiError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(PkiError::File { path: path.to_owned(), error }),
+    }
+}
+
+/// Both files, or nothing where either is missing: the key is written first, so a certificate
+/// without a key means that somebody removed it, and for the authority that must not be healed by
+/// making another.
+fn read_pair(dir: &Path, file: &str) -> Result<Option<Pair>, PkiError> {
+    let (crt, key) = (dir.join(format!("{file}.crt")), dir.join(format!("{file}.key")));
+    match (read(&crt)?, read(&key)?) {
+        (Some(certificate), Some(key)) => Ok(Some(Pair { certificate, key })),
+        (Some(_), None) if file == "ca" => {
+            Err(PkiError::Content { path: crt, why: "the authority's key is missing".into() })
+        }
+        _ => Ok(None),
+    }
+}
+
+fn write_pair(dir: &Path, file: &str, pair: &Pair) -> Result<(), PkiError> {
+    write_atomic(&dir.join(format!("{file}.key")), pair.key.as_bytes())?;
+    write_atomic(&dir.join(format!("{file}.crt")), pair.certificate.as_bytes())
+}
+
+fn write_atomic(path: &Path, content: &[u8]) -> Result<(), PkiError> {
+    let write = || {
+        let mut name = path.as_os_str().to_owned();
+        name.push(".new");
+        let temporary = PathBuf::from(name);
+        // A leftover may have other permissions.
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        file.write_all(content)?;
+        file.sync_data()?;
+        fs::rename(&temporary, path)
+    };
+    write().map_err(|error| PkiError::File { path: path.to_owned(), error })
+}
+
+fn sync_dir(dir: &Path) -> Result<(), PkiError> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| PkiError::File { path: dir.to_owned(), error })
+}
+
+fn make_dir(dir: &Path) -> Result<(), PkiError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|error| PkiError::File { path: dir.to_owned(), error })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn subject(pair: &Pair) -> Vec<(String, String)> {
+        let der = certificate_of(&pair.certificate, Path::new("x")).unwrap();
+        let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
+        let attributes = parsed.subject().iter_attributes();
+        attributes.map(|a| (a.attr_type().to_id_string(), a.as_str().unwrap().to_owned())).collect()
+    }
+
+    #[test]
+    fn a_second_start_reads_what_the_first_wrote() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pki");
+        let sans = apiserver_sans("10.96.0.1", "cluster.local", &["host".into()]);
+        let first = Pki::open(&path, Clock::system()).unwrap();
+        let serving = first.serving("apiserver", "kube-apiserver", &[], &sans).unwrap();
+        let second = Pki::open(&path, Clock::system()).unwrap();
+        assert_eq!(first.ca_pem(), second.ca_pem());
+        assert_eq!(first.token_key(), second.token_key());
+        let again = second.serving("apiserver", "kube-apiserver", &[], &sans).unwrap();
+        assert_eq!(serving.certificate, again.certificate);
+        let mut more = sans.clone();
+        more.push("10.9.8.7".into());
+        let changed = second.serving("apiserver", "kube-apiserver", &[], &more).unwrap();
+        assert_ne!(serving.certificate, changed.certificate);
+        for file in fs::read_dir(&path).unwrap() {
+            assert_eq!(file.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        fs::remove_file(path.join("ca.key")).unwrap();
+        assert!(Pki::open(&path, Clock::system()).is_err());
+    }
+
+    #[test]
+    fn certificates_name_the_user_and_all_groups() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Arc::new(Pki::open(dir.path(), Clock::system()).unwrap());
+        let pair = pki.issue_client("jane", &["dev", "ops"]).unwrap();
+        let expected = [("2.5.4.10", "dev"), ("2.5.4.10", "ops"), ("2.5.4.3", "jane")];
+        assert_eq!(subject(&pair), expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
+        assert!(matches!(pki.issue_client("jane", &["a", "b", "c"]), Err(PkiError::Groups)));
+        let verifier = pki.client_verifier().unwrap();
+        let der = certificate_of(&pair.certificate, Path::new("x")).unwrap();
+        verifier.verify_client_cert(&der, &[], UnixTime::now()).unwrap();
+        let other = tempfile::tempdir().unwrap();
+        let other = Pki::open(other.path(), Clock::system()).unwrap();
+        let foreign = other.issue_client("jane", &["system:masters"]).unwrap();
+        let der = certificate_of(&foreign.certificate, Path::new("x")).unwrap();
+        assert!(verifier.verify_client_cert(&der, &[], UnixTime::now()).is_err());
+        pki.server_config(vec!["localhost".into()]).unwrap();
+        pki.client_config(Some(&pair)).unwrap();
+    }
+}

@@ -1,0 +1,80 @@
+//! Reading current objects from the watch cache, for the parts of the API server that decide by
+//! them (authorization, admission, allocation).
+
+use bytes::Bytes;
+use skeg_api::{Gvr, Value};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Reads of the cache. Each is a moment's truth: at least as new as every write acknowledged to
+/// this process before the call.
+pub trait Reader: Send + Sync + 'static {
+    /// The object's JSON with its resourceVersion, if it exists. Group, version and resource name
+    /// the kind; `namespace` is empty for cluster-scoped kinds.
+    fn get(&self, gvr: &Gvr, namespace: &str, name: &str) -> Option<Bytes>;
+
+    /// All objects of a kind, in one namespace or (empty) all.
+    fn list(&self, gvr: &Gvr, namespace: &str) -> Vec<Bytes>;
+
+    /// A counter that rises with each change of the kind: for compiled views such as RBAC's.
+    fn changes(&self, gvr: &Gvr) -> watch::Receiver<u64>;
+
+    fn get_value(&self, gvr: &Gvr, namespace: &str, name: &str) -> Option<Arc<Value>> {
+        serde_json::from_slice(&self.get(gvr, namespace, name)?).ok().map(Arc::new)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod fake {
+    use super::*;
+    use skeg_api::meta;
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
+
+    type Objects = BTreeMap<(String, String), Bytes>;
+
+    /// Objects that a test puts there.
+    #[derive(Default)]
+    pub struct Fake(Mutex<BTreeMap<Gvr, (Objects, Option<watch::Sender<u64>>)>>);
+
+    impl Fake {
+        pub fn put(&self, gvr: &Gvr, object: Value) {
+            let key = (meta::namespace(&object).to_owned(), meta::name(&object).to_owned());
+            self.change(gvr, |objects| {
+                objects.insert(key, object.to_string().into());
+            });
+        }
+
+        pub fn remove(&self, gvr: &Gvr, namespace: &str, name: &str) {
+            self.change(gvr, |objects| {
+                objects.remove(&(namespace.to_owned(), name.to_owned()));
+            });
+        }
+
+        fn change(&self, gvr: &Gvr, edit: impl FnOnce(&mut Objects)) {
+            let mut all = self.0.lock().unwrap();
+            let (objects, sender) = all.entry(gvr.clone()).or_default();
+            edit(objects);
+            sender.get_or_insert_with(|| watch::Sender::new(0)).send_modify(|n| *n += 1);
+        }
+    }
+
+    impl Reader for Fake {
+        fn get(&self, gvr: &Gvr, namespace: &str, name: &str) -> Option<Bytes> {
+            let all = self.0.lock().unwrap();
+            all.get(gvr)?.0.get(&(namespace.to_owned(), name.to_owned())).cloned()
+        }
+
+        fn list(&self, gvr: &Gvr, namespace: &str) -> Vec<Bytes> {
+            let all = self.0.lock().unwrap();
+            let Some((objects, _)) = all.get(gvr) else { return Vec::new() };
+            let wanted = objects.iter().filter(|((ns, _), _)| namespace.is_empty() || ns == namespace);
+            wanted.map(|(_, bytes)| bytes.clone()).collect()
+        }
+
+        fn changes(&self, gvr: &Gvr) -> watch::Receiver<u64> {
+            let mut all = self.0.lock().unwrap();
+            all.entry(gvr.clone()).or_default().1.get_or_insert_with(|| watch::Sender::new(0)).subscribe()
+        }
+    }
+}

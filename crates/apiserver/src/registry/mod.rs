@@ -1,0 +1,220 @@
+//! The one generic path for every kind: verbs on objects and their subresources. Reads copy cache
+//! entries; writes run decode → default → admit → prepare → validate → track → encode → store.
+//! Upstream counterpart: `k8s.io/apiserver/pkg/registry/generic/registry` and
+//! `endpoints/handlers`.
+
+mod create;
+mod delete;
+mod object;
+mod options;
+mod patch;
+mod read;
+mod subresource;
+mod update;
+
+use crate::identity::Identity;
+use crate::local::Body;
+use crate::negotiate::{self, Form, Output};
+use crate::query::Query;
+use crate::record;
+use crate::request::RequestInfo;
+use crate::route::Served;
+use crate::server::ApiServer;
+use crate::table::Renderer;
+use bytes::Bytes;
+use http::header::{HeaderMap, HeaderName, HeaderValue, WARNING};
+use http::request::Parts;
+use http::{Response, StatusCode};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+pub use options::{DeleteOptions, WriteOptions};
+use skeg_api::decode::{self, Encoding};
+use skeg_api::{Status, Value};
+use std::sync::Arc;
+
+/// Upstream's limit of a request body.
+pub const BODY_MAX_BYTES: usize = 3 << 20;
+
+/// One request on a kind.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    pub server: &'a Arc<ApiServer>,
+    pub served: &'a Arc<Served>,
+    pub identity: &'a Identity,
+    pub info: &'a RequestInfo,
+    pub query: &'a Query,
+}
+
+/// What a verb hands back, before it takes the form that was asked for.
+pub enum Answer {
+    /// An object as it is stored, in the stored version.
+    Stored { code: StatusCode, body: record::Body, revision: u64 },
+    /// An object or Status, in the version of the request.
+    Value { code: StatusCode, value: Value },
+}
+
+/// Serves one authorized request.
+pub async fn serve(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Response<Body>, Status> {
+    if !ctx.info.subresource.is_empty() || ctx.served.resource.is_none() {
+        return match ctx.info.verb {
+            "get" => subresource::get(ctx, &parts.headers),
+            _ => write(ctx, parts, body).await,
+        };
+    }
+    match ctx.info.verb {
+        "get" => read::get(ctx, &parts.headers),
+        "list" => read::list(ctx, &parts.headers).await,
+        "watch" => read::watch(ctx, &parts.headers).await,
+        "deletecollection" => delete::serve_collection(ctx, parts, body).await,
+        _ => write(ctx, parts, body).await,
+    }
+}
+
+/// Which part of an object a write may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All but status, where that is a subresource.
+    Main,
+    Status,
+    /// `spec.finalizers` of a Namespace.
+    Finalize,
+    /// Whatever the server itself decided to change; not checked against the kind's rules for
+    /// updates. Only `binding` needs it.
+    Unchecked,
+}
+
+/// A write under way: the request and what it gathers.
+pub struct Writing<'a> {
+    pub ctx: Context<'a>,
+    pub headers: &'a HeaderMap,
+    pub options: WriteOptions,
+    pub warnings: Vec<String>,
+}
+
+/// Reads the body, runs the verb, and answers in the form that was asked for.
+async fn write(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Response<Body>, Status> {
+    let output = Output::negotiate(&parts.headers, true)?;
+    let options = WriteOptions::parse(ctx, &parts.headers)?;
+    let bytes = read_body(body).await?;
+    let mut writing = Writing { ctx, headers: &parts.headers, options, warnings: Vec::new() };
+    let answer = match (ctx.info.subresource.as_str(), ctx.info.verb) {
+        ("", "create") if ctx.served.resource.is_some() => create::serve(&mut writing, &bytes).await,
+        ("", "update") => update::serve(&mut writing, Part::Main, &bytes).await,
+        ("", "patch") => patch::serve(&mut writing, Part::Main, &bytes).await,
+        ("", "delete") => delete::serve(&mut writing, &bytes).await,
+        _ => subresource::write(&mut writing, &bytes).await,
+    };
+    let mut response = match answer {
+        Ok(answer) => ctx.respond(output, answer)?,
+        // Warnings are told with a refusal too.
+        Err(status) if !writing.warnings.is_empty() => negotiate::respond_status(&status, output.encoding),
+        Err(status) => return Err(status),
+    };
+    warn(response.headers_mut(), &writing.warnings);
+    Ok(response)
+}
+
+/// The whole request body, within its limit.
+pub async fn read_body(body: Body) -> Result<Bytes, Status> {
+    let too_large = || Status::too_large(format!("Request entity too large: limit is {BODY_MAX_BYTES}"));
+    if http_body::Body::size_hint(&body).lower() > BODY_MAX_BYTES as u64 {
+        return Err(too_large());
+    }
+    match Limited::new(body, BODY_MAX_BYTES).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
+        Err(error) => Err(Status::bad_request(format!("unable to read the request body: {error}"))),
+    }
+}
+
+/// The longest warning and the most bytes of warnings that an answer carries.
+const WARNING_CHARS_MAX: usize = 256;
+const WARNINGS_BYTES_MAX: usize = 4096;
+
+/// Adds `Warning: 299 - "…"` headers (RFC 7234, section 5.5).
+pub fn warn(headers: &mut HeaderMap, warnings: &[String]) {
+    let (mut total, mut seen) = (0, Vec::new());
+    for warning in warnings {
+        if seen.contains(&warning) {
+            continue;
+        }
+        seen.push(warning);
+        let mut text = String::from("299 - \"");
+        for c in warning.chars().filter(|c| !c.is_control()).take(WARNING_CHARS_MAX) {
+            if matches!(c, '"' | '\\') {
+                text.push('\\');
+            }
+            text.push(c);
+        }
+        text.push('"');
+        total += text.len();
+        if total > WARNINGS_BYTES_MAX {
+            return;
+        }
+        if let Ok(value) = HeaderValue::from_bytes(text.as_bytes()) {
+            headers.append(HeaderName::from(WARNING), value);
+        }
+    }
+}
+
+impl Context<'_> {
+    pub fn renderer(&self, form: Form) -> Result<Renderer, Status> {
+        Renderer::new(self.served.clone(), form, self.query, self.server.clock(), self.server.stats.clone())
+    }
+
+    /// The path of the object that the request names.
+    pub fn path(&self) -> String {
+        self.served.path(&self.info.namespace, &self.info.name)
+    }
+
+    pub fn not_found(&self) -> Status {
+        self.served.not_found(&self.info.name)
+    }
+
+    fn respond(&self, output: Output, answer: Answer) -> Result<Response<Body>, Status> {
+        match answer {
+            Answer::Stored { code, body, revision } if self.served.native && output.is_plain() => {
+                let mut out = Vec::with_capacity(body.len(revision) + 1);
+                body.write(revision, &mut out);
+                out.push(b'\n');
+                Ok(negotiate::respond(code, output, out.into()))
+            }
+            Answer::Stored { code, body, revision } => {
+                let mut value: Value = serde_json::from_slice(&body.json).map_err(Status::internal)?;
+                skeg_api::meta::set_resource_version(&mut value, &revision.to_string());
+                crate::convert::from_storage(&self.served.kind, &self.served.stored, &mut value);
+                let value = self.renderer(output.form)?.value(value, revision);
+                negotiate::respond_value(code, output, &value)
+            }
+            Answer::Value { code, value } => {
+                let is_object = value.get("kind").and_then(Value::as_str) == Some(&*self.served.kind.gvk.kind);
+                let value = if is_object && output.form != Form::Whole {
+                    let revision = skeg_api::meta::resource_version(&value).parse().unwrap_or(0);
+                    self.renderer(output.form)?.value(value, revision)
+                } else {
+                    value
+                };
+                negotiate::respond_value(code, output, &value)
+            }
+        }
+    }
+}
+
+impl Writing<'_> {
+    /// The object in the body, checked against the schema and with defaults filled in.
+    fn decode(&mut self, bytes: &[u8]) -> Result<object::Decoded, Status> {
+        let encoding = self.encoding()?;
+        let kind = &self.ctx.served.kind;
+        let read = decode::decode_object(bytes, encoding, &kind.gvk, &kind.schema, self.options.field_validation)?;
+        self.warnings.extend(read.warnings);
+        let mut value = read.value;
+        (kind.strategy.default)(&mut value);
+        Ok(object::Decoded { value, invalid: read.invalid })
+    }
+
+    fn encoding(&self) -> Result<Encoding, Status> {
+        Ok(match negotiate::input(self.headers)? {
+            negotiate::Encoding::Json => Encoding::Json,
+            negotiate::Encoding::Yaml => Encoding::Yaml,
+        })
+    }
+}

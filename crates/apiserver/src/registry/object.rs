@@ -1,0 +1,194 @@
+//! What all writes share: admission, allocation, validation, field tracking, and the store.
+
+use super::{Context, Part, Writing};
+use crate::admission::{Admission, Operation};
+use crate::cache::{Entry, Selectable};
+use crate::convert;
+use crate::hooks::Reservation;
+use crate::record::{self, Body};
+use crate::stats;
+use skeg_api::field::FieldError;
+use skeg_api::fieldset::{self, Tracking};
+use skeg_api::{Status, Value, meta};
+use skeg_store::{Error, Expect, Revision, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long Events are kept: upstream's `--event-ttl`.
+const EVENT_TTL: Duration = Duration::from_secs(3600);
+
+/// An object out of a request.
+pub struct Decoded {
+    pub value: Value,
+    /// Type errors of a custom resource, told with its other validation errors.
+    pub invalid: Vec<FieldError>,
+}
+
+/// Why a record was not written.
+pub enum Unstored {
+    /// Another writer was first; the cache shows its write by now.
+    Raced,
+    Status(Status),
+}
+
+/// What allocators hold for a write; given back unless the write happened.
+#[derive(Default)]
+pub struct Reservations(Vec<Box<dyn Reservation>>);
+
+impl Reservations {
+    pub fn stored(mut self) {
+        self.0.drain(..).for_each(|reservation| reservation.finish(true));
+    }
+}
+
+impl Drop for Reservations {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(|reservation| reservation.finish(false));
+    }
+}
+
+impl<'a> Context<'a> {
+    pub(super) fn invalid(&self, name: &str, errors: &[FieldError]) -> Result<(), Status> {
+        let gvk = &self.served.kind.gvk;
+        if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&gvk.group, &gvk.kind, name, errors)) }
+    }
+
+    pub(super) fn modified(&self, name: &str) -> Status {
+        Status::modified(&self.served.kind.gvk.group, &self.served.kind.plural, name)
+    }
+
+    pub(super) fn conflict(&self, name: &str, why: String) -> Status {
+        Status::conflict(&self.served.kind.gvk.group, &self.served.kind.plural, name, why)
+    }
+
+    /// An entry in the version of the request.
+    pub(super) fn decode(&self, entry: &Entry) -> Value {
+        let mut value = entry.value();
+        convert::from_storage(&self.served.kind, &self.served.stored, &mut value);
+        value
+    }
+
+    /// Writes an object, given in the version of the request, and waits until reads show it.
+    pub(super) async fn store(&self, key: &Arc<str>, expect: Expect, object: &Value) -> Result<(Body, u64), Unstored> {
+        let mut object = object.clone();
+        meta::remove(&mut object, "resourceVersion");
+        convert::to_storage(&self.served.kind, &self.served.stored, &mut object);
+        let stored = &self.served.stored;
+        let fail = |error: &dyn std::fmt::Display| Unstored::Status(Status::internal(error));
+        let record = record::encode(&stored.gvk.version, &object).map_err(|e| fail(&e))?;
+        stats::add(&self.server.stats.encodes_total, 1);
+        let body = record::decode(&record).map_err(|e| fail(&e))?;
+        let ttl = (&*stored.gvk.kind == "Event" && stored.gvk.group.is_empty()).then_some(EVENT_TTL);
+        let cache = &self.server.cache;
+        cache.expect(key, &record, Selectable::of(stored, &object));
+        let write = Write { key: key.clone(), expect, value: Some(record.clone()), ttl };
+        match cache.store().write(write).await {
+            Ok(written) => {
+                cache.wait(written.revision.0).await;
+                Ok((body, written.revision.0))
+            }
+            Err(error) => {
+                cache.unexpect(key, &record);
+                Err(self.unstored(error).await)
+            }
+        }
+    }
+
+    /// Deletes a record; with `exact` only if it is still the one of `entry`.
+    pub(super) async fn remove(&self, entry: &Entry, exact: bool) -> Result<u64, Unstored> {
+        let expect = if exact { Expect::Modified(Revision(entry.revision)) } else { Expect::Present };
+        let write = Write { key: entry.key().clone(), expect, value: None, ttl: None };
+        match self.server.cache.store().write(write).await {
+            Ok(written) => {
+                self.server.cache.wait(written.revision.0).await;
+                for allocator in &self.server.hooks().allocators {
+                    allocator.deleted(&self.served.kind, &self.decode(entry));
+                }
+                Ok(written.revision.0)
+            }
+            Err(error) => Err(self.unstored(error).await),
+        }
+    }
+
+    async fn unstored(&self, error: Error) -> Unstored {
+        match error {
+            Error::Conflict { .. } => {
+                // What won the race must be seen by the next read, or a client could read its
+                // refusal first and the older state afterwards.
+                self.server.cache.catch_up().await;
+                Unstored::Raced
+            }
+            Error::TooLarge { .. } => Unstored::Status(Status::too_large(format!(
+                "Request entity too large: limit is {}",
+                skeg_store::VALUE_MAX_BYTES
+            ))),
+            Error::OutcomeUnknown(_) => Unstored::Status(Status::timeout(error.to_string())),
+            Error::Closed => Unstored::Status(Status::unavailable("the API server is shutting down")),
+            error => Unstored::Status(Status::internal(error)),
+        }
+    }
+}
+
+impl Writing<'_> {
+    /// The plugins that may change the object.
+    pub(super) async fn admit(&mut self, operation: Operation, object: Option<&mut Value>, old: Option<&Value>, name: &str) -> Result<(), Status> {
+        let ctx = self.ctx;
+        let mut admission = self.admission(operation, object, old, name);
+        for plugin in &ctx.server.hooks().admission {
+            plugin.admit(&mut admission).await?;
+        }
+        Ok(())
+    }
+
+    /// The plugins that may only refuse.
+    pub(super) async fn admit_validated(&mut self, operation: Operation, object: Option<&mut Value>, old: Option<&Value>, name: &str) -> Result<(), Status> {
+        let ctx = self.ctx;
+        let mut admission = self.admission(operation, object, old, name);
+        for plugin in &ctx.server.hooks().admission {
+            plugin.validate(&mut admission).await?;
+        }
+        Ok(())
+    }
+
+    fn admission<'b>(&'b mut self, operation: Operation, object: Option<&'b mut Value>, old: Option<&'b Value>, name: &'b str) -> Admission<'b> {
+        Admission {
+            operation,
+            kind: &self.ctx.served.kind,
+            subresource: &self.ctx.info.subresource,
+            namespace: &self.ctx.info.namespace,
+            name,
+            identity: self.ctx.identity,
+            object,
+            old,
+            dry_run: self.options.dry_run,
+            warnings: &mut self.warnings,
+        }
+    }
+
+    pub(super) async fn allocate(&self, operation: Operation, new: &mut Value, old: Option<&Value>) -> Result<Reservations, Status> {
+        let mut reservations = Reservations::default();
+        for allocator in &self.ctx.server.hooks().allocators {
+            let begun = allocator.begin(operation, &self.ctx.served.kind, new, old, self.options.dry_run).await?;
+            reservations.0.extend(begun);
+        }
+        Ok(reservations)
+    }
+
+    /// The one stage that records who set which field.
+    pub(super) fn track(&self, old: Option<&Value>, new: &mut Value, part: Part) {
+        let kind = &self.ctx.served.kind;
+        let ignored: &[&str] = match part {
+            Part::Status => &["spec"],
+            Part::Main if kind.has_status() => &["status"],
+            _ => &[],
+        };
+        let tracking = Tracking {
+            manager: &self.options.manager,
+            api_version: &kind.gvk.api_version(),
+            subresource: &self.ctx.info.subresource,
+            now: self.ctx.server.clock().now_seconds(),
+            ignored,
+        };
+        fieldset::track(old, new, &tracking, kind.schema.root());
+    }
+}

@@ -1,0 +1,292 @@
+//! update, of objects and their parts: read, change, check, compare and swap.
+
+use super::object::{Decoded, Unstored};
+use super::{Answer, Part, Writing, create, delete};
+use crate::admission::Operation;
+use crate::cache::Entry;
+use http::StatusCode;
+use serde_json::Map;
+use skeg_api::field::FieldError;
+use skeg_api::{Kind, Status, Value, meta, names};
+use skeg_store::{Expect, Revision};
+use std::sync::Arc;
+
+/// How often a change that names no resourceVersion is tried against other writers: upstream's
+/// number for patches.
+const TRIES_MAX: usize = 5;
+
+/// Kinds that an update creates where they do not exist.
+const CREATED_ON_UPDATE: [(&str, &str); 8] = [
+    ("", "Event"),
+    ("events.k8s.io", "Event"),
+    ("", "Endpoints"),
+    ("coordination.k8s.io", "Lease"),
+    ("rbac.authorization.k8s.io", "Role"),
+    ("rbac.authorization.k8s.io", "RoleBinding"),
+    ("rbac.authorization.k8s.io", "ClusterRole"),
+    ("rbac.authorization.k8s.io", "ClusterRoleBinding"),
+];
+
+/// Kinds whose updates must name the resourceVersion they are based on.
+const CONDITIONAL_UPDATES: [(&str, &str); 1] = [("coordination.k8s.io", "Lease")];
+
+fn is_among(kind: &Kind, list: &[(&str, &str)]) -> bool {
+    list.contains(&(&*kind.gvk.group, &*kind.gvk.kind))
+}
+
+/// Group and kind are upstream's own, so that its rules for their status apply.
+fn is_builtin(kind: &Kind) -> bool {
+    !kind.gvk.group.contains('.') || kind.gvk.group.ends_with(".k8s.io")
+}
+
+pub async fn serve(w: &mut Writing<'_>, part: Part, bytes: &[u8]) -> Result<Answer, Status> {
+    let ctx = w.ctx;
+    let decoded = w.decode(bytes)?;
+    check_name(&decoded.value, &ctx.info.name, &ctx.info.namespace)?;
+    let kind = &ctx.served.kind;
+    let resource = super::read::resource(ctx)?;
+    if part == Part::Main && is_among(kind, &CREATED_ON_UPDATE) && resource.get(&ctx.path()).is_none() {
+        return create::create(w, decoded).await;
+    }
+    if meta::resource_version(&decoded.value).is_empty() && is_among(kind, &CONDITIONAL_UPDATES) {
+        let path = skeg_api::field::Path::new("metadata").child("resourceVersion");
+        ctx.invalid(&ctx.info.name, &[FieldError::invalid(path, "", "must be specified for an update")])?;
+    }
+    modify(w, part, &mut |_, _| Ok(Decoded { value: decoded.value.clone(), invalid: decoded.invalid.clone() })).await
+}
+
+/// The object must be the one that the path names.
+pub(super) fn check_name(object: &Value, name: &str, namespace: &str) -> Result<(), Status> {
+    let own = meta::name(object);
+    if own.is_empty() {
+        return Err(Status::bad_request(
+            "the name of the object (based on URL) was undeterminable: name must be provided",
+        ));
+    }
+    if own != name {
+        let text = format!("the name of the object ({own}) does not match the name on the URL ({name})");
+        return Err(Status::bad_request(text));
+    }
+    let own = meta::namespace(object);
+    if !namespace.is_empty() && !own.is_empty() && own != namespace {
+        let text = format!("the namespace of the object ({own}) does not match the namespace on the request ({namespace})");
+        return Err(Status::bad_request(text));
+    }
+    Ok(())
+}
+
+/// Makes the new object out of the current one. Called anew when another writer was first.
+pub(super) type Make<'m> = &'m mut (dyn FnMut(&mut Vec<String>, &Value) -> Result<Decoded, Status> + Send);
+
+/// Changes the object that the request names.
+pub(super) async fn modify(w: &mut Writing<'_>, part: Part, make: Make<'_>) -> Result<Answer, Status> {
+    let ctx = w.ctx;
+    let resource = super::read::resource(ctx)?;
+    let path = ctx.path();
+    for attempt in 1.. {
+        let entry = resource.get(&path).ok_or_else(|| ctx.not_found())?;
+        let old = ctx.decode(&entry);
+        // Warnings of a try that lost its race are not told twice.
+        let warned = w.warnings.len();
+        let made = make(&mut w.warnings, &old)?;
+        let unconditional = meta::resource_version(&made.value).is_empty();
+        match attempt_once(w, part, &entry, &old, made).await {
+            Ok(answer) => return Ok(answer),
+            Err(Unstored::Raced) if unconditional && attempt < TRIES_MAX => w.warnings.truncate(warned),
+            Err(Unstored::Raced) if resource.get(&path).is_none() => return Err(ctx.not_found()),
+            Err(Unstored::Raced) => return Err(ctx.modified(&ctx.info.name)),
+            Err(Unstored::Status(status)) => return Err(status),
+        }
+    }
+    unreachable!("the loop ends by returning")
+}
+
+impl From<Status> for Unstored {
+    fn from(status: Status) -> Self {
+        Unstored::Status(status)
+    }
+}
+
+async fn attempt_once(w: &mut Writing<'_>, part: Part, entry: &Arc<Entry>, old: &Value, made: Decoded) -> Result<Answer, Unstored> {
+    let ctx = w.ctx;
+    let kind = &ctx.served.kind;
+    let name = entry.name();
+    let mut new = made.value;
+    create::enter_namespace(&mut new, kind.namespaced, entry.namespace())?;
+    preconditions(w, name, &new, old)?;
+    restore_metadata(&mut new, old);
+    let admitted = part != Part::Unchecked && ctx.info.subresource != "scale";
+    if admitted {
+        w.admit(Operation::Update, Some(&mut new), Some(old), name).await?;
+    }
+    let reservations = w.allocate(Operation::Update, &mut new, Some(old)).await?;
+    prepare(kind, part, &mut new, old);
+    let mut errors = made.invalid;
+    errors.extend(validate(kind, part, &new, old));
+    ctx.invalid(name, &errors)?;
+    if part == Part::Main {
+        w.warnings.extend((kind.strategy.warnings)(&new, Some(old)));
+    }
+    if admitted {
+        w.admit_validated(Operation::Update, Some(&mut new), Some(old), name).await?;
+    }
+    w.track(Some(old), &mut new, part);
+    if delete::is_finished(kind, &new, old) {
+        if !w.options.dry_run {
+            let revision = ctx.remove(entry, true).await?;
+            meta::set_resource_version(&mut new, &revision.to_string());
+        }
+        reservations.stored();
+        return Ok(Answer::Value { code: StatusCode::OK, value: new });
+    }
+    // An update that changes nothing writes nothing.
+    if new == *old {
+        return Ok(Answer::Stored { code: StatusCode::OK, body: entry.body.clone(), revision: entry.revision });
+    }
+    if w.options.dry_run {
+        return Ok(Answer::Value { code: StatusCode::OK, value: new });
+    }
+    let (body, revision) = ctx.store(entry.key(), Expect::Modified(Revision(entry.revision)), &new).await?;
+    reservations.stored();
+    Ok(Answer::Stored { code: StatusCode::OK, body, revision })
+}
+
+/// The uid and resourceVersion that the new object names must be those of the old.
+fn preconditions(w: &Writing<'_>, name: &str, new: &Value, old: &Value) -> Result<(), Status> {
+    let (uid, own) = (meta::uid(new), meta::uid(old));
+    if !uid.is_empty() && uid != own {
+        let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {own}");
+        return Err(w.ctx.conflict(name, why));
+    }
+    match meta::resource_version(new) {
+        "" | "0" => Ok(()),
+        version if version.parse::<u64>().is_err() => {
+            let path = skeg_api::field::Path::new("metadata").child("resourceVersion");
+            let why = format!("strconv.ParseUint: parsing {version:?}: invalid syntax");
+            w.ctx.invalid(name, &[FieldError::invalid(path, version, why)])
+        }
+        version if version != meta::resource_version(old) => Err(w.ctx.modified(name)),
+        _ => Ok(()),
+    }
+}
+
+/// What of the metadata a client cannot change, or need not repeat.
+fn restore_metadata(new: &mut Value, old: &Value) {
+    let Some(had) = meta::metadata(old) else { return };
+    meta::remove(new, "selfLink");
+    for field in ["uid", "creationTimestamp"] {
+        let missing = meta::metadata(new).is_none_or(|m| m.get(field).is_none_or(|v| v.is_null() || v == ""));
+        if let (true, Some(value)) = (missing, had.get(field)) {
+            meta::set(new, field, value.clone());
+        }
+    }
+    for field in ["resourceVersion", "generation"] {
+        match had.get(field) {
+            Some(value) => meta::set(new, field, value.clone()),
+            None => {
+                meta::remove(new, field);
+            }
+        }
+    }
+    // A deletion cannot be taken back.
+    for field in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
+        if let Some(value) = had.get(field) {
+            meta::set(new, field, value.clone());
+        }
+    }
+}
+
+fn prepare(kind: &Kind, part: Part, new: &mut Value, old: &Value) {
+    match part {
+        Part::Unchecked => {}
+        Part::Main => {
+            if kind.has_status() {
+                copy_field(new, old, "status");
+            }
+            (kind.strategy.prepare_update)(new, old);
+            if kind.has_generation {
+                let generation = meta::generation(old) + i64::from(spec_changed(new, old));
+                meta::set_generation(new, generation);
+            }
+        }
+        Part::Status => {
+            keep_all_but_status(kind, new, old);
+            (kind.strategy.prepare_status)(new, old);
+        }
+        Part::Finalize => {
+            let finalizers = new.get_mut("spec").and_then(|spec| spec.get_mut("finalizers")).map(Value::take);
+            copy_field(new, old, "spec");
+            copy_field(new, old, "status");
+            let Some(fields) = new.as_object_mut() else { return };
+            let spec = fields.entry("spec").or_insert_with(|| Value::Object(Map::new()));
+            match (finalizers, spec.as_object_mut()) {
+                (Some(finalizers), Some(spec)) if finalizers != Value::Array(Vec::new()) => {
+                    spec.insert("finalizers".into(), finalizers);
+                }
+                (_, Some(spec)) => {
+                    spec.remove("finalizers");
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Anything but metadata and status.
+fn spec_changed(new: &Value, old: &Value) -> bool {
+    let rest = |object: &Value| -> Vec<(String, Value)> {
+        let fields = object.as_object().into_iter().flatten();
+        let counted = fields.filter(|(key, _)| *key != "metadata" && *key != "status");
+        counted.map(|(key, value)| (key.clone(), value.clone())).collect()
+    };
+    rest(new) != rest(old)
+}
+
+fn copy_field(new: &mut Value, old: &Value, field: &str) {
+    let Some(fields) = new.as_object_mut() else { return };
+    match old.get(field) {
+        Some(value) => fields.insert(field.to_owned(), value.clone()),
+        None => fields.remove(field),
+    };
+}
+
+/// A request to `status` may change that, and for upstream's own kinds most of the metadata.
+fn keep_all_but_status(kind: &Kind, new: &mut Value, old: &Value) {
+    let (status, metadata) = (new.get("status").cloned(), new.get("metadata").cloned());
+    *new = old.clone();
+    let Some(fields) = new.as_object_mut() else { return };
+    match status {
+        Some(status) => fields.insert("status".into(), status),
+        None => fields.remove("status"),
+    };
+    let Some(metadata) = metadata.filter(|_| is_builtin(kind)) else { return };
+    fields.insert("metadata".into(), metadata);
+    let kept: &[&str] = match &*kind.gvk.kind {
+        "Pod" => &["ownerReferences"],
+        "Deployment" => &["labels"],
+        _ => &[],
+    };
+    for field in kept {
+        match meta::metadata(old).and_then(|m| m.get(*field)) {
+            Some(value) => meta::set(new, field, value.clone()),
+            None => {
+                meta::remove(new, field);
+            }
+        }
+    }
+}
+
+fn validate(kind: &Kind, part: Part, new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = names::validate_object_meta_update(new, old);
+    match part {
+        Part::Main => {
+            errors.extend(names::validate_object_meta(new, kind.namespaced, kind.name_rule));
+            errors.extend((kind.strategy.validate)(new));
+            errors.extend((kind.strategy.validate_update)(new, old));
+        }
+        Part::Status => errors.extend((kind.strategy.validate_status)(new, old)),
+        Part::Finalize => errors.extend((kind.strategy.validate)(new)),
+        Part::Unchecked => {}
+    }
+    errors
+}

@@ -1,0 +1,26 @@
+//! Names of the resources that the API server itself looks at.
+
+use skeg_api::Gvr;
+use std::sync::LazyLock;
+
+macro_rules! resources {
+    ($($name:ident = $group:literal $version:literal $resource:literal;)*) => {
+        $(pub static $name: LazyLock<Gvr> = LazyLock::new(|| Gvr::new($group, $version, $resource));)*
+    };
+}
+
+resources! {
+    NAMESPACES = "" "v1" "namespaces";
+    NODES = "" "v1" "nodes";
+    PODS = "" "v1" "pods";
+    SECRETS = "" "v1" "secrets";
+    SERVICES = "" "v1" "services";
+    ENDPOINTS = "" "v1" "endpoints";
+    SERVICE_ACCOUNTS = "" "v1" "serviceaccounts";
+    ENDPOINT_SLICES = "discovery.k8s.io" "v1" "endpointslices";
+    PRIORITY_CLASSES = "scheduling.k8s.io" "v1" "priorityclasses";
+    CLUSTER_ROLES = "rbac.authorization.k8s.io" "v1" "clusterroles";
+    CLUSTER_ROLE_BINDINGS = "rbac.authorization.k8s.io" "v1" "clusterrolebindings";
+    ROLES = "rbac.authorization.k8s.io" "v1" "roles";
+    ROLE_BINDINGS = "rbac.authorization.k8s.io" "v1" "rolebindings";
+}

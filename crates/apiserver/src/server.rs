@@ -1,0 +1,389 @@
+//! The server: one function from request to answer. Who asks, whether they may, how many at once,
+//! how long, then the generic path or an endpoint that plugs in. Knows no kinds.
+//! Upstream counterpart: `k8s.io/apiserver/pkg/server` and its handler chain.
+
+use crate::cache::{Cache, CacheError};
+use crate::hooks::{Call, Hooks, Seams};
+use crate::identity::Identity;
+use crate::local::{Body, full};
+use crate::negotiate::{self, Encoding, Output};
+use crate::query::Query;
+use crate::registry;
+use crate::request::{Attributes, Decision, RequestInfo};
+use crate::route::{self, Routes, Served};
+use crate::stats::{self, Stats};
+use futures_util::FutureExt;
+use http::header::{self, HeaderName};
+use http::request::Parts;
+use http::{HeaderValue, Request, Response, StatusCode};
+use rustls_pki_types::CertificateDer;
+use skeg_api::{Kinds, Status};
+use skeg_base::{Clock, Random};
+use skeg_store::{Revision, Store, Watch};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Upstream's defaults of `--max-requests-inflight` and its mutating counterpart.
+const READS_INFLIGHT_MAX: usize = 400;
+const WRITES_INFLIGHT_MAX: usize = 200;
+/// `--request-timeout`
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often watchers that want bookmarks get one.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+/// A compaction happens at each so many bookmarks: every five minutes, keeping the last five.
+const COMPACT_EVERY_BOOKMARKS: u32 = 5;
+
+const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+
+pub struct Config {
+    /// The open table of kinds.
+    pub kinds: Arc<Kinds>,
+    /// Makes what plugs in, once the cache is loaded.
+    pub hooks: Box<dyn FnOnce(&Seams) -> Hooks + Send>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+}
+
+/// Where a request comes from.
+pub enum Origin {
+    /// A component of this process.
+    Local(Identity),
+    /// A connection, with the verified certificate chain of its client.
+    Network(Arc<[CertificateDer<'static>]>),
+}
+
+pub struct ApiServer {
+    pub(crate) cache: Arc<Cache>,
+    routes: Routes,
+    hooks: Hooks,
+    seams: Seams,
+    pub(crate) stats: Arc<Stats>,
+    reads: Semaphore,
+    writes: Semaphore,
+    stop: CancellationToken,
+    /// Cancelled when the store's content cannot be understood any more.
+    failed: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl ApiServer {
+    /// Loads the store's content and starts following it.
+    pub async fn open(
+        config: Config,
+        store: Arc<dyn Store>,
+        clock: Clock,
+        random: Random,
+    ) -> Result<Arc<Self>, OpenError> {
+        let stats = Arc::new(Stats::default());
+        let (cache, watch) = Cache::open(store.clone(), config.kinds.clone(), stats.clone()).await?;
+        let seams = Seams { reader: cache.clone(), kinds: config.kinds, store, clock, random };
+        let server = Arc::new(ApiServer {
+            routes: Routes::new(seams.kinds.clone(), &cache),
+            hooks: (config.hooks)(&seams),
+            cache,
+            seams,
+            stats,
+            reads: Semaphore::new(READS_INFLIGHT_MAX),
+            writes: Semaphore::new(WRITES_INFLIGHT_MAX),
+            stop: CancellationToken::new(),
+            failed: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        server.tasks.spawn(server.clone().follow(watch));
+        server.tasks.spawn(server.clone().keep());
+        Ok(server)
+    }
+
+    pub fn kinds(&self) -> &Arc<Kinds> {
+        &self.seams.kinds
+    }
+
+    pub fn seams(&self) -> &Seams {
+        &self.seams
+    }
+
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.cache
+    }
+
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.stats
+    }
+
+    pub fn clock(&self) -> Clock {
+        self.seams.clock
+    }
+
+    pub fn hooks(&self) -> &Hooks {
+        &self.hooks
+    }
+
+    /// Where tasks of this server are spawned, and what tells them to stop.
+    pub fn tasks(&self) -> (&TaskTracker, &CancellationToken) {
+        (&self.tasks, &self.stop)
+    }
+
+    /// Resolves when the server cannot go on: the process should stop and say why (it is logged).
+    pub async fn failed(&self) {
+        self.failed.cancelled().await;
+    }
+
+    /// Whether [`ApiServer::stop`] was called or the server failed.
+    pub fn is_stopping(&self) -> bool {
+        self.stop.is_cancelled()
+    }
+
+    /// Ends watches and connections, and waits for all tasks.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        self.cache.end_watches();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    async fn follow(self: Arc<Self>, watch: Watch) {
+        let run = self.cache.run(watch);
+        let ended = tokio::select! {
+            ended = run => ended,
+            () = self.stop.cancelled() => return,
+        };
+        match ended {
+            Ok(()) => tracing::info!("the store closed"),
+            Err(error) => tracing::error!(%error, "the store's content cannot be followed; the API server stops"),
+        }
+        self.failed.cancel();
+    }
+
+    /// Bookmarks each minute; compaction each five.
+    async fn keep(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + BOOKMARK_EVERY, BOOKMARK_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut since, mut keep_from) = (0, self.cache.revision());
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = self.stop.cancelled() => return,
+            }
+            self.cache.bookmark();
+            since += 1;
+            if since == COMPACT_EVERY_BOOKMARKS {
+                since = 0;
+                if let Err(error) = self.seams.store.compact(Revision(keep_from)).await {
+                    tracing::warn!(%error, "compaction failed; the next one tries again");
+                }
+                self.cache.forget(keep_from);
+                keep_from = self.cache.revision();
+            }
+        }
+    }
+
+    /// One request. Never fails and never panics: every refusal is a Status.
+    pub async fn handle(self: &Arc<Self>, request: Request<Body>, origin: Origin) -> Response<Body> {
+        stats::add(&self.stats.requests_total, 1);
+        let encoding = match Output::negotiate(request.headers(), true) {
+            Ok(output) => output.encoding,
+            // Errors are told to clients of unknown encodings too.
+            Err(_) => Encoding::Json,
+        };
+        let network = matches!(origin, Origin::Network(_));
+        let answer = AssertUnwindSafe(self.answer(request, origin)).catch_unwind().await;
+        let mut response = match answer {
+            Ok(Ok(response)) => response,
+            Ok(Err(status)) => negotiate::respond_status(&status, encoding),
+            Err(_) => {
+                stats::add(&self.stats.panics_total, 1);
+                tracing::error!("a request panicked");
+                let status = Status::internal("the request failed; the log of the API server says why");
+                negotiate::respond_status(&status, encoding)
+            }
+        };
+        if network {
+            let headers = response.headers_mut();
+            if let Ok(id) = HeaderValue::from_str(&self.seams.random.uuid()) {
+                headers.insert(AUDIT_ID, id);
+            }
+            if !headers.contains_key(header::CACHE_CONTROL) {
+                headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+            }
+        }
+        response
+    }
+
+    async fn answer(self: &Arc<Self>, request: Request<Body>, origin: Origin) -> Result<Response<Body>, Status> {
+        let (parts, body) = request.into_parts();
+        let info = route::parse(&parts.method, &parts.uri)?;
+        let (identity, local) = match origin {
+            Origin::Local(identity) => (identity, true),
+            Origin::Network(chain) => (self.hooks.authenticator.authenticate(&parts, &chain).await?, false),
+        };
+        self.authorize(&identity, &info)?;
+        let target = self.target(&info);
+        let endpoint = match &target {
+            // Plain verbs of stored kinds are the common case and never an endpoint's.
+            Some(served) if served.resource.is_some() && info.subresource.is_empty() => None,
+            _ => self.hooks.endpoints.iter().find(|endpoint| endpoint.handles(&info)),
+        };
+        if info.verb == "watch" || endpoint.is_some_and(|endpoint| endpoint.long_running(&info)) {
+            return self.dispatch(parts, body, info, identity, local, target, endpoint).await;
+        }
+        let read = matches!(info.verb, "get" | "list" | "head");
+        let (limit, gauge) = if read {
+            (&self.reads, &self.stats.inflight_read)
+        } else {
+            (&self.writes, &self.stats.inflight_write)
+        };
+        // Components of this process bound themselves; refusing them would only delay the work.
+        let permit = if local { None } else { Some(limit.try_acquire()) };
+        if let Some(Err(_)) = permit {
+            stats::add(&self.stats.rejected_total, 1);
+            return Err(Status::too_many_requests("too many requests, please try again later", 1));
+        }
+        let _inflight = Inflight::enter(gauge);
+        let served = self.dispatch(parts, body, info, identity, local, target, endpoint);
+        match tokio::time::timeout(REQUEST_TIMEOUT, served).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Status::timeout("the request did not complete within the allotted timeout")),
+        }
+    }
+
+    fn authorize(&self, identity: &Identity, info: &RequestInfo) -> Result<(), Status> {
+        let attributes = Attributes {
+            identity,
+            verb: info.verb,
+            group: &info.group,
+            version: &info.version,
+            resource: &info.resource,
+            subresource: &info.subresource,
+            namespace: &info.namespace,
+            name: &info.name,
+            path: if info.is_resource() { "" } else { &info.path },
+        };
+        match self.hooks.authorizer.authorize(&attributes) {
+            Decision::Allow(_) => Ok(()),
+            Decision::Deny(reason) | Decision::NoOpinion(reason) => Err(forbidden(&attributes, &reason)),
+        }
+    }
+
+    fn target(&self, info: &RequestInfo) -> Option<Arc<Served>> {
+        if !info.is_resource() {
+            return None;
+        }
+        let served = self.routes.find(&self.cache, &info.group, &info.version, &info.resource)?;
+        let namespaces = info.group.is_empty() && info.resource == "namespaces";
+        let fits = match (served.kind.namespaced, info.namespace.is_empty()) {
+            (false, false) => namespaces,
+            // Without a namespace there are only lists and watches over all of them.
+            (true, true) => info.name.is_empty() || matches!(info.verb, "list" | "watch"),
+            _ => true,
+        };
+        fits.then_some(served)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the request taken apart, once")]
+    async fn dispatch(
+        self: &Arc<Self>,
+        parts: Parts,
+        body: Body,
+        mut info: RequestInfo,
+        identity: Identity,
+        local: bool,
+        target: Option<Arc<Served>>,
+        endpoint: Option<&Arc<dyn crate::hooks::Endpoint>>,
+    ) -> Result<Response<Body>, Status> {
+        if let Some(served) = &target {
+            self.check_verb(&info, served)?;
+            if !served.kind.namespaced {
+                info.namespace.clear();
+            }
+        }
+        if let Some(endpoint) = endpoint {
+            let kind = target.map(|served| served.kind.clone());
+            let call = Call { server: self.clone(), identity, info, kind, local };
+            return endpoint.call(call, Request::from_parts(parts, body)).await;
+        }
+        let Some(served) = target else { return Ok(page_not_found()) };
+        if !info.subresource.is_empty() && served.kind.subresource(&info.subresource).is_none() {
+            return Ok(page_not_found());
+        }
+        let query = Query::parse(&info.query);
+        let request = registry::Context { server: self, served: &served, identity: &identity, info: &info, query: &query };
+        registry::serve(request, &parts, body).await
+    }
+
+    fn check_verb(&self, info: &RequestInfo, served: &Served) -> Result<(), Status> {
+        let verbs = match info.subresource.as_str() {
+            "" => served.kind.verbs,
+            name => match served.kind.subresource(name) {
+                Some(subresource) => subresource.verbs,
+                None => return Ok(()),
+            },
+        };
+        let creates_nowhere = info.verb == "create" && served.kind.namespaced && info.namespace.is_empty();
+        if verbs.contains(&info.verb) && !creates_nowhere {
+            Ok(())
+        } else {
+            Err(Status::method_not_allowed("the server does not allow this method on the requested resource"))
+        }
+    }
+}
+
+struct Inflight<'a>(&'a AtomicU64);
+
+impl<'a> Inflight<'a> {
+    fn enter(gauge: &'a AtomicU64) -> Self {
+        stats::add(gauge, 1);
+        Inflight(gauge)
+    }
+}
+
+impl Drop for Inflight<'_> {
+    fn drop(&mut self) {
+        stats::sub(self.0, 1);
+    }
+}
+
+/// 403 in upstream's words.
+fn forbidden(attributes: &Attributes<'_>, reason: &str) -> Status {
+    let Attributes { identity, verb, group, resource, subresource, namespace, name, path, .. } = attributes;
+    let user = identity.user();
+    let mut why = if resource.is_empty() {
+        format!("User {user:?} cannot {verb} path {path:?}")
+    } else {
+        let full = if subresource.is_empty() { (*resource).to_owned() } else { format!("{resource}/{subresource}") };
+        let place = match namespace.is_empty() || (group.is_empty() && *resource == "namespaces") {
+            true => "at the cluster scope".to_owned(),
+            false => format!("in the namespace {namespace:?}"),
+        };
+        format!("User {user:?} cannot {verb} resource {full:?} in API group {group:?} {place}")
+    };
+    if reason.starts_with("User ") {
+        why = reason.to_owned();
+    } else if !reason.is_empty() {
+        why = format!("{why}: {reason}");
+    }
+    if resource.is_empty() {
+        let mut status = Status::forbidden("", "", "", why);
+        status.message = format!("forbidden: {}", status.message.trim_start_matches(" is forbidden: "));
+        return status;
+    }
+    Status::forbidden(group, resource, name, why)
+}
+
+/// What upstream's router answers for paths it does not know.
+pub fn page_not_found() -> Response<Body> {
+    let mut response = Response::new(full("404 page not found\n"));
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}

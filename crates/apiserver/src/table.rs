@@ -1,0 +1,188 @@
+//! Other forms of an object: Table rows for printing, metadata alone, other versions. Made from
+//! an entry on demand, never kept.
+//! Upstream counterpart: `k8s.io/apiserver/pkg/endpoints/handlers/response.go`.
+
+use crate::cache::Entry;
+use crate::convert;
+use crate::list::ListMeta;
+use crate::negotiate::Form;
+use crate::query::Query;
+use crate::route::Served;
+use crate::stats::{self, Stats};
+use serde_json::{Map, Value, json};
+use skeg_api::kinds::{Cell, Column};
+use skeg_api::{Status, meta};
+use skeg_base::Clock;
+use std::sync::Arc;
+
+/// What of each object a Table row carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Include {
+    None,
+    #[default]
+    Metadata,
+    Object,
+}
+
+/// Turns entries of one kind into one form.
+#[derive(Clone)]
+pub struct Renderer {
+    served: Arc<Served>,
+    form: Form,
+    include: Include,
+    headers: bool,
+    clock: Clock,
+    stats: Arc<Stats>,
+}
+
+impl Renderer {
+    pub fn new(served: Arc<Served>, form: Form, query: &Query, clock: Clock, stats: Arc<Stats>) -> Result<Self, Status> {
+        let include = match query.text("includeObject") {
+            "" | "Metadata" => Include::Metadata,
+            "None" => Include::None,
+            "Object" => Include::Object,
+            other => {
+                return Err(Status::bad_request(format!("unrecognized includeObject value: {other:?}")));
+            }
+        };
+        Ok(Renderer { served, form, include, headers: true, clock, stats })
+    }
+
+    /// Column definitions are told once in a watch.
+    pub fn drop_headers(&mut self) {
+        self.headers = false;
+    }
+
+    /// The object whole, in the version asked for.
+    pub fn whole(&self, entry: &Entry, revision: u64) -> Value {
+        let mut object = entry.value();
+        meta::set_resource_version(&mut object, &revision.to_string());
+        convert::from_storage(&self.served.kind, &self.served.stored, &mut object);
+        stats::add(&self.stats.translations_total, 1);
+        object
+    }
+
+    /// One object in the form asked for.
+    pub fn one(&self, entry: &Entry, revision: u64) -> Value {
+        self.value(self.whole(entry, revision), revision)
+    }
+
+    /// As [`Renderer::one`], from an object that is decoded already.
+    pub fn value(&self, object: Value, revision: u64) -> Value {
+        match self.form {
+            Form::Whole => object,
+            Form::Metadata => partial(object),
+            Form::Table => {
+                let list = ListMeta { revision, ..Default::default() };
+                self.table(&list, [object])
+            }
+        }
+    }
+
+    /// A list in the form asked for.
+    pub fn list(&self, list: &ListMeta, entries: &[Arc<Entry>]) -> Value {
+        let objects = entries.iter().map(|entry| self.whole(entry, entry.revision));
+        let mut metadata = Vec::new();
+        list.write(&mut metadata);
+        let metadata: Value = serde_json::from_slice(&metadata).unwrap_or_default();
+        let kind = &self.served.kind;
+        match self.form {
+            Form::Whole => json!({
+                "apiVersion": kind.gvk.api_version(), "kind": *kind.list_kind, "metadata": metadata,
+                "items": objects.collect::<Vec<_>>(),
+            }),
+            Form::Metadata => json!({
+                "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList", "metadata": metadata,
+                "items": objects.map(partial).collect::<Vec<_>>(),
+            }),
+            Form::Table => self.table(list, objects),
+        }
+    }
+
+    fn table(&self, list: &ListMeta, objects: impl IntoIterator<Item = Value>) -> Value {
+        let mut metadata = Vec::new();
+        list.write(&mut metadata);
+        let columns = columns(&self.served.kind.columns);
+        let definitions: Vec<Value> = if self.headers { columns.iter().map(definition).collect() } else { Vec::new() };
+        let now = self.clock.now();
+        let rows: Vec<Value> = objects
+            .into_iter()
+            .map(|object| {
+                let cells: Vec<Value> = columns.iter().map(|column| cell(column, &object, now)).collect();
+                match self.include {
+                    Include::None => json!({"cells": cells, "object": null}),
+                    Include::Metadata => json!({"cells": cells, "object": partial(object)}),
+                    Include::Object => json!({"cells": cells, "object": object}),
+                }
+            })
+            .collect();
+        json!({
+            "kind": "Table", "apiVersion": "meta.k8s.io/v1",
+            "metadata": serde_json::from_slice::<Value>(&metadata).unwrap_or_default(),
+            "columnDefinitions": definitions, "rows": rows,
+        })
+    }
+
+    /// The object of a bookmark.
+    pub fn bookmark(&self, revision: u64, initial_events_end: bool) -> Value {
+        let kind = &self.served.kind;
+        let mut metadata = Map::new();
+        metadata.insert("resourceVersion".into(), revision.to_string().into());
+        metadata.insert("creationTimestamp".into(), Value::Null);
+        if initial_events_end {
+            metadata.insert("annotations".into(), json!({"k8s.io/initial-events-end": "true"}));
+        }
+        match self.form {
+            Form::Whole => json!({"kind": *kind.gvk.kind, "apiVersion": kind.gvk.api_version(), "metadata": metadata}),
+            Form::Metadata => json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}),
+            Form::Table => {
+                metadata.remove("creationTimestamp");
+                json!({
+                    "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
+                    "columnDefinitions": [], "rows": [],
+                })
+            }
+        }
+    }
+}
+
+fn partial(mut object: Value) -> Value {
+    let metadata = object.get_mut("metadata").map(Value::take).unwrap_or_default();
+    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
+}
+
+/// The kind's columns, or name and age of creation for kinds without.
+fn columns(columns: &[Column]) -> Vec<Column> {
+    if !columns.is_empty() {
+        return columns.to_vec();
+    }
+    let column = |name: &str, kind, format, path: &str| Column {
+        name: name.into(),
+        kind,
+        format,
+        description: String::new(),
+        priority: 0,
+        cell: Cell::Path(path.into()),
+    };
+    vec![
+        column("Name", "string", "name", "metadata.name"),
+        // A plain time, as upstream's default columns have it.
+        column("Created At", "string", "", "metadata.creationTimestamp"),
+    ]
+}
+
+fn definition(column: &Column) -> Value {
+    json!({
+        "name": column.name, "type": column.kind, "format": column.format,
+        "description": column.description, "priority": column.priority,
+    })
+}
+
+fn cell(column: &Column, object: &Value, now: jiff::Timestamp) -> Value {
+    match &column.cell {
+        Cell::Fn(make) => make(object, now),
+        Cell::Path(path) => {
+            path.split('.').try_fold(object, |value, part| value.get(part)).cloned().unwrap_or_default()
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Time, randomness, ids, back-off, hash maps and failpoints: the few things that every part of
+//! Skeg needs and that the simulation must own. Knows nothing of Kubernetes.
+
+mod backoff;
+mod clock;
+pub mod failpoint;
+mod hash;
+mod random;
+
+pub use backoff::Backoff;
+pub use clock::Clock;
+pub use hash::{HashMap, HashSet, hash_of, new_map, new_set, set_hash_seed};
+pub use jiff::Timestamp;
+pub use random::Random;

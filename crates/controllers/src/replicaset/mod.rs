@@ -1,0 +1,355 @@
+//! Keeps as many Pods of a template as a ReplicaSet asks for. Knows nothing of rollouts.
+//! Upstream counterpart: `pkg/controller/replicaset`.
+
+mod batch;
+mod expectations;
+mod plan;
+
+use crate::context::{ControllerContext, Controllers};
+use crate::error::{Error, Result, is_outcome_unknown};
+use crate::owner::{self, Claim};
+use crate::{meta, owner_index, pod};
+use expectations::Expectations;
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use parking_lot::Mutex;
+use plan::Failure;
+use skeg_api::selector::LabelSelector;
+use skeg_base::Clock;
+use skeg_client::{
+    Api, Change, EventType, Informer, ListOptions, ObjectKey, PartialObjectMetadata, PatchKind, Queue, Recorder, gvr_of,
+    object_ref,
+};
+use std::sync::Arc;
+use std::time::Duration;
+
+const KIND: &str = "ReplicaSet";
+const WORKERS: usize = 5;
+
+struct Controller {
+    sets: Informer<ReplicaSet>,
+    pods: Informer<Pod>,
+    set_api: Api<ReplicaSet>,
+    pod_api: Api<Pod>,
+    pod_metadata: Api<PartialObjectMetadata>,
+    recorder: Recorder,
+    clock: Clock,
+    queue: Queue<ObjectKey>,
+    /// By uid of the set.
+    expectations: Mutex<Expectations>,
+}
+
+pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers) {
+    let client = ctx.client("replicaset-controller");
+    let controller = Arc::new(Controller {
+        sets: ctx.informers.of(),
+        pods: ctx.informers.of(),
+        set_api: client.api(),
+        pod_api: client.api(),
+        pod_metadata: client.metadata(&gvr_of::<Pod>()),
+        recorder: ctx.recorder(&client, "replicaset-controller"),
+        clock: ctx.clock,
+        queue: ctx.queue(),
+        expectations: Mutex::default(),
+    });
+    owner_index::add_to(&controller.pods);
+    owner_index::add_to(&controller.sets);
+    let of = controller.clone();
+    controller.sets.subscribe(move |change| of.set_changed(&change));
+    let of = controller.clone();
+    controller.pods.subscribe(move |change| of.pod_changed(&change));
+    let (sets, pods) = (controller.sets.clone(), controller.pods.clone());
+    let ready = async move {
+        sets.synced().await;
+        pods.synced().await;
+    };
+    let queue = controller.queue.clone();
+    controllers.work("replicaset", WORKERS, queue, ready, move |key| {
+        let controller = controller.clone();
+        async move { controller.sync(&key).await }
+    });
+}
+
+impl Controller {
+    fn set_changed(&self, change: &Change<'_, ReplicaSet>) {
+        if let Change::Deleted(last) = change {
+            self.expectations.lock().forget(meta::uid(&last.metadata));
+        }
+        self.queue.add(change.key().clone());
+    }
+
+    fn pod_changed(&self, change: &Change<'_, Pod>) {
+        match change {
+            Change::Added(pod) => self.pod_added(pod),
+            Change::Updated { old, new } => self.pod_updated(old, new),
+            Change::Deleted(last) => self.pod_went(last),
+        }
+    }
+
+    fn pod_added(&self, pod: &Pod) {
+        if pod::is_deleting(pod) {
+            return self.pod_went(pod);
+        }
+        match owner_of(pod) {
+            Some(owner) => {
+                self.expectations.lock().observed_creation(&owner.uid, meta::uid(&pod.metadata));
+                self.enqueue_owner(pod, owner);
+            }
+            None => self.enqueue_matching(pod),
+        }
+    }
+
+    fn pod_updated(&self, old: &Pod, new: &Pod) {
+        if pod::is_deleting(new) && !pod::is_deleting(old) {
+            return self.pod_went(new);
+        }
+        let (old_owner, new_owner) = (owner_of(old), owner_of(new));
+        let handed_over = old_owner.map(|owner| &owner.uid) != new_owner.map(|owner| &owner.uid);
+        if let Some(owner) = old_owner.filter(|_| handed_over) {
+            self.enqueue_owner(old, owner);
+        }
+        let relabeled = old.metadata.labels != new.metadata.labels;
+        match new_owner {
+            Some(owner) if handed_over || relabeled || counts_differently(old, new) => self.enqueue_owner(new, owner),
+            None if handed_over || relabeled => self.enqueue_matching(new),
+            _ => {}
+        }
+    }
+
+    fn pod_went(&self, pod: &Pod) {
+        if let Some(owner) = owner_of(pod) {
+            self.expectations.lock().observed_deletion(&owner.uid, meta::uid(&pod.metadata));
+            self.enqueue_owner(pod, owner);
+        }
+    }
+
+    fn enqueue_owner(&self, pod: &Pod, owner: &OwnerReference) {
+        let namespace = meta::namespace(&pod.metadata);
+        if self.sets.entry(namespace, &owner.name).is_some_and(|set| set.uid() == owner.uid) {
+            self.queue.add(ObjectKey::new(namespace, &owner.name));
+        }
+    }
+
+    /// A Pod that no one controls wakes the sets that may adopt it.
+    fn enqueue_matching(&self, pod: &Pod) {
+        if owner::controller_of(&pod.metadata).is_some() {
+            return;
+        }
+        let labels = pod.metadata.labels.clone().unwrap_or_default();
+        for set in self.sets.list(Some(meta::namespace(&pod.metadata))) {
+            if selector_of(&set).is_ok_and(|selector| selector.matches(&labels)) {
+                self.queue.add(meta::key(&set.metadata));
+            }
+        }
+    }
+
+    async fn sync(&self, key: &ObjectKey) -> Result<Option<Duration>> {
+        let Some(set) = self.sets.get(&key.namespace, &key.name) else { return Ok(None) };
+        let uid = meta::uid(&set.metadata).to_owned();
+        self.settle_doubt(&set).await?;
+        let now = self.clock.now();
+        // Asked before the Pods are read: what is fulfilled now is surely in what is read then.
+        let wait = self.expectations.lock().wait(&uid, now);
+        let claimed = self.claim(&set).await?;
+        let active: Vec<_> = claimed.iter().filter(|pod| pod::is_active(pod)).cloned().collect();
+        let terminating = claimed.iter().filter(|pod| pod::is_terminating(pod)).count();
+
+        let mut failure = None;
+        if wait.is_none() {
+            let related = if active.len() > desired(&set) { self.related(&set, &active) } else { Vec::new() };
+            let plan = plan::plan(&set, &active, &related, now);
+            let acted = plan.create > 0 || !plan.delete.is_empty();
+            failure = match plan.create {
+                0 => self.delete_all(&set, plan.delete, now).await,
+                count => self.create_all(&set, count, now).await,
+            };
+            // What was done comes back as events, and the pass after them tells the status.
+            if acted && failure.is_none() {
+                return Ok(None);
+            }
+        }
+        let shown = failure.as_ref().map(|(failure, _)| failure);
+        self.write_status(&set, &active, terminating, shown).await?;
+        if let Some((_, error)) = failure {
+            return Err(error.into());
+        }
+        let available = plan::wake_after(&set, &active, now);
+        let expectation = wait.and_then(|wait| wait.try_into().ok());
+        Ok(available.into_iter().chain(expectation).min())
+    }
+
+    /// After a create without an answer the cache cannot tell whether it happened: the server can.
+    async fn settle_doubt(&self, set: &ReplicaSet) -> Result<()> {
+        let uid = meta::uid(&set.metadata);
+        if !self.expectations.lock().is_in_doubt(uid) {
+            return Ok(());
+        }
+        let selector = selector_of(set)?.to_string();
+        let list = self.pod_metadata.list(meta::namespace(&set.metadata), &ListOptions::labels(selector)).await?;
+        let newest = list.items.iter().map(|pod| meta::revision(&pod.metadata)).max().unwrap_or(0);
+        self.pods.wait_for(newest).await;
+        self.expectations.lock().forget(uid);
+        Ok(())
+    }
+
+    /// The Pods of the set, after adoption and release.
+    async fn claim(&self, set: &ReplicaSet) -> Result<Vec<Arc<Pod>>> {
+        let selector = selector_of(set)?;
+        let namespace = meta::namespace(&set.metadata);
+        let mut claimed = Vec::new();
+        let mut adoptable = Vec::new();
+        let known = owner_index::owned(&self.pods, meta::uid(&set.metadata));
+        for pod in known.into_iter().chain(owner_index::orphaned(&self.pods, namespace)) {
+            match owner::claim(&set.metadata, &selector, &pod.metadata) {
+                Claim::Owned => claimed.push(pod),
+                Claim::Release => self.release(set, &pod).await?,
+                Claim::Adopt if pod::is_active(&pod) => adoptable.push(pod),
+                Claim::Adopt | Claim::Ignore => {}
+            }
+        }
+        if !adoptable.is_empty() && self.may_adopt(set).await? {
+            for pod in adoptable {
+                if self.adopt(set, &pod).await? {
+                    claimed.push(pod);
+                }
+            }
+        }
+        Ok(claimed)
+    }
+
+    /// The cache may not know yet that the set is being deleted, or is another one by now.
+    async fn may_adopt(&self, set: &ReplicaSet) -> Result<bool> {
+        let live = self.set_api.get_opt(meta::namespace(&set.metadata), meta::name(&set.metadata)).await?;
+        Ok(live.is_some_and(|live| live.metadata.uid == set.metadata.uid && live.metadata.deletion_timestamp.is_none()))
+    }
+
+    async fn adopt(&self, set: &ReplicaSet, pod: &Pod) -> Result<bool> {
+        let reference = owner::controller_reference("apps/v1", KIND, &set.metadata);
+        self.patch_owners(pod, &owner::adopt_patch(&reference, &pod.metadata)).await
+    }
+
+    async fn release(&self, set: &ReplicaSet, pod: &Pod) -> Result<()> {
+        let patch = owner::release_patch(meta::uid(&set.metadata), &pod.metadata);
+        self.patch_owners(pod, &patch).await.map(drop)
+    }
+
+    /// Whether the patch took; it does not if the Pod is gone or controlled by another meanwhile.
+    async fn patch_owners(&self, pod: &Pod, patch: &serde_json::Value) -> Result<bool> {
+        let (namespace, name) = (meta::namespace(&pod.metadata), meta::name(&pod.metadata));
+        match self.pod_api.patch(namespace, name, PatchKind::Strategic, patch, None).await {
+            Ok(_) => Ok(true),
+            Err(error) if matches!(error.code(), Some(404 | 409 | 422)) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The Pods of this set and of its siblings, such as the other sets of its Deployment.
+    fn related(&self, set: &ReplicaSet, own: &[Arc<Pod>]) -> Vec<Arc<Pod>> {
+        let Some(owner) = owner::controller_of(&set.metadata) else { return own.to_vec() };
+        let siblings = owner_index::owned(&self.sets, &owner.uid);
+        siblings.iter().flat_map(|sibling| owner_index::owned(&self.pods, meta::uid(&sibling.metadata))).collect()
+    }
+
+    async fn create_all(&self, set: &ReplicaSet, count: usize, now: Timestamp) -> Option<(Failure, skeg_client::Error)> {
+        let pod = plan::new_pod(set);
+        let (_, error) = batch::slow_start(count, || self.create(set, &pod, now)).await;
+        let error = error.filter(|error| !error.is_namespace_terminating())?;
+        Some((Failure { creating: true, message: error.to_string() }, error))
+    }
+
+    async fn create(&self, set: &ReplicaSet, pod: &Pod, now: Timestamp) -> Result<(), skeg_client::Error> {
+        let uid = meta::uid(&set.metadata);
+        self.expectations.lock().creating(uid, now);
+        let result = self.pod_api.create(meta::namespace(&set.metadata), pod).await;
+        match result {
+            Ok(created) => {
+                self.expectations.lock().created(uid, created.metadata.uid.as_deref());
+                let message = format!("Created pod: {}", meta::name(&created.metadata));
+                self.recorder.event(&object_ref(set), EventType::Normal, "SuccessfulCreate", &message);
+                Ok(())
+            }
+            Err(error) => {
+                let mut expectations = self.expectations.lock();
+                expectations.created(uid, None);
+                if is_outcome_unknown(&error) {
+                    expectations.doubt(uid, now);
+                }
+                drop(expectations);
+                if !error.is_namespace_terminating() {
+                    let message = format!("Error creating: {error}");
+                    self.recorder.event(&object_ref(set), EventType::Warning, "FailedCreate", &message);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn delete_all(&self, set: &ReplicaSet, pods: Vec<Arc<Pod>>, now: Timestamp) -> Option<(Failure, skeg_client::Error)> {
+        let uids = pods.iter().map(|pod| meta::uid(&pod.metadata));
+        self.expectations.lock().deleting(meta::uid(&set.metadata), uids, now);
+        let results = futures_util::future::join_all(pods.iter().map(|pod| self.delete(set, pod))).await;
+        let error = results.into_iter().find_map(Result::err)?;
+        Some((Failure { creating: false, message: error.to_string() }, error))
+    }
+
+    async fn delete(&self, set: &ReplicaSet, pod: &Pod) -> Result<(), skeg_client::Error> {
+        let (namespace, name) = (meta::namespace(&pod.metadata), meta::name(&pod.metadata));
+        let pod_uid = meta::uid(&pod.metadata);
+        match self.pod_api.delete(namespace, name, &meta::delete_options(pod_uid)).await {
+            Ok(()) => {
+                let message = format!("Deleted pod: {name}");
+                self.recorder.event(&object_ref(set), EventType::Normal, "SuccessfulDelete", &message);
+                Ok(())
+            }
+            Err(error) => {
+                // Deleting again what may be going already does no harm.
+                self.expectations.lock().not_deleted(meta::uid(&set.metadata), pod_uid);
+                if error.is_not_found() || error.is_conflict() {
+                    return Ok(());
+                }
+                let message = format!("Error deleting: {error}");
+                self.recorder.event(&object_ref(set), EventType::Warning, "FailedDelete", &message);
+                Err(error)
+            }
+        }
+    }
+
+    async fn write_status(&self, set: &ReplicaSet, active: &[Arc<Pod>], terminating: usize, failure: Option<&Failure>) -> Result<()> {
+        let status = plan::status(set, active, terminating, failure, self.clock.now_seconds());
+        if set.status.as_ref().is_some_and(|old| plan::same_status(old, &status)) {
+            return Ok(());
+        }
+        let wanted = ReplicaSet { status: Some(status), ..set.clone() };
+        let written = self.set_api.update_status(meta::namespace(&set.metadata), meta::name(&set.metadata), &wanted).await;
+        match written {
+            // The next pass of this set must not look at the status of before.
+            Ok(written) => self.sets.wait_for(meta::revision(&written.metadata)).await,
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+}
+
+fn desired(set: &ReplicaSet) -> usize {
+    usize::try_from(plan::desired(set)).unwrap_or(0)
+}
+
+fn owner_of(pod: &Pod) -> Option<&OwnerReference> {
+    owner::controller_of(&pod.metadata).filter(|owner| owner.kind == KIND)
+}
+
+/// Whether a set would count the Pod differently: most updates of a Pod concern its set not at all.
+fn counts_differently(old: &Pod, new: &Pod) -> bool {
+    pod::is_active(old) != pod::is_active(new)
+        || pod::is_terminating(old) != pod::is_terminating(new)
+        || pod::is_ready(old) != pod::is_ready(new)
+        || pod::ready_since(old) != pod::ready_since(new)
+}
+
+fn selector_of(set: &ReplicaSet) -> Result<LabelSelector> {
+    let selector = set.spec.as_ref().map(|spec| &spec.selector);
+    LabelSelector::from_typed(selector).map_err(|error| Error::Selector(error.to_string()))
+}

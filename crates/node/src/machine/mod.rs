@@ -1,0 +1,263 @@
+//! The Pod machine: what should happen next to one Pod, as a pure function of its object, what
+//! its worker knows, and the time. Touches no runtime, file, socket or clock; the worker acts.
+//! Upstream counterpart: `computePodActions` and `getPhase` in `pkg/kubelet`.
+
+pub mod plan;
+pub mod status;
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use skeg_base::Timestamp;
+use skeg_runtime as runtime;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Crash back-off: upstream's `containerBackOffPeriod` and `MaxContainerBackOff`.
+pub const CRASH_BACKOFF_MIN: Duration = Duration::from_secs(10);
+pub const CRASH_BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// A container that ran so long after its last crash starts afresh.
+const CRASH_BACKOFF_RESET: Duration = Duration::from_secs(600);
+
+/// What a worker knows of its Pod beyond the API object.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    pub sandbox: Sandbox,
+    pub volumes: Volumes,
+    pub containers: BTreeMap<String, ContainerMemory>,
+    /// The Pod's end, decided by the node: rejected, past its deadline, …
+    pub ended: Option<Ended>,
+    pub start_time: Option<Timestamp>,
+    /// Addresses, once there is a network; they stay in the status after the sandbox is gone.
+    pub pod_ips: Vec<String>,
+    /// The status that says the Pod is terminal is stored.
+    pub terminal_stored: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Sandbox {
+    #[default]
+    Missing,
+    /// Creation failed; again at that time.
+    Failed { retry_at: Timestamp },
+    Creating,
+    Ready,
+    /// Its supervisor died: everything in it is lost.
+    Dead,
+    Removing,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Volumes {
+    #[default]
+    Missing,
+    Preparing,
+    Failed { retry_at: Timestamp },
+    Ready,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ended {
+    pub phase: &'static str,
+    pub reason: String,
+    pub message: String,
+}
+
+/// What is known of one container of the Pod.
+#[derive(Clone, Debug, Default)]
+pub struct ContainerMemory {
+    pub current: Option<Run>,
+    /// The run before the current one.
+    pub previous: Option<Run>,
+    pub busy: Option<Busy>,
+    /// Why it cannot be started at the moment.
+    pub waiting: Option<Waiting>,
+    /// Not before this, after a failure to pull, configure or create.
+    pub retry_at: Option<Timestamp>,
+    pub backoff: Option<CrashBackoff>,
+    pub probes: Probes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Busy {
+    Starting,
+    Stopping,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Waiting {
+    pub reason: String,
+    pub message: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CrashBackoff {
+    pub delay: Duration,
+    /// When the crash that set it happened.
+    pub updated: Timestamp,
+}
+
+/// What probes have found about the current run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Probes {
+    /// Startup probe: passed. Without one, true as soon as the container runs.
+    pub started: bool,
+    /// Readiness probe: succeeding. Without one, true.
+    pub ready: bool,
+    /// A liveness or startup probe failed: kill it, saying this.
+    pub kill: Option<String>,
+    /// Grace of that kill, where the probe has its own.
+    pub kill_grace: Option<i64>,
+}
+
+/// One run of a container.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Run {
+    pub id: String,
+    pub attempt: u32,
+    pub state: runtime::ContainerState,
+    pub started_at: Option<Timestamp>,
+    pub finished_at: Option<Timestamp>,
+    pub exit_code: i32,
+    pub signal: Option<i32>,
+    /// `Completed`, `Error`, `OOMKilled`, `StartError`, …
+    pub reason: String,
+    pub message: String,
+    pub image_id: String,
+    /// The image as the status shows it.
+    pub image: String,
+}
+
+impl Run {
+    pub fn is_running(&self) -> bool {
+        self.state == runtime::ContainerState::Running
+    }
+
+    pub fn is_exited(&self) -> bool {
+        self.state == runtime::ContainerState::Exited
+    }
+
+    pub fn succeeded(&self) -> bool {
+        self.is_exited() && self.exit_code == 0
+    }
+}
+
+impl ContainerMemory {
+    pub fn run(&self) -> Option<&Run> {
+        self.current.as_ref()
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.current.as_ref().is_some_and(Run::is_running)
+    }
+
+    /// The attempt number of the next run.
+    pub fn next_attempt(&self) -> u32 {
+        self.current.as_ref().map_or(0, |run| run.attempt + 1)
+    }
+
+    /// When a container that ended at `finished` may start again, by its crash back-off.
+    pub fn restart_at(&self, finished: Timestamp) -> Option<Timestamp> {
+        let backoff = self.live_backoff(finished)?;
+        finished.checked_add(backoff.delay).ok()
+    }
+
+    /// The back-off after another restart.
+    pub fn next_backoff(&self, finished: Timestamp) -> CrashBackoff {
+        let delay = self.live_backoff(finished).map_or(CRASH_BACKOFF_MIN, |b| (b.delay * 2).min(CRASH_BACKOFF_MAX));
+        CrashBackoff { delay, updated: finished }
+    }
+
+    fn live_backoff(&self, finished: Timestamp) -> Option<CrashBackoff> {
+        let reset = |b: &CrashBackoff| b.updated.checked_add(CRASH_BACKOFF_RESET).unwrap_or(Timestamp::MAX);
+        self.backoff.filter(|b| finished <= reset(b))
+    }
+}
+
+impl Memory {
+    pub fn container(&self, name: &str) -> Option<&ContainerMemory> {
+        self.containers.get(name)
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.containers.values().all(|c| c.busy.is_none())
+    }
+}
+
+pub fn spec(pod: &Pod) -> &PodSpec {
+    static EMPTY: std::sync::LazyLock<PodSpec> = std::sync::LazyLock::new(PodSpec::default);
+    pod.spec.as_ref().unwrap_or(&EMPTY)
+}
+
+pub fn init_containers(spec: &PodSpec) -> &[Container] {
+    spec.init_containers.as_deref().unwrap_or_default()
+}
+
+/// Init containers, then main containers.
+pub fn all_containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
+    init_containers(spec).iter().chain(&spec.containers)
+}
+
+pub fn is_deleting(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_some()
+}
+
+/// Whether a container whose run ended with this code runs again (KEP-5307 rules first, then the
+/// container's own policy, then the Pod's).
+pub fn restarts(spec: &PodSpec, container: &Container, is_init: bool, exit_code: i32) -> bool {
+    for rule in container.restart_policy_rules.iter().flatten() {
+        let Some(codes) = &rule.exit_codes else { continue };
+        let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
+        let hit = if codes.operator == "NotIn" { !listed } else { listed };
+        if hit {
+            return rule.action == "Restart";
+        }
+    }
+    let own = container.restart_policy.as_deref();
+    match own.or(spec.restart_policy.as_deref()).unwrap_or("Always") {
+        "Never" => false,
+        // An init container that succeeded is done, whatever the Pod's policy.
+        "Always" => !(is_init && own != Some("Always") && exit_code == 0),
+        _ => exit_code != 0,
+    }
+}
+
+/// The main containers have nothing left to do, now or later.
+pub fn mains_finished(pod_spec: &PodSpec, memory: &Memory) -> bool {
+    pod_spec.containers.iter().all(|container| {
+        let Some(run) = memory.container(&container.name).and_then(ContainerMemory::run) else { return false };
+        run.is_exited() && !restarts(pod_spec, container, false, run.exit_code)
+    })
+}
+
+/// An init container that failed for good.
+pub fn failed_init<'a>(pod_spec: &'a PodSpec, memory: &Memory) -> Option<&'a Container> {
+    init_containers(pod_spec).iter().find(|container| {
+        !skeg_api::predicates::is_sidecar(container)
+            && memory.container(&container.name).and_then(ContainerMemory::run).is_some_and(|run| {
+                run.is_exited() && run.exit_code != 0 && !restarts(pod_spec, container, true, run.exit_code)
+            })
+    })
+}
+
+/// The Pod will never run anything again.
+pub fn is_finished(pod: &Pod, memory: &Memory) -> bool {
+    let spec = spec(pod);
+    memory.ended.is_some() || failed_init(spec, memory).is_some() || mains_finished(spec, memory)
+}
+
+/// All init containers did their part: plain ones succeeded, sidecars have started.
+pub fn initialized(spec: &PodSpec, memory: &Memory) -> bool {
+    mains_begun(spec, memory)
+        || init_containers(spec).iter().all(|container| {
+            let Some(known) = memory.container(&container.name) else { return false };
+            if skeg_api::predicates::is_sidecar(container) {
+                known.is_running() && known.probes.started
+            } else {
+                known.run().is_some_and(Run::succeeded)
+            }
+        })
+}
+
+/// Whether any main container was ever started: init containers are then not looked at again.
+pub fn mains_begun(spec: &PodSpec, memory: &Memory) -> bool {
+    spec.containers.iter().any(|c| memory.container(&c.name).is_some_and(|m| m.current.is_some()))
+}

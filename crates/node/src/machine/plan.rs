@@ -1,0 +1,379 @@
+//! The decisions.
+
+use super::*;
+use skeg_api::predicates::is_sidecar;
+
+/// One thing the worker does. Those that take time run beside each other; what they are about is
+/// marked busy in [`Memory`] until they are done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    PrepareVolumes,
+    CreateSandbox,
+    /// Everything in it has ended, or it is dead.
+    RemoveSandbox,
+    Start { container: String },
+    Stop { container: String, message: String, grace: Option<i64> },
+    /// Ends the Pod by the node's own decision.
+    End(Ended),
+    /// Nothing is left on this host: delete the object.
+    Finish,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    pub actions: Vec<Action>,
+    /// Plan again then, if nothing happens before.
+    pub wake_at: Option<Timestamp>,
+}
+
+impl Plan {
+    fn wake(&mut self, at: Timestamp) {
+        self.wake_at = Some(self.wake_at.map_or(at, |old| old.min(at)));
+    }
+
+    fn stop(&mut self, container: &str, message: impl Into<String>, grace: Option<i64>) {
+        self.actions.push(Action::Stop { container: container.to_owned(), message: message.into(), grace });
+    }
+}
+
+/// What to do now. `gone` says that the object does not exist any more.
+pub fn plan(pod: &Pod, gone: bool, memory: &Memory, now: Timestamp) -> Plan {
+    let mut plan = Plan::default();
+    let spec = spec(pod);
+    if memory.ended.is_none()
+        && !is_deleting(pod)
+        && let Some(ended) = past_deadline(spec, memory, now, &mut plan)
+    {
+        plan.actions.push(Action::End(ended));
+        return plan;
+    }
+    let leaving = gone || is_deleting(pod);
+    if leaving || is_finished(pod, memory) {
+        wind_down(pod, leaving, memory, &mut plan);
+        return plan;
+    }
+    match &memory.sandbox {
+        Sandbox::Dead if memory.is_idle() => plan.actions.push(Action::RemoveSandbox),
+        Sandbox::Missing => plan.actions.push(Action::CreateSandbox),
+        Sandbox::Failed { retry_at } if *retry_at <= now => plan.actions.push(Action::CreateSandbox),
+        Sandbox::Failed { retry_at } => plan.wake(*retry_at),
+        _ => {}
+    }
+    match &memory.volumes {
+        Volumes::Missing => plan.actions.push(Action::PrepareVolumes),
+        Volumes::Failed { retry_at } if *retry_at <= now => plan.actions.push(Action::PrepareVolumes),
+        Volumes::Failed { retry_at } => plan.wake(*retry_at),
+        _ => {}
+    }
+    if memory.sandbox == Sandbox::Ready && memory.volumes == Volumes::Ready {
+        containers(spec, memory, now, &mut plan);
+    }
+    plan
+}
+
+fn past_deadline(spec: &PodSpec, memory: &Memory, now: Timestamp, plan: &mut Plan) -> Option<Ended> {
+    let seconds = u64::try_from(spec.active_deadline_seconds?).ok()?;
+    let deadline = memory.start_time?.checked_add(Duration::from_secs(seconds)).ok()?;
+    if now < deadline {
+        plan.wake(deadline);
+        return None;
+    }
+    Some(Ended {
+        phase: "Failed",
+        reason: "DeadlineExceeded".into(),
+        message: "Pod was active on the node longer than the specified deadline".into(),
+    })
+}
+
+fn containers(spec: &PodSpec, memory: &Memory, now: Timestamp, plan: &mut Plan) {
+    let begun = mains_begun(spec, memory);
+    let mut gate_open = true;
+    for container in init_containers(spec) {
+        let sidecar = is_sidecar(container);
+        if begun && !sidecar {
+            continue;
+        }
+        if !begun && !gate_open {
+            break;
+        }
+        one(spec, container, true, memory, now, plan);
+        let known = memory.container(&container.name);
+        gate_open = if sidecar {
+            known.is_some_and(|m| m.is_running() && m.probes.started)
+        } else {
+            known.and_then(ContainerMemory::run).is_some_and(Run::succeeded)
+        };
+    }
+    if begun || gate_open {
+        for container in &spec.containers {
+            one(spec, container, false, memory, now, plan);
+        }
+    }
+}
+
+/// Keeps one container as it should be: running, or ended for good.
+fn one(spec: &PodSpec, container: &Container, is_init: bool, memory: &Memory, now: Timestamp, plan: &mut Plan) {
+    let name = &container.name;
+    let start = |plan: &mut Plan| plan.actions.push(Action::Start { container: name.clone() });
+    let Some(known) = memory.container(name) else { return start(plan) };
+    if known.busy.is_some() {
+        return;
+    }
+    if let Some(at) = known.retry_at.filter(|at| *at > now) {
+        return plan.wake(at);
+    }
+    match &known.current {
+        None => start(plan),
+        Some(run) if run.is_exited() => {
+            if !restarts(spec, container, is_init, run.exit_code) {
+                return;
+            }
+            match run.finished_at.and_then(|finished| known.restart_at(finished)) {
+                Some(at) if at > now => plan.wake(at),
+                _ => start(plan),
+            }
+        }
+        Some(run) if run.is_running() => {
+            if let Some(why) = &known.probes.kill {
+                plan.stop(name, format!("{why}, will be restarted"), known.probes.kill_grace);
+            }
+        }
+        // Created but never started: its start was interrupted (the agent died between the two).
+        Some(_) => plan.stop(name, "", Some(0)),
+    }
+}
+
+/// Ends what still runs: main containers together, then sidecars one by one in reverse order;
+/// then the sandbox, then, for a Pod that is being deleted, the object.
+fn wind_down(pod: &Pod, leaving: bool, memory: &Memory, plan: &mut Plan) {
+    let spec = spec(pod);
+    let grace = if leaving { pod.metadata.deletion_grace_period_seconds } else { None };
+    let alive = |name: &str| {
+        memory.container(name).is_some_and(|m| m.busy.is_some() || m.run().is_some_and(|run| !run.is_exited()))
+    };
+    let idle_and_alive = |name: &str| alive(name) && memory.container(name).is_some_and(|m| m.busy.is_none());
+    let (sidecars, inits): (Vec<_>, Vec<_>) = init_containers(spec).iter().partition(|c| is_sidecar(c));
+    let sandbox_lost = matches!(memory.sandbox, Sandbox::Dead);
+    let mut any_alive = false;
+    if !sandbox_lost {
+        for container in spec.containers.iter().chain(inits) {
+            any_alive |= alive(&container.name);
+            if idle_and_alive(&container.name) {
+                plan.stop(&container.name, "Stopping container", grace);
+            }
+        }
+        if any_alive {
+            return;
+        }
+        if let Some(last) = sidecars.iter().rev().find(|c| alive(&c.name)) {
+            if idle_and_alive(&last.name) {
+                plan.stop(&last.name, "Stopping container", grace);
+            }
+            return;
+        }
+    }
+    if !memory.is_idle() || matches!(memory.volumes, Volumes::Preparing) {
+        return;
+    }
+    match memory.sandbox {
+        Sandbox::Creating | Sandbox::Removing => {}
+        // How the containers ended must be stored before the runtime forgets it.
+        Sandbox::Ready | Sandbox::Dead if leaving || memory.terminal_stored => {
+            plan.actions.push(Action::RemoveSandbox);
+        }
+        Sandbox::Ready | Sandbox::Dead => {}
+        Sandbox::Missing | Sandbox::Failed { .. } if leaving => plan.actions.push(Action::Finish),
+        Sandbox::Missing | Sandbox::Failed { .. } => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + seconds).unwrap()
+    }
+
+    fn pod(spec: Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": spec})).unwrap()
+    }
+
+    fn ready() -> Memory {
+        Memory { sandbox: Sandbox::Ready, volumes: Volumes::Ready, start_time: Some(at(0)), ..Default::default() }
+    }
+
+    fn run(state: runtime::ContainerState, exit_code: i32) -> Run {
+        Run {
+            id: "id".into(),
+            attempt: 0,
+            state,
+            started_at: Some(at(0)),
+            finished_at: (state == runtime::ContainerState::Exited).then(|| at(1)),
+            exit_code,
+            signal: None,
+            reason: String::new(),
+            message: String::new(),
+            image_id: String::new(),
+            image: String::new(),
+        }
+    }
+
+    fn running() -> ContainerMemory {
+        let probes = Probes { started: true, ready: true, ..Default::default() };
+        ContainerMemory { current: Some(run(runtime::ContainerState::Running, 0)), probes, ..Default::default() }
+    }
+
+    fn exited(code: i32) -> ContainerMemory {
+        ContainerMemory { current: Some(run(runtime::ContainerState::Exited, code)), ..Default::default() }
+    }
+
+    fn with(mut memory: Memory, containers: &[(&str, ContainerMemory)]) -> Memory {
+        memory.containers.extend(containers.iter().map(|(n, c)| ((*n).to_owned(), c.clone())));
+        memory
+    }
+
+    /// Actions in one line each.
+    fn names(plan: &Plan) -> Vec<String> {
+        plan.actions
+            .iter()
+            .map(|action| match action {
+                Action::Start { container } => format!("start {container}"),
+                Action::Stop { container, .. } => format!("stop {container}"),
+                Action::End(ended) => format!("end {}", ended.reason),
+                other => format!("{other:?}"),
+            })
+            .collect()
+    }
+
+    fn check(pod: &Pod, memory: &Memory, now: i64, expected: &[&str]) -> Plan {
+        let plan = plan(pod, false, memory, at(now));
+        assert_eq!(names(&plan), expected);
+        plan
+    }
+
+    #[test]
+    fn a_new_pod_gets_its_sandbox_and_volumes_then_its_containers_together() {
+        let pod = pod(json!({"containers": [{"name": "a"}, {"name": "b"}]}));
+        check(&pod, &Memory::default(), 0, &["CreateSandbox", "PrepareVolumes"]);
+        check(&pod, &ready(), 0, &["start a", "start b"]);
+        let starting = ContainerMemory { busy: Some(Busy::Starting), ..Default::default() };
+        check(&pod, &with(ready(), &[("a", starting), ("b", running())]), 0, &[]);
+    }
+
+    #[test]
+    fn init_containers_run_in_order_and_sidecars_gate() {
+        let pod = pod(json!({
+            "initContainers": [{"name": "i1"}, {"name": "s", "restartPolicy": "Always"}, {"name": "i2"}],
+            "containers": [{"name": "a"}]
+        }));
+        check(&pod, &ready(), 0, &["start i1"]);
+        check(&pod, &with(ready(), &[("i1", running())]), 0, &[]);
+        check(&pod, &with(ready(), &[("i1", exited(0))]), 2, &["start s"]);
+        let mut unstarted = running();
+        unstarted.probes.started = false;
+        check(&pod, &with(ready(), &[("i1", exited(0)), ("s", unstarted)]), 2, &[]);
+        check(&pod, &with(ready(), &[("i1", exited(0)), ("s", running())]), 2, &["start i2"]);
+        let all = with(ready(), &[("i1", exited(0)), ("s", running()), ("i2", exited(0))]);
+        check(&pod, &all, 2, &["start a"]);
+        // Once the main container began, only the sidecar is kept alive.
+        let begun = with(all, &[("a", running()), ("s", exited(1))]);
+        check(&pod, &begun, 2, &["start s"]);
+    }
+
+    #[test]
+    fn restart_policies_decide() {
+        for (policy, code, restarts) in [
+            ("Always", 0, true),
+            ("Always", 1, true),
+            ("OnFailure", 0, false),
+            ("OnFailure", 1, true),
+            ("Never", 1, false),
+        ] {
+            let pod = pod(json!({"restartPolicy": policy, "containers": [{"name": "a"}, {"name": "b"}]}));
+            let memory = with(ready(), &[("a", exited(code)), ("b", running())]);
+            let expected: &[&str] = if restarts { &["start a"] } else { &[] };
+            check(&pod, &memory, 2, expected);
+        }
+        let rules = json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]);
+        let pod = pod(json!({"restartPolicy": "Never", "containers": [
+            {"name": "a", "restartPolicy": "Never", "restartPolicyRules": rules}, {"name": "b"}]}));
+        check(&pod, &with(ready(), &[("a", exited(42)), ("b", running())]), 2, &["start a"]);
+        check(&pod, &with(ready(), &[("a", exited(41)), ("b", running())]), 2, &[]);
+    }
+
+    #[test]
+    fn crashes_back_off_by_doubling_and_forget() {
+        let pod = pod(json!({"containers": [{"name": "a"}]}));
+        let mut crashed = exited(1);
+        // The first restart is immediate; it sets ten seconds for the next.
+        check(&pod, &with(ready(), &[("a", crashed.clone())]), 1, &["start a"]);
+        crashed.backoff = Some(crashed.next_backoff(at(1)));
+        let plan = check(&pod, &with(ready(), &[("a", crashed.clone())]), 2, &[]);
+        assert_eq!(plan.wake_at, Some(at(11)));
+        check(&pod, &with(ready(), &[("a", crashed.clone())]), 11, &["start a"]);
+        for _ in 0..10 {
+            crashed.backoff = Some(crashed.next_backoff(at(1)));
+        }
+        assert_eq!(crashed.backoff.unwrap().delay, CRASH_BACKOFF_MAX);
+        assert_eq!(crashed.next_backoff(at(602)).delay, CRASH_BACKOFF_MIN);
+    }
+
+    #[test]
+    fn a_failed_probe_stops_the_container() {
+        let pod = pod(json!({"containers": [{"name": "a"}]}));
+        let mut sick = running();
+        sick.probes.kill = Some("Container a failed liveness probe".into());
+        let plan = check(&pod, &with(ready(), &[("a", sick)]), 0, &["stop a"]);
+        let Action::Stop { message, .. } = &plan.actions[0] else { panic!() };
+        assert_eq!(message, "Container a failed liveness probe, will be restarted");
+    }
+
+    #[test]
+    fn deletion_stops_mains_then_sidecars_backwards_then_the_rest() {
+        let mut pod = pod(json!({
+            "initContainers": [{"name": "s1", "restartPolicy": "Always"}, {"name": "s2", "restartPolicy": "Always"}],
+            "containers": [{"name": "a"}, {"name": "b"}]
+        }));
+        pod.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(0)));
+        let up = with(ready(), &[("s1", running()), ("s2", running()), ("a", running()), ("b", running())]);
+        check(&pod, &up, 0, &["stop a", "stop b"]);
+        let down = with(up, &[("a", exited(0)), ("b", exited(0))]);
+        check(&pod, &down, 0, &["stop s2"]);
+        let down = with(down, &[("s2", exited(0))]);
+        check(&pod, &down, 0, &["stop s1"]);
+        let down = with(down, &[("s1", exited(0))]);
+        check(&pod, &down, 0, &["RemoveSandbox"]);
+        let gone = Memory { sandbox: Sandbox::Missing, ..down };
+        check(&pod, &gone, 0, &["Finish"]);
+    }
+
+    #[test]
+    fn a_finished_pod_keeps_its_sandbox_until_its_end_is_stored() {
+        let pod = pod(json!({"restartPolicy": "Never", "containers": [{"name": "a"}]}));
+        let mut memory = with(ready(), &[("a", exited(3))]);
+        check(&pod, &memory, 2, &[]);
+        memory.terminal_stored = true;
+        check(&pod, &memory, 2, &["RemoveSandbox"]);
+        memory.sandbox = Sandbox::Missing;
+        check(&pod, &memory, 2, &[]);
+    }
+
+    #[test]
+    fn the_deadline_ends_the_pod() {
+        let pod = pod(json!({"activeDeadlineSeconds": 5, "containers": [{"name": "a"}]}));
+        let memory = with(ready(), &[("a", running())]);
+        assert_eq!(check(&pod, &memory, 2, &[]).wake_at, Some(at(5)));
+        check(&pod, &memory, 5, &["end DeadlineExceeded"]);
+    }
+
+    #[test]
+    fn a_dead_sandbox_is_rebuilt() {
+        let pod = pod(json!({"containers": [{"name": "a"}]}));
+        let memory = Memory { sandbox: Sandbox::Dead, ..with(ready(), &[("a", exited(137))]) };
+        check(&pod, &memory, 2, &["RemoveSandbox"]);
+        let memory = Memory { sandbox: Sandbox::Missing, ..memory };
+        check(&pod, &memory, 2, &["CreateSandbox"]);
+    }
+}

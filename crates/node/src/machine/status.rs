@@ -1,0 +1,417 @@
+//! The Pod's status as the API shows it, computed anew from what is known each time.
+
+use super::*;
+use k8s_openapi::api::core::v1::{
+    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP,
+    PodCondition, PodIP, PodStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use skeg_api::predicates::is_sidecar;
+
+/// The scheme of our container ids.
+pub const CONTAINER_ID_SCHEME: &str = "skeg://";
+
+/// The part of the status that belongs to the node.
+pub fn status(pod: &Pod, memory: &Memory, host_ips: &[String], qos_class: &str, now: Timestamp) -> PodStatus {
+    let spec = spec(pod);
+    let old = pod.status.as_ref();
+    let init = init_containers(spec);
+    let initialized = initialized(spec, memory);
+    let statuses = |containers: &[Container], is_init: bool| -> Vec<ContainerStatus> {
+        containers.iter().map(|c| container_status(pod, c, is_init, initialized, memory, now)).collect()
+    };
+    let init_statuses = statuses(init, true);
+    let main_statuses = statuses(&spec.containers, false);
+    let phase = phase(spec, memory, initialized);
+    let ended = memory.ended.as_ref();
+    let mut out = PodStatus {
+        phase: Some(phase.to_owned()),
+        reason: ended.map(|e| e.reason.clone()).filter(|r| !r.is_empty()),
+        message: ended.map(|e| e.message.clone()).filter(|m| !m.is_empty()),
+        host_ip: host_ips.first().cloned(),
+        host_ips: (!host_ips.is_empty()).then(|| host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect()),
+        pod_ip: memory.pod_ips.first().cloned(),
+        pod_ips: (!memory.pod_ips.is_empty())
+            .then(|| memory.pod_ips.iter().map(|ip| PodIP { ip: ip.clone() }).collect()),
+        start_time: memory.start_time.map(Time),
+        qos_class: Some(qos_class.to_owned()),
+        observed_generation: pod.metadata.generation,
+        ..Default::default()
+    };
+    out.conditions = Some(conditions(pod, memory, phase, initialized, &init_statuses, &main_statuses, now));
+    // A Pod the node turned away never had containers.
+    let rejected = ended.is_some() && memory.start_time.is_some() && memory.containers.is_empty();
+    if !rejected || old.is_some_and(|s| s.container_statuses.is_some()) {
+        out.container_statuses = Some(main_statuses);
+        out.init_container_statuses = (!init_statuses.is_empty()).then_some(init_statuses);
+    }
+    out
+}
+
+/// Upstream's `getPhase`.
+fn phase(spec: &PodSpec, memory: &Memory, initialized: bool) -> &'static str {
+    if let Some(ended) = &memory.ended {
+        return ended.phase;
+    }
+    if failed_init(spec, memory).is_some() {
+        return "Failed";
+    }
+    if !initialized {
+        return "Pending";
+    }
+    let (mut waiting, mut running, mut succeeded, mut failed, mut restarting) = (0, 0, 0, 0, 0);
+    for container in &spec.containers {
+        match memory.container(&container.name).and_then(ContainerMemory::run) {
+            None => waiting += 1,
+            Some(run) if run.is_exited() => {
+                if restarts(spec, container, false, run.exit_code) {
+                    restarting += 1;
+                } else if run.exit_code == 0 {
+                    succeeded += 1;
+                } else {
+                    failed += 1;
+                }
+            }
+            Some(run) if run.is_running() => running += 1,
+            Some(_) => waiting += 1,
+        }
+    }
+    if waiting > 0 {
+        return "Pending";
+    }
+    if running > 0 || restarting > 0 {
+        return "Running";
+    }
+    // Sidecars outlive the main containers; the Pod runs until they ended too.
+    let sidecar_alive = init_containers(spec)
+        .iter()
+        .any(|c| is_sidecar(c) && memory.container(&c.name).is_some_and(ContainerMemory::is_running));
+    match (sidecar_alive, succeeded, failed) {
+        (true, _, _) => "Running",
+        (_, _, 0) => "Succeeded",
+        _ => "Failed",
+    }
+}
+
+fn container_status(
+    pod: &Pod,
+    container: &Container,
+    is_init: bool,
+    initialized: bool,
+    memory: &Memory,
+    now: Timestamp,
+) -> ContainerStatus {
+    let spec = spec(pod);
+    let none = ContainerMemory::default();
+    let known = memory.container(&container.name).unwrap_or(&none);
+    let image = container.image.clone().unwrap_or_default();
+    let mut out = ContainerStatus {
+        name: container.name.clone(),
+        image: image.clone(),
+        image_id: String::new(),
+        ready: false,
+        restart_count: known.current.as_ref().map_or(0, |run| run.attempt as i32),
+        started: Some(false),
+        ..Default::default()
+    };
+    let waiting = |reason: &str, message: &str| ContainerState {
+        waiting: Some(ContainerStateWaiting {
+            reason: Some(reason.to_owned()),
+            message: (!message.is_empty()).then(|| message.to_owned()),
+        }),
+        ..Default::default()
+    };
+    let default_reason = if !is_init && !initialized || is_init && !init_containers(spec).is_empty() {
+        "PodInitializing"
+    } else {
+        "ContainerCreating"
+    };
+    let over = is_finished(pod, memory) || is_deleting(pod);
+    let mut last = known.previous.as_ref();
+    let state = match &known.current {
+        None => match &known.waiting {
+            Some(why) => waiting(&why.reason, &why.message),
+            None => waiting(if is_init && known.busy.is_none() { "PodInitializing" } else { default_reason }, ""),
+        },
+        Some(run) if run.is_running() => {
+            fill_run(&mut out, run);
+            ContainerState {
+                running: Some(ContainerStateRunning { started_at: run.started_at.map(seconds) }),
+                ..Default::default()
+            }
+        }
+        Some(run) if run.is_exited() => {
+            fill_run(&mut out, run);
+            let again = !over && restarts(spec, container, is_init, run.exit_code);
+            let held_until = run.finished_at.and_then(|at| known.restart_at(at)).filter(|at| *at > now);
+            match (again, &known.waiting, held_until) {
+                (true, Some(why), _) => {
+                    last = Some(run);
+                    waiting(&why.reason, &why.message)
+                }
+                (true, None, Some(_)) => {
+                    last = Some(run);
+                    waiting("CrashLoopBackOff", &backoff_message(pod, container, known))
+                }
+                _ => terminated(run),
+            }
+        }
+        Some(_) => waiting(default_reason, ""),
+    };
+    let running = known.is_running();
+    let sidecar = is_init && is_sidecar(container);
+    out.started = Some(running && (known.probes.started || is_init && !sidecar && known.busy.is_none()));
+    out.ready = if is_init && !sidecar {
+        known.run().is_some_and(Run::succeeded)
+    } else {
+        running && known.probes.started && known.probes.ready && known.busy != Some(Busy::Stopping)
+    };
+    out.state = Some(state);
+    out.last_state = Some(last.map(terminated).unwrap_or_default());
+    if running {
+        out.allocated_resources = container.resources.as_ref().and_then(|r| r.requests.clone());
+        out.resources = container.resources.clone().map(|mut r| {
+            r.claims = None;
+            r
+        });
+    }
+    out.volume_mounts = container.volume_mounts.as_ref().map(|mounts| {
+        mounts
+            .iter()
+            .map(|m| k8s_openapi::api::core::v1::VolumeMountStatus {
+                mount_path: m.mount_path.clone(),
+                name: m.name.clone(),
+                read_only: m.read_only.filter(|ro| *ro),
+                recursive_read_only: (m.read_only == Some(true))
+                    .then(|| m.recursive_read_only.clone().unwrap_or_else(|| "Disabled".into())),
+            })
+            .collect()
+    });
+    out
+}
+
+pub fn backoff_message(pod: &Pod, container: &Container, known: &ContainerMemory) -> String {
+    let delay = known.backoff.map_or(CRASH_BACKOFF_MIN, |b| b.delay).as_secs();
+    let meta = &pod.metadata;
+    let text = |s: &Option<String>| s.clone().unwrap_or_default();
+    format!(
+        "back-off {} restarting failed container={} pod={}_{}({})",
+        go_seconds(delay),
+        container.name,
+        text(&meta.name),
+        text(&meta.namespace),
+        text(&meta.uid)
+    )
+}
+
+/// Whole seconds as Go prints durations: `10s`, `1m20s`, `5m0s`.
+pub fn go_seconds(seconds: u64) -> String {
+    if seconds < 60 { format!("{seconds}s") } else { format!("{}m{}s", seconds / 60, seconds % 60) }
+}
+
+fn fill_run(out: &mut ContainerStatus, run: &Run) {
+    if !run.image.is_empty() {
+        out.image = run.image.clone();
+    }
+    out.image_id = run.image_id.clone();
+    out.container_id = (!run.id.is_empty()).then(|| format!("{CONTAINER_ID_SCHEME}{}", run.id));
+}
+
+fn seconds(at: Timestamp) -> Time {
+    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
+}
+
+fn terminated(run: &Run) -> ContainerState {
+    ContainerState {
+        terminated: Some(ContainerStateTerminated {
+            exit_code: run.exit_code,
+            signal: None,
+            reason: Some(run.reason.clone()),
+            message: (!run.message.is_empty()).then(|| run.message.clone()),
+            started_at: run.started_at.map(seconds),
+            finished_at: run.finished_at.map(seconds),
+            container_id: (!run.id.is_empty()).then(|| format!("{CONTAINER_ID_SCHEME}{}", run.id)),
+        }),
+        ..Default::default()
+    }
+}
+
+fn conditions(
+    pod: &Pod,
+    memory: &Memory,
+    phase: &str,
+    initialized: bool,
+    init: &[ContainerStatus],
+    main: &[ContainerStatus],
+    now: Timestamp,
+) -> Vec<PodCondition> {
+    let spec = spec(pod);
+    let old = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    let mut out = Vec::new();
+    let mut add = |kind: &str, verdict: Result<(), (&str, String)>, completed: bool| {
+        let (status, reason, message) = match verdict {
+            Ok(()) => ("True", completed.then(|| "PodCompleted".to_owned()), None),
+            Err((reason, message)) => {
+                ("False", Some(reason.to_owned()).filter(|r| !r.is_empty()), Some(message).filter(|m| !m.is_empty()))
+            }
+        };
+        let before = old.iter().find(|c| c.type_ == kind && c.status == status);
+        let since = before.and_then(|c| c.last_transition_time.clone()).unwrap_or_else(|| seconds(now));
+        out.push(PodCondition {
+            type_: kind.to_owned(),
+            status: status.to_owned(),
+            reason,
+            message,
+            last_transition_time: Some(since),
+            last_probe_time: None,
+            observed_generation: pod.metadata.generation,
+        });
+    };
+    let sandboxed = memory.sandbox == Sandbox::Ready;
+    add("PodReadyToStartContainers", if sandboxed { Ok(()) } else { Err(("", String::new())) }, false);
+    let succeeded = phase == "Succeeded";
+    let init_verdict = if initialized || succeeded {
+        Ok(())
+    } else {
+        let incomplete: Vec<&str> = init
+            .iter()
+            .zip(init_containers(spec))
+            .filter(|(status, c)| if is_sidecar(c) { status.started != Some(true) } else { !status.ready })
+            .map(|(status, _)| status.name.as_str())
+            .collect();
+        Err(("ContainersNotInitialized", format!("containers with incomplete status: [{}]", incomplete.join(" "))))
+    };
+    add("Initialized", init_verdict, succeeded);
+    let sidecars = init.iter().zip(init_containers(spec)).filter(|(_, c)| is_sidecar(c)).map(|(s, _)| s);
+    let unready: Vec<&str> =
+        sidecars.chain(main).filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
+    let containers_ready = match phase {
+        "Succeeded" => Err(("PodCompleted", String::new())),
+        "Failed" => Err(("PodFailed", String::new())),
+        _ if unready.is_empty() => Ok(()),
+        _ => Err(("ContainersNotReady", format!("containers with unready status: [{}]", unready.join(" ")))),
+    };
+    let gates: Vec<String> = spec
+        .readiness_gates
+        .iter()
+        .flatten()
+        .filter_map(|gate| {
+            let kind = &gate.condition_type;
+            match old.iter().find(|c| c.type_ == *kind) {
+                None => Some(format!("corresponding condition of pod readiness gate \"{kind}\" does not exist.")),
+                Some(c) if c.status != "True" => Some(format!(
+                    "the status of pod readiness gate \"{kind}\" is not \"True\", but {}",
+                    c.status
+                )),
+                Some(_) => None,
+            }
+        })
+        .collect();
+    let ready = match (&containers_ready, gates.is_empty()) {
+        (Ok(()), false) => Err(("ReadinessGatesNotReady", gates.join(", "))),
+        _ => containers_ready.clone(),
+    };
+    add("Ready", ready, false);
+    add("ContainersReady", containers_ready, false);
+    // The scheduler's condition; Pods bound without it get it from the node.
+    add("PodScheduled", Ok(()), false);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(1_700_000_100).unwrap()
+    }
+
+    fn run(attempt: u32, exit: Option<i32>) -> Run {
+        let start = Timestamp::from_second(1_700_000_000).unwrap();
+        Run {
+            id: format!("id{attempt}"),
+            attempt,
+            state: if exit.is_some() { runtime::ContainerState::Exited } else { runtime::ContainerState::Running },
+            started_at: Some(start),
+            finished_at: exit.map(|_| Timestamp::from_second(1_700_000_095).unwrap()),
+            exit_code: exit.unwrap_or(0),
+            signal: None,
+            reason: if exit == Some(0) { "Completed".into() } else { "Error".into() },
+            message: String::new(),
+            image_id: "img@sha256:1".into(),
+            image: "img".into(),
+        }
+    }
+
+    fn pod(policy: &str) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": "p", "namespace": "n", "uid": "u", "generation": 3},
+            "spec": {"restartPolicy": policy, "containers": [{"name": "a", "image": "img"}]}
+        }))
+        .unwrap()
+    }
+
+    fn memory(container: ContainerMemory) -> Memory {
+        let mut memory = Memory { sandbox: Sandbox::Ready, volumes: Volumes::Ready, ..Default::default() };
+        memory.start_time = Some(now());
+        memory.containers.insert("a".into(), container);
+        memory
+    }
+
+    fn condition<'a>(status: &'a PodStatus, kind: &str) -> &'a PodCondition {
+        status.conditions.as_ref().unwrap().iter().find(|c| c.type_ == kind).unwrap()
+    }
+
+    #[test]
+    fn a_running_ready_container_makes_the_pod_ready() {
+        let probes = Probes { started: true, ready: true, ..Default::default() };
+        let known = ContainerMemory { current: Some(run(0, None)), probes, ..Default::default() };
+        let status = status(&pod("Always"), &memory(known), &["10.0.0.1".into()], "BestEffort", now());
+        assert_eq!(status.phase.as_deref(), Some("Running"));
+        assert_eq!(condition(&status, "Ready").status, "True");
+        assert_eq!(condition(&status, "Ready").observed_generation, Some(3));
+        let container = &status.container_statuses.as_ref().unwrap()[0];
+        assert_eq!(container.container_id.as_deref(), Some("skeg://id0"));
+        assert!(container.ready);
+    }
+
+    #[test]
+    fn a_crash_loop_shows_waiting_with_the_last_state() {
+        let mut known = ContainerMemory { current: Some(run(2, Some(1))), ..Default::default() };
+        known.backoff = Some(CrashBackoff { delay: Duration::from_secs(80), updated: known.current.as_ref().unwrap().finished_at.unwrap() });
+        let status = status(&pod("Always"), &memory(known), &[], "BestEffort", now());
+        assert_eq!(status.phase.as_deref(), Some("Running"));
+        let container = &status.container_statuses.as_ref().unwrap()[0];
+        let waiting = container.state.as_ref().unwrap().waiting.as_ref().unwrap();
+        assert_eq!(waiting.reason.as_deref(), Some("CrashLoopBackOff"));
+        assert_eq!(waiting.message.as_deref(), Some("back-off 1m20s restarting failed container=a pod=p_n(u)"));
+        assert_eq!(container.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 1);
+        assert_eq!(container.restart_count, 2);
+    }
+
+    #[test]
+    fn ends_are_told_apart() {
+        for (policy, code, phase, reason) in
+            [("Never", 0, "Succeeded", "PodCompleted"), ("Never", 1, "Failed", "PodFailed"), ("OnFailure", 0, "Succeeded", "PodCompleted")]
+        {
+            let known = ContainerMemory { current: Some(run(0, Some(code))), ..Default::default() };
+            let status = status(&pod(policy), &memory(known), &[], "BestEffort", now());
+            assert_eq!(status.phase.as_deref(), Some(phase));
+            assert_eq!(condition(&status, "Ready").reason.as_deref(), Some(reason));
+        }
+    }
+
+    #[test]
+    fn times_stay_while_a_condition_does() {
+        let mut old = pod("Always");
+        let first = status(&old, &memory(ContainerMemory::default()), &[], "BestEffort", now());
+        old.status = Some(first.clone());
+        let later = Timestamp::from_second(1_700_000_200).unwrap();
+        let again = status(&old, &memory(ContainerMemory::default()), &[], "BestEffort", later);
+        assert_eq!(first, again);
+        let waiting = again.container_statuses.as_ref().unwrap()[0].state.as_ref().unwrap().waiting.as_ref().unwrap();
+        assert_eq!(waiting.reason.as_deref(), Some("ContainerCreating"));
+        assert_eq!(condition(&again, "Ready").message.as_deref(), Some("containers with unready status: [a]"));
+    }
+}

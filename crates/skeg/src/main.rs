@@ -1,0 +1,48 @@
+//! Skeg: Kubernetes in one small binary. This crate wires the parts together and is the command
+//! line; it decides nothing.
+
+mod cli;
+mod detach;
+mod down;
+mod image;
+mod instance;
+mod logging;
+mod settings;
+mod status;
+mod up;
+
+use std::process::ExitCode;
+
+/// An error that the user can do something about: printed as one line, exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UserError(pub String);
+
+/// `Err` of a [`UserError`], as `anyhow::bail!`.
+#[macro_export]
+macro_rules! refuse {
+    ($($arg:tt)*) => { return Err($crate::UserError(format!($($arg)*)).into()) };
+}
+
+fn main() -> ExitCode {
+    // The supervisors and container creators are this same binary, re-executed: they must run
+    // before anything here starts a thread or allocates much.
+    if let Some(code) = skeg_runtime::run_helper(std::env::args_os()) {
+        return ExitCode::from(code);
+    }
+    let cli = match <cli::Cli as clap::Parser>::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    match cli::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("skeg: {error:#}");
+            let user = error.downcast_ref::<UserError>().is_some();
+            ExitCode::from(if user { 2 } else { 1 })
+        }
+    }
+}

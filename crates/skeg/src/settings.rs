@@ -1,0 +1,196 @@
+//! Settings: flags over the configuration file over defaults, checked before anything starts.
+
+use crate::cli::Up;
+use crate::instance::Instance;
+use crate::refuse;
+use anyhow::{Context, Result};
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+/// What `--config FILE` may hold.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct ConfigFile {
+    listen: Option<SocketAddr>,
+    node_name: Option<String>,
+    pod_cidr: Option<Ipv4Net>,
+    service_cidr: Option<Ipv4Net>,
+    registries: Option<PathBuf>,
+    max_pods: Option<u32>,
+    seccomp_default: Option<bool>,
+}
+
+/// What a run of the cluster goes by. Kept in the data directory for the commands that find the
+/// cluster again.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Settings {
+    pub listen: SocketAddr,
+    pub node_name: String,
+    pub pod_cidr: Ipv4Net,
+    pub service_cidr: Ipv4Net,
+    pub registries: Option<PathBuf>,
+    pub max_pods: u32,
+    /// Containers without a seccomp profile of their own get RuntimeDefault. Upstream's default
+    /// is Unconfined.
+    pub seccomp_default: bool,
+}
+
+impl Settings {
+    /// The first address of the service range: `kubernetes.default`.
+    pub fn api_service_ip(&self) -> Ipv4Addr {
+        nth(self.service_cidr, 1)
+    }
+
+    /// The tenth: the cluster's DNS server.
+    pub fn dns_service_ip(&self) -> Ipv4Addr {
+        nth(self.service_cidr, 10)
+    }
+
+    /// The first address of the Pod range: the bridge's own.
+    pub fn gateway(&self) -> Ipv4Addr {
+        nth(self.pod_cidr, 1)
+    }
+
+    pub fn load(instance: &Instance) -> Result<Option<Self>> {
+        match std::fs::read(instance.path("settings.json")) {
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).context("settings.json")?)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).context("settings.json"),
+        }
+    }
+
+    pub fn save(&self, instance: &Instance) -> Result<()> {
+        let path = instance.path("settings.json");
+        let unfinished = instance.path("settings.json.new");
+        std::fs::write(&unfinished, serde_json::to_vec_pretty(self)?)?;
+        std::fs::rename(unfinished, path).context("settings.json")
+    }
+}
+
+fn nth(cidr: Ipv4Net, n: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(cidr.network()) + n)
+}
+
+/// Combines and checks.
+pub fn resolve(flags: &Up, instance: &Instance) -> Result<Settings> {
+    let file = match &flags.config {
+        None => ConfigFile::default(),
+        Some(path) => {
+            let Ok(text) = std::fs::read_to_string(path) else {
+                refuse!("--config {}: the file cannot be read", path.display());
+            };
+            match serde_saphyr::from_str(&text) {
+                Ok(file) => file,
+                Err(error) => refuse!("--config {}: {error}", path.display()),
+            }
+        }
+    };
+    let kept = Settings::load(instance)?;
+    let default_cidr = |text: &str| text.parse::<Ipv4Net>().context("a built-in range");
+    let kept_or = |pick: fn(&Settings) -> Ipv4Net, text: &str| kept.as_ref().map(pick).map_or_else(|| default_cidr(text), Ok);
+    let settings = Settings {
+        listen: flags.listen.or(file.listen).or(kept.as_ref().map(|kept| kept.listen)).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 6443))),
+        node_name: match flags.node_name.clone().or(file.node_name).or(kept.as_ref().map(|kept| kept.node_name.clone())) {
+            Some(name) => name,
+            None => host_name()?,
+        },
+        pod_cidr: flags.pod_cidr.or(file.pod_cidr).map_or_else(|| kept_or(|kept| kept.pod_cidr, "10.42.0.0/16"), Ok)?.trunc(),
+        service_cidr: flags.service_cidr.or(file.service_cidr).map_or_else(|| kept_or(|kept| kept.service_cidr, "10.43.0.0/16"), Ok)?.trunc(),
+        registries: flags.registries.clone().or(file.registries).map(std::path::absolute).transpose()?,
+        max_pods: flags.max_pods.or(file.max_pods).unwrap_or(110),
+        seccomp_default: file.seccomp_default.unwrap_or(true),
+    };
+    check(&settings)?;
+    if let Some(kept) = kept {
+        for (flag, old, new) in [
+            ("--pod-cidr", kept.pod_cidr, settings.pod_cidr),
+            ("--service-cidr", kept.service_cidr, settings.service_cidr),
+        ] {
+            if old != new {
+                refuse!("{flag} {new}: the cluster in {} was made with {old}; use that, or another --data-dir", instance.data_dir.display());
+            }
+        }
+    }
+    Ok(settings)
+}
+
+fn host_name() -> Result<String> {
+    Ok(nix::unistd::gethostname().context("the host name")?.to_string_lossy().to_lowercase())
+}
+
+fn check(settings: &Settings) -> Result<()> {
+    if let Some(why) = skeg_api::names::dns1123_subdomain(&settings.node_name).into_iter().next() {
+        refuse!("--node-name {:?}: {why}", settings.node_name);
+    }
+    let (pods, services) = (settings.pod_cidr, settings.service_cidr);
+    if pods.prefix_len() > 28 {
+        refuse!("--pod-cidr {pods}: a range of at least 16 addresses is needed, /28 or wider");
+    }
+    if services.prefix_len() > 27 || services.prefix_len() < 12 {
+        refuse!("--service-cidr {services}: a range between /12 and /27 is needed");
+    }
+    if pods.contains(&services) || services.contains(&pods) {
+        refuse!("--pod-cidr {pods} and --service-cidr {services} overlap: choose ranges that do not");
+    }
+    if settings.max_pods == 0 {
+        refuse!("--max-pods 0: a node takes at least one Pod");
+    }
+    if let Some(path) = &settings.registries
+        && let Err(error) = skeg_images::Registries::load(path)
+    {
+        refuse!("--registries {}: {error}", path.display());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve_flags(flags: &Up) -> Result<Settings> {
+        let directory = tempfile::tempdir().unwrap();
+        resolve(flags, &Instance::at(directory.path()).unwrap())
+    }
+
+    #[test]
+    fn defaults_are_upstreams_or_documented() {
+        let settings = resolve_flags(&Up { node_name: Some("n".into()), ..Up::default() }).unwrap();
+        assert_eq!(settings.listen.to_string(), "127.0.0.1:6443");
+        assert_eq!(settings.api_service_ip().to_string(), "10.43.0.1");
+        assert_eq!(settings.dns_service_ip().to_string(), "10.43.0.10");
+        assert_eq!(settings.gateway().to_string(), "10.42.0.1");
+        assert!(settings.seccomp_default);
+    }
+
+    #[test]
+    fn bad_settings_are_told_with_their_flag() {
+        let cidr = |text: &str| Some(text.parse().unwrap());
+        for (flags, part) in [
+            (Up { pod_cidr: cidr("10.0.0.0/8"), service_cidr: cidr("10.9.0.0/16"), ..Up::default() }, "overlap"),
+            (Up { pod_cidr: cidr("10.0.0.0/30"), ..Up::default() }, "--pod-cidr"),
+            (Up { service_cidr: cidr("10.0.0.0/30"), ..Up::default() }, "--service-cidr"),
+            (Up { node_name: Some("Not_A_Name".into()), ..Up::default() }, "--node-name"),
+            (Up { max_pods: Some(0), ..Up::default() }, "--max-pods"),
+            (Up { config: Some("/no/such/file".into()), ..Up::default() }, "--config"),
+        ] {
+            let flags = Up { node_name: flags.node_name.clone().or(Some("n".into())), ..flags };
+            let error = resolve_flags(&flags).unwrap_err();
+            assert!(error.downcast_ref::<crate::UserError>().is_some_and(|e| e.0.contains(part)), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_ranges_of_a_cluster_do_not_change() {
+        let directory = tempfile::tempdir().unwrap();
+        let instance = Instance::at(directory.path()).unwrap();
+        let flags = Up { node_name: Some("n".into()), pod_cidr: Some("10.77.0.0/16".parse().unwrap()), ..Up::default() };
+        resolve(&flags, &instance).unwrap().save(&instance).unwrap();
+        let again = resolve(&Up::default(), &instance).unwrap();
+        assert_eq!(again.pod_cidr.to_string(), "10.77.0.0/16");
+        let other = Up { pod_cidr: Some("10.78.0.0/16".parse().unwrap()), ..Up::default() };
+        assert!(resolve(&other, &instance).unwrap_err().to_string().contains("was made with 10.77.0.0/16"));
+    }
+}

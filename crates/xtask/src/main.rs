@@ -1,0 +1,60 @@
+//! The developer's commands, behind the thin Makefile: `cargo xtask <command>`.
+
+mod codegen;
+mod coverage;
+mod demo;
+mod host;
+mod images;
+mod setup;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of Skeg", disable_version_flag = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what building and testing need: Debian packages and kubectl.
+    Setup,
+    /// Build the container images of the demo and the tests from Debian packages.
+    Images,
+    /// Start a cluster, run examples/deployment.yaml on it and leave it running.
+    Demo,
+    /// Run everything: lint, unit, property, simulation, host and end-to-end tests.
+    Test {
+        /// Only the tests of Rust crates: no lint, no containers.
+        #[arg(long)]
+        unit: bool,
+        /// Only the end-to-end suite, against the release binary.
+        #[arg(long)]
+        e2e: bool,
+        /// Only end-to-end cases whose name contains this.
+        #[arg(long)]
+        only: Option<String>,
+    },
+    /// Check that each row of COMPAT.md names a test that ran and passed.
+    Coverage,
+    /// Regenerate the schema tables from the published API definitions.
+    Codegen {
+        /// `--from FILE`: read the definitions from a file instead of fetching them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Setup => setup::setup(),
+        Command::Images => images::build_all().map(|_| ()),
+        Command::Demo => demo::demo(),
+        Command::Test { unit, e2e, only } => test::test(unit, e2e, only.as_deref()),
+        Command::Coverage => coverage::coverage(),
+        Command::Codegen { args } => codegen::codegen(&args),
+    }
+}
