@@ -1,9 +1,12 @@
 # Two commands work on a fresh Debian 12 machine with rustup, as root: `make demo`, `make test`.
 # Everything else is `cargo xtask --help`.
 
-.PHONY: demo test cc
+.PHONY: demo test test-cgroup2 cc
 demo: cc
 	cargo xtask demo
+
+test-cgroup2: cc
+	cargo xtask test --e2e --only cgroup2_guest
 
 test: cc
 	cargo xtask test

@@ -4,10 +4,10 @@
 
 use crate::columns;
 use crate::defaults;
-use crate::gvk::{Gvk, Gvr};
-use crate::kinds::{ALL_VERBS, Alias, Kind, NameRule, Strategy, Subresource};
+use crate::gvk::Gvk;
+use crate::kinds::{ALL_VERBS, Kind, NameRule, Strategy, Subresource};
 use crate::schema::Schema;
-use serde_json::Value;
+use crate::validate;
 
 const RBAC: &str = "rbac.authorization.k8s.io";
 const AUTHENTICATION: &str = "authentication.k8s.io";
@@ -73,7 +73,7 @@ const ROWS: &[Row] = &[
     Row { verbs: CREATE, is_stored: false, ..row("", "Binding", "bindings") },
     Row { short: &["cm"], ..row("", "ConfigMap", "configmaps") },
     Row { short: &["ep"], ..row("", "Endpoints", "endpoints") },
-    Row { short: &["ev"], ..row("", "Event", "events") },
+    Row { short: &["ev"], name_rule: NameRule::PathSegment, ..row("", "Event", "events") },
     Row {
         short: &["ns"],
         verbs: NO_COLLECTION,
@@ -92,7 +92,11 @@ const ROWS: &[Row] = &[
             Subresource { name: "eviction", gvk: Some(("policy", "v1", "Eviction")), verbs: CREATE },
             Subresource { name: "exec", gvk: Some(("", "v1", "PodExecOptions")), verbs: CREATE_GET },
             Subresource { name: "log", gvk: None, verbs: GET },
-            Subresource { name: "portforward", gvk: Some(("", "v1", "PodPortForwardOptions")), verbs: CREATE_GET },
+            Subresource {
+                name: "portforward",
+                gvk: Some(("", "v1", "PodPortForwardOptions")),
+                verbs: CREATE_GET,
+            },
             STATUS,
         ],
         ..row("", "Pod", "pods")
@@ -131,7 +135,10 @@ const ROWS: &[Row] = &[
     },
     review(AUTHENTICATION, "SelfSubjectReview", "selfsubjectreviews"),
     review(AUTHENTICATION, "TokenReview", "tokenreviews"),
-    Row { namespaced: true, ..review(AUTHORIZATION, "LocalSubjectAccessReview", "localsubjectaccessreviews") },
+    Row {
+        namespaced: true,
+        ..review(AUTHORIZATION, "LocalSubjectAccessReview", "localsubjectaccessreviews")
+    },
     review(AUTHORIZATION, "SelfSubjectAccessReview", "selfsubjectaccessreviews"),
     review(AUTHORIZATION, "SelfSubjectRulesReview", "selfsubjectrulesreviews"),
     review(AUTHORIZATION, "SubjectAccessReview", "subjectaccessreviews"),
@@ -142,11 +149,7 @@ const ROWS: &[Row] = &[
     access("ClusterRole", "clusterroles", false),
     access("RoleBinding", "rolebindings", true),
     access("Role", "roles", true),
-    Row {
-        short: &["pc"],
-        has_generation: true,
-        ..cluster("scheduling.k8s.io", "PriorityClass", "priorityclasses")
-    },
+    Row { short: &["pc"], ..cluster("scheduling.k8s.io", "PriorityClass", "priorityclasses") },
 ];
 
 /// Kinds that only subresources carry: they are no resources of their own.
@@ -170,11 +173,11 @@ pub fn subresource_kinds() -> Vec<Kind> {
 impl Row {
     fn kind(&self) -> Kind {
         let singular = self.kind.to_lowercase();
-        let in_group = match self.group {
-            "" => format!("{}/", self.plural),
+        let storage = match self.group {
+            // Both groups of Events show the same objects.
+            "" | "events.k8s.io" => format!("{}/", self.plural),
             group => format!("{group}/{}/", self.plural),
         };
-        let alias = (self.group == "events.k8s.io").then(event_alias);
         Kind {
             gvk: Gvk::new(self.group, "v1", self.kind),
             list_kind: format!("{}List", self.kind).into(),
@@ -187,54 +190,35 @@ impl Row {
             subresources: self.subresources.to_vec(),
             name_rule: self.name_rule,
             has_generation: self.has_generation,
-            storage: match alias {
-                _ if !self.is_stored => None,
-                Some(_) => Some("events/".into()),
-                None => Some(in_group.into()),
-            },
+            storage: self.is_stored.then(|| storage.into()),
             schema: Schema::builtin_kind(self.group, "v1", self.kind).unwrap_or_default(),
             columns: columns::of(self.group, self.kind),
-            strategy: Strategy { default: defaults::of(self.group, self.kind), ..strategy(self.group, self.kind) },
-            alias,
+            strategy: strategy(self.group, self.kind),
         }
     }
 }
 
-fn strategy(_group: &str, _kind: &str) -> Strategy {
-    Strategy::default()
-}
-
-/// Both Event endpoints show the same objects; they are stored as the core group has them.
-fn event_alias() -> Alias {
-    Alias { of: Gvr::new("", "v1", "events"), to_stored: event_to_core, from_stored: event_from_core }
-}
-
-/// Fields by their name in the core group and in `events.k8s.io`.
-const EVENT_FIELDS: [(&str, &str); 7] = [
-    ("involvedObject", "regarding"),
-    ("message", "note"),
-    ("source", "deprecatedSource"),
-    ("firstTimestamp", "deprecatedFirstTimestamp"),
-    ("lastTimestamp", "deprecatedLastTimestamp"),
-    ("count", "deprecatedCount"),
-    ("reportingComponent", "reportingController"),
-];
-
-fn event_to_core(event: &mut Value) {
-    rename(event, "v1", EVENT_FIELDS.map(|(core, new)| (new, core)));
-}
-
-fn event_from_core(event: &mut Value) {
-    rename(event, "events.k8s.io/v1", EVENT_FIELDS);
-}
-
-fn rename(event: &mut Value, api_version: &str, names: [(&str, &str); EVENT_FIELDS.len()]) {
-    let Some(event) = event.as_object_mut() else { return };
-    event.insert("apiVersion".into(), api_version.into());
-    for (from, to) in names {
-        if let Some(value) = event.remove(from) {
-            event.insert(to.into(), value);
+/// What a kind demands of its objects, with its defaults.
+fn strategy(group: &str, kind: &str) -> Strategy {
+    let strategy = Strategy { default: defaults::of(group, kind), ..validate::strategy_for(group, kind) };
+    match (group, kind) {
+        ("", "Namespace") => Strategy { prepare_create: defaults::new_namespace, ..strategy },
+        // The status that a client sends with a new object is dropped; an empty one is shown.
+        ("", "Service") => Strategy {
+            prepare_create: |object| {
+                (validate::strategy_for("", "Service").prepare_create)(object);
+                defaults::service_status(object);
+            },
+            ..strategy
+        },
+        // Its generation never counts: what may change of it is no specification.
+        ("scheduling.k8s.io", "PriorityClass") => {
+            Strategy { prepare_create: |object| crate::meta::set_generation(object, 1), ..strategy }
         }
+        ("apps", "Deployment" | "ReplicaSet") => {
+            Strategy { prepare_create: defaults::empty_status, ..strategy }
+        }
+        _ => strategy,
     }
 }
 

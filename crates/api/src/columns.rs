@@ -48,11 +48,13 @@ pub fn row_conditions(kind: &Kind, object: &Value) -> Option<Value> {
     Some(json!([{"type": "Completed", "status": "True", "reason": reason, "message": message}]))
 }
 
-fn cell(column: &Column, object: &Value, now: Timestamp) -> Value {
+/// The cell of one column.
+pub fn cell(column: &Column, object: &Value, now: Timestamp) -> Value {
     match &column.cell {
         Cell::Fn(f) => f(object, now),
         Cell::Path(path) => {
-            let found = path.split('.').filter(|part| !part.is_empty()).try_fold(object, |at, part| at.get(part));
+            let found =
+                path.split('.').filter(|part| !part.is_empty()).try_fold(object, |at, part| at.get(part));
             match (column.kind, found) {
                 (_, None | Some(Value::Null)) => Value::Null,
                 ("date", Some(value)) => match meta::time(value) {
@@ -106,19 +108,37 @@ pub fn of(group: &str, kind: &str) -> Vec<Column> {
         ("", "Node") => NODE,
         ("", "Event") => EVENT,
         ("events.k8s.io", "Event") => NEW_EVENT,
-        ("", "ConfigMap") => const { &[NAME, i("Data", |o, _| (size(o, "/data") + size(o, "/binaryData")).into()), AGE] },
+        ("", "ConfigMap") => {
+            const { &[NAME, i("Data", |o, _| (size(o, "/data") + size(o, "/binaryData")).into()), AGE] }
+        }
         ("", "Secret") => {
-            const { &[NAME, s("Type", |o, _| text(o, "/type").into()), i("Data", |o, _| size(o, "/data").into()), AGE] }
+            const {
+                &[
+                    NAME,
+                    s("Type", |o, _| text(o, "/type").into()),
+                    i("Data", |o, _| size(o, "/data").into()),
+                    AGE,
+                ]
+            }
         }
         ("", "ServiceAccount") => const { &[NAME, s("Secrets", |o, _| size(o, "/secrets").into()), AGE] },
         ("", "Service") => SERVICE,
         ("", "Endpoints") => const { &[NAME, s("Endpoints", |o, _| endpoints(o).into()), AGE] },
         ("discovery.k8s.io", "EndpointSlice") => ENDPOINT_SLICE,
-        ("coordination.k8s.io", "Lease") => const { &[NAME, s("Holder", |o, _| text(o, "/spec/holderIdentity").into()), AGE] },
+        ("coordination.k8s.io", "Lease") => {
+            const { &[NAME, s("Holder", |o, _| text(o, "/spec/holderIdentity").into()), AGE] }
+        }
         ("apps", "Deployment") => DEPLOYMENT,
         ("apps", "ReplicaSet") => REPLICA_SET,
         ("apps", "ControllerRevision") => {
-            const { &[NAME, s("Controller", |o, _| controller(o).into()), i("Revision", |o, _| number(o, "/revision").into()), AGE] }
+            const {
+                &[
+                    NAME,
+                    s("Controller", |o, _| controller(o).into()),
+                    i("Revision", |o, _| number(o, "/revision").into()),
+                    AGE,
+                ]
+            }
         }
         ("scheduling.k8s.io", "PriorityClass") => PRIORITY_CLASS,
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => ROLE_BINDING,
@@ -162,9 +182,14 @@ const fn wide(name: &'static str, cell: CellFn) -> Row {
 }
 
 const NAME: Row = s("Name", |o, _| meta::name(o).into());
-const AGE: Row = s("Age", |o, now| since(o, "/metadata/creationTimestamp", now).unwrap_or(UNKNOWN.into()).into());
-const CREATED_AT: Row =
-    Row { name: "Created At", kind: "date", priority: 0, cell: |o, _| text(o, "/metadata/creationTimestamp").into() };
+const AGE: Row =
+    s("Age", |o, now| since(o, "/metadata/creationTimestamp", now).unwrap_or(UNKNOWN.into()).into());
+const CREATED_AT: Row = Row {
+    name: "Created At",
+    kind: "date",
+    priority: 0,
+    cell: |o, _| text(o, "/metadata/creationTimestamp").into(),
+};
 
 fn description(column: &str) -> &'static str {
     match column {
@@ -218,7 +243,9 @@ const ENDPOINT_SLICE: &[Row] = &[
 
 const DEPLOYMENT: &[Row] = &[
     NAME,
-    s("Ready", |o, _| format!("{}/{}", number(o, "/status/readyReplicas"), number(o, "/spec/replicas")).into()),
+    s("Ready", |o, _| {
+        format!("{}/{}", number(o, "/status/readyReplicas"), number(o, "/spec/replicas")).into()
+    }),
     s("Up-to-date", |o, _| number(o, "/status/updatedReplicas").into()),
     s("Available", |o, _| number(o, "/status/availableReplicas").into()),
     AGE,
@@ -317,8 +344,11 @@ fn join<'a>(items: impl IntoIterator<Item = &'a str>, separator: &str) -> String
 
 fn labels(map: Option<&Value>) -> String {
     let map: Option<&Map<String, Value>> = map.and_then(Value::as_object);
-    let pairs: BTreeSet<String> =
-        map.into_iter().flatten().map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or(""))).collect();
+    let pairs: BTreeSet<String> = map
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or("")))
+        .collect();
     if pairs.is_empty() { NONE.to_owned() } else { join(pairs.iter().map(String::as_str), ",") }
 }
 
@@ -376,7 +406,9 @@ fn service_external_ip(service: &Value) -> String {
         "LoadBalancer" => {
             let ingress = list(service, "/status/loadBalancer/ingress").iter();
             let balancer: BTreeSet<&str> = ingress
-                .filter_map(|i| i["ip"].as_str().filter(|ip| !ip.is_empty()).or_else(|| i["hostname"].as_str()))
+                .filter_map(|i| {
+                    i["ip"].as_str().filter(|ip| !ip.is_empty()).or_else(|| i["hostname"].as_str())
+                })
                 .filter(|address| !address.is_empty())
                 .collect();
             or(&join(balancer.into_iter().chain(external), ","), "<pending>").to_owned()
@@ -410,7 +442,8 @@ fn some_of(all: &[String], none: &str) -> String {
 fn endpoints(object: &Value) -> String {
     let mut all = Vec::new();
     for subset in list(object, "/subsets") {
-        let addresses = || list(subset, "/addresses").iter().map(|address| address["ip"].as_str().unwrap_or(""));
+        let addresses =
+            || list(subset, "/addresses").iter().map(|address| address["ip"].as_str().unwrap_or(""));
         let ports = list(subset, "/ports");
         if ports.is_empty() {
             all.extend(addresses().map(str::to_owned));
@@ -447,7 +480,11 @@ fn slice_endpoints(slice: &Value) -> String {
 fn subjects(binding: &Value, kind: &str) -> String {
     let chosen = list(binding, "/subjects").iter().filter(|subject| subject["kind"] == kind).map(|subject| {
         let name = text(subject, "/name");
-        if kind == "ServiceAccount" { format!("{}/{name}", text(subject, "/namespace")) } else { name.to_owned() }
+        if kind == "ServiceAccount" {
+            format!("{}/{name}", text(subject, "/namespace"))
+        } else {
+            name.to_owned()
+        }
     });
     chosen.collect::<Vec<_>>().join(", ")
 }

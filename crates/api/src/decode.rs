@@ -5,6 +5,7 @@
 //! Upstream counterpart: `k8s.io/apimachinery/pkg/runtime/serializer/json`, `sigs.k8s.io/json`.
 
 mod check;
+mod order;
 mod parse;
 mod scalar;
 
@@ -70,17 +71,26 @@ pub fn decode_object(
         Encoding::Json => decode_json(bytes),
         Encoding::Yaml => decode_yaml(bytes),
     };
-    let Decoded { mut value, duplicates } = decoded.map_err(|error| unrecognized(expected, &error.to_string(), bytes))?;
+    let Decoded { mut value, duplicates } =
+        decoded.map_err(|error| unrecognized(expected, &error.to_string(), bytes))?;
     identify(&mut value, expected, bytes)?;
-    let Checked { unknown, invalid } = check(schema, &mut value).map_err(|error| cannot_handle(expected, &error))?;
-    let complaints = complaints(duplicates, unknown, validation);
+    let Checked { unknown, invalid } =
+        check(schema, &mut value).map_err(|error| cannot_handle(expected, &error))?;
+    let has_any = !duplicates.is_empty() || !unknown.is_empty();
+    let complaints = match encoding {
+        Encoding::Json if has_any && validation != FieldValidation::Ignore => {
+            order::json_complaints(bytes, unknown)
+        }
+        _ => complaints(duplicates, unknown, validation),
+    };
     if validation == FieldValidation::Strict && !complaints.is_empty() {
         return Err(cannot_handle(expected, strict_error(&complaints)));
     }
     Ok(Object { value, warnings: complaints, invalid })
 }
 
-/// The complaints that `validation` wants to hear of. Upstream's two decoders run in this order.
+/// The complaints that `validation` wants to hear of, where duplicates (of a patch, or of YAML) are
+/// found by another decoder than unknown fields.
 pub fn complaints(duplicates: Vec<String>, unknown: Vec<String>, validation: FieldValidation) -> Vec<String> {
     if validation == FieldValidation::Ignore {
         return Vec::new();
@@ -92,7 +102,12 @@ pub fn complaints(duplicates: Vec<String>, unknown: Vec<String>, validation: Fie
 
 /// The text of the error that `fieldValidation=Strict` makes of complaints.
 pub fn strict_error(complaints: &[String]) -> String {
-    format!("strict decoding error: {}", complaints.join(", "))
+    // The YAML reader reports all that it finds as one error of several lines.
+    let is_yaml = |complaint: &&String| complaint.starts_with("line ");
+    let lines: String = complaints.iter().filter(is_yaml).map(|line| format!("\n  {line}")).collect();
+    let yaml = (!lines.is_empty()).then(|| format!("yaml: unmarshal errors:{lines}"));
+    let others = complaints.iter().filter(|complaint| !is_yaml(complaint)).cloned();
+    format!("strict decoding error: {}", yaml.into_iter().chain(others).collect::<Vec<_>>().join(", "))
 }
 
 /// Fills in what the body does not say of its kind, and refuses what it says wrongly.
@@ -179,7 +194,9 @@ pub fn cannot_handle(gvk: &Gvk, why: impl std::fmt::Display) -> Status {
 pub fn unrecognized(expected: &Gvk, why: &str, body: &[u8]) -> Status {
     let kind = &expected.kind;
     let body = summary(body);
-    Status::bad_request(format!("the object provided is unrecognized (must be of type {kind}): {why} ({body})"))
+    Status::bad_request(format!(
+        "the object provided is unrecognized (must be of type {kind}): {why} ({body})"
+    ))
 }
 
 /// How much of a body an error shows.
@@ -199,4 +216,4 @@ fn summary(body: &[u8]) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -85,6 +85,18 @@ fn namespace(object: &mut Value) {
     }
 }
 
+/// A new Namespace is active, and is not gone before its content is.
+pub(crate) fn new_namespace(object: &mut Value) {
+    let Some(object) = object.as_object_mut() else { return };
+    object.insert("status".into(), json!({ "phase": "Active" }));
+    let Some(spec) = child(object, "spec") else { return };
+    set(spec, "finalizers", Vec::<Value>::new());
+    let Some(finalizers) = spec.get_mut("finalizers").and_then(Value::as_array_mut) else { return };
+    if !finalizers.iter().any(|finalizer| finalizer == "kubernetes") {
+        finalizers.push("kubernetes".into());
+    }
+}
+
 fn node(object: &mut Value) {
     let Some(object) = object.as_object_mut() else { return };
     set(object, "spec", Object::new());
@@ -117,8 +129,28 @@ fn service(object: &mut Value) {
     if let Some(spec) = child(object, "spec") {
         service_spec(spec);
     }
+    balancer_status(object);
+}
+
+/// The status of a new Service.
+pub(crate) fn service_status(object: &mut Value) {
+    if let Some(object) = object.as_object_mut() {
+        balancer_status(object);
+    }
+}
+
+/// The status of a new object of most kinds.
+pub(crate) fn empty_status(object: &mut Value) {
+    if let Some(object) = object.as_object_mut() {
+        set(object, "status", Object::new());
+    }
+}
+
+fn balancer_status(object: &mut Object) {
     let balanced = object.get("spec").is_some_and(|spec| spec["type"] == "LoadBalancer");
-    let Some(balancer) = child(object, "status").and_then(|status| child(status, "loadBalancer")) else { return };
+    let Some(balancer) = child(object, "status").and_then(|status| child(status, "loadBalancer")) else {
+        return;
+    };
     for ingress in each(balancer, "ingress") {
         if balanced && !text(ingress, "ip").is_empty() {
             set(ingress, "ipMode", "VIP");
@@ -141,14 +173,17 @@ fn service_spec(spec: &mut Object) {
     set_text(spec, "type", "ClusterIP");
     for port in each(spec, "ports") {
         set_text(port, "protocol", "TCP");
-        let is_unset = port.get("targetPort").is_none_or(|target| *target == json!(0) || *target == json!(""));
+        let is_unset =
+            port.get("targetPort").is_none_or(|target| *target == json!(0) || *target == json!(""));
         if let Some(number) = port.get("port").filter(|_| is_unset).cloned() {
             port.insert("targetPort".into(), number);
         }
     }
     let kind = text(spec, "type").to_owned();
-    let has_external_ips = spec.get("externalIPs").and_then(Value::as_array).is_some_and(|ips| !ips.is_empty());
-    let is_external = matches!(&*kind, "LoadBalancer" | "NodePort") || (kind == "ClusterIP" && has_external_ips);
+    let has_external_ips =
+        spec.get("externalIPs").and_then(Value::as_array).is_some_and(|ips| !ips.is_empty());
+    let is_external =
+        matches!(&*kind, "LoadBalancer" | "NodePort") || (kind == "ClusterIP" && has_external_ips);
     if is_external {
         set_text(spec, "externalTrafficPolicy", "Cluster");
     }

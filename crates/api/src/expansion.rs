@@ -37,7 +37,7 @@ pub fn expand(text: &str, mut lookup: impl FnMut(&str) -> Option<String>) -> Str
 }
 
 /// The names that `text` refers to and `known` does not know.
-pub fn unknown_references<'a>(text: &'a str, known: impl Fn(&str) -> bool) -> Vec<String> {
+pub fn unknown_references(text: &str, known: impl Fn(&str) -> bool) -> Vec<String> {
     let mut unknown = Vec::new();
     expand(text, |name| {
         if !known(name) {

@@ -112,7 +112,11 @@ impl FieldError {
 
     pub fn not_supported(path: Path, value: impl Into<Value>, supported: &[&str]) -> Self {
         let quoted: Vec<String> = supported.iter().map(|v| format!("\"{v}\"")).collect();
-        let detail = if quoted.is_empty() { String::new() } else { format!("supported values: {}", quoted.join(", ")) };
+        let detail = if quoted.is_empty() {
+            String::new()
+        } else {
+            format!("supported values: {}", quoted.join(", "))
+        };
         FieldError { kind: ErrorKind::NotSupported, path, value: Some(value.into()), detail }
     }
 

@@ -20,7 +20,8 @@ pub fn scaled(value: &IntOrString, total: i32, round: Round) -> Result<i32, NotS
     match value {
         IntOrString::Int(n) => Ok(*n),
         IntOrString::String(s) => {
-            let percent = percent(s).ok_or_else(|| NotScalable(format!("invalid type: string is not a percentage: {s:?}")))?;
+            let percent = percent(s)
+                .ok_or_else(|| NotScalable(format!("invalid type: string is not a percentage: {s:?}")))?;
             Ok(scale(percent, total, round))
         }
     }
@@ -53,12 +54,17 @@ pub fn percent(text: &str) -> Option<i32> {
 
 /// Whether text has the form that validation asks of a percentage: only digits and `%`.
 pub fn is_valid_percent(text: &str) -> bool {
-    text.strip_suffix('%').is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
+    text.strip_suffix('%')
+        .is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// The `(maxSurge, maxUnavailable)` of a rolling update: surge rounds up, unavailable rounds
 /// down, and if both come to zero one Pod may be unavailable, or nothing could ever move.
-pub fn resolve_fenceposts(surge: &IntOrString, unavailable: &IntOrString, replicas: i32) -> Result<(i32, i32), NotScalable> {
+pub fn resolve_fenceposts(
+    surge: &IntOrString,
+    unavailable: &IntOrString,
+    replicas: i32,
+) -> Result<(i32, i32), NotScalable> {
     let surge = scaled(surge, replicas, Round::Up)?;
     let unavailable = scaled(unavailable, replicas, Round::Down)?;
     Ok(if surge == 0 && unavailable == 0 { (0, 1) } else { (surge, unavailable) })
@@ -74,7 +80,9 @@ mod tests {
 
     #[test]
     fn percentages_round_as_asked() {
-        for (value, total, up, down) in [("25%", 3, 1, 0), ("25%", 4, 1, 1), ("0%", 9, 0, 0), ("100%", 7, 7, 7), ("51%", 100, 51, 51)] {
+        for (value, total, up, down) in
+            [("25%", 3, 1, 0), ("25%", 4, 1, 1), ("0%", 9, 0, 0), ("100%", 7, 7, 7), ("51%", 100, 51, 51)]
+        {
             assert_eq!(scaled(&text(value), total, Round::Up), Ok(up), "{value} of {total} up");
             assert_eq!(scaled(&text(value), total, Round::Down), Ok(down), "{value} of {total} down");
         }

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 
 /// The verbs of a resource, in the order discovery shows them.
-pub const ALL_VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+pub const ALL_VERBS: &[&str] =
+    &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
 /// A subresource of a kind and how the generic path serves it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +60,8 @@ pub struct Strategy {
     pub prepare_status: fn(&mut Value, &Value),
     /// Beyond `metadata`, which the generic path validates.
     pub validate: fn(&Value) -> Vec<FieldError>,
+    /// What only a new object must satisfy; runs after `validate` on create.
+    pub validate_create: fn(&Value) -> Vec<FieldError>,
     /// `(new, old)`; runs after `validate(new)` on update.
     pub validate_update: fn(&Value, &Value) -> Vec<FieldError>,
     /// `(new, old)` for the status subresource.
@@ -79,6 +82,7 @@ impl Default for Strategy {
             prepare_update: |_, _| {},
             prepare_status: |_, _| {},
             validate: |_| Vec::new(),
+            validate_create: |_| Vec::new(),
             validate_update: |_, _| Vec::new(),
             validate_status: |_, _| Vec::new(),
             warnings: |_, _| Vec::new(),
@@ -101,17 +105,6 @@ pub enum NameRule {
     PathSegment,
 }
 
-/// A second way to the objects of another row: same storage prefix, other names of fields. Objects
-/// are converted where they leave and enter the store; everything between (schema, strategy,
-/// columns) is in the terms of the alias.
-#[derive(Clone)]
-pub struct Alias {
-    /// The row whose form is stored.
-    pub of: Gvr,
-    pub to_stored: fn(&mut Value),
-    pub from_stored: fn(&mut Value),
-}
-
 /// One row of the table.
 #[derive(Clone)]
 pub struct Kind {
@@ -127,19 +120,22 @@ pub struct Kind {
     pub name_rule: NameRule,
     /// Whether `metadata.generation` counts changes of the spec (anything but metadata and status).
     pub has_generation: bool,
-    /// Storage prefix under `/registry/`, ending in `/`: `pods/`, `apps/deployments/`. Unique.
+    /// Storage prefix under `/registry/`, ending in `/`: `pods/`, `apps/deployments/`. Rows that share
+    /// one are versions of the same objects (both groups of Events).
     /// Kinds that are not stored (reviews, Binding) have none.
     pub storage: Option<Arc<str>>,
     pub schema: Schema,
     pub columns: Vec<Column>,
     pub strategy: Strategy,
-    /// Set on rows that show objects of another row under other field names.
-    pub alias: Option<Alias>,
 }
 
 impl Kind {
     pub fn gvr(&self) -> Gvr {
-        Gvr { group: self.gvk.group.clone(), version: self.gvk.version.clone(), resource: self.plural.clone() }
+        Gvr {
+            group: self.gvk.group.clone(),
+            version: self.gvk.version.clone(),
+            resource: self.plural.clone(),
+        }
     }
 
     pub fn subresource(&self, name: &str) -> Option<&Subresource> {
@@ -153,7 +149,11 @@ impl Kind {
     /// The storage key of an object: `/registry/pods/default/web`.
     pub fn key(&self, namespace: &str, name: &str) -> Option<String> {
         let prefix = self.storage.as_deref()?;
-        Some(if self.namespaced { format!("/registry/{prefix}{namespace}/{name}") } else { format!("/registry/{prefix}{name}") })
+        Some(if self.namespaced {
+            format!("/registry/{prefix}{namespace}/{name}")
+        } else {
+            format!("/registry/{prefix}{name}")
+        })
     }
 }
 

@@ -21,6 +21,7 @@ pub mod quantity;
 pub mod schema;
 pub mod selector;
 pub mod status;
+pub mod validate;
 
 pub use gvk::{GroupVersion, Gvk, Gvr};
 pub use k8s_openapi;

@@ -36,7 +36,11 @@ pub(crate) fn regex_error(message: &str, regex: &str, examples: &[&str]) -> Stri
 }
 
 pub fn in_range(value: i64, min: i64, max: i64) -> Messages {
-    if (min..=max).contains(&value) { Vec::new() } else { vec![format!("must be between {min} and {max}, inclusive")] }
+    if (min..=max).contains(&value) {
+        Vec::new()
+    } else {
+        vec![format!("must be between {min} and {max}, inclusive")]
+    }
 }
 
 /// Ends are from `end`, the middle from `middle`, never empty.
@@ -62,7 +66,11 @@ fn matches_subdomain(value: &str) -> bool {
 }
 
 fn matches_label_key_name(value: &str) -> bool {
-    framed(value, |b| b.is_ascii_alphanumeric(), |b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+    framed(
+        value,
+        |b| b.is_ascii_alphanumeric(),
+        |b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'),
+    )
 }
 
 /// RFC 1123 label: Namespace names, container names.
@@ -194,7 +202,11 @@ pub fn is_path_segment_name(value: &str) -> Messages {
 }
 
 fn is_path_segment_prefix(value: &str) -> Messages {
-    ["/", "%"].iter().filter(|bad| value.contains(**bad)).map(|bad| format!("may not contain '{bad}'")).collect()
+    ["/", "%"]
+        .iter()
+        .filter(|bad| value.contains(**bad))
+        .map(|bad| format!("may not contain '{bad}'"))
+        .collect()
 }
 
 /// Printable ASCII without `=` (the relaxed rule, locked on since v1.34).
@@ -224,7 +236,9 @@ pub fn is_config_map_key(value: &str) -> Messages {
     if value.len() > SUBDOMAIN_MAX_BYTES {
         errors.push(max_len(SUBDOMAIN_MAX_BYTES));
     }
-    if value.is_empty() || !value.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')) {
+    if value.is_empty()
+        || !value.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+    {
         let message = "a valid config key must consist of alphanumeric characters, '-', '_' or '.'";
         errors.push(regex_error(message, "[-._a-zA-Z0-9]+", &["key.name", "KEY_NAME", "key-name"]));
     }
@@ -266,14 +280,22 @@ pub fn is_http_header_name(value: &str) -> Messages {
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
         return Vec::new();
     }
-    vec![regex_error("a valid HTTP header must consist of alphanumeric characters or '-'", "[-A-Za-z0-9]+", &["X-Header-Name"])]
+    vec![regex_error(
+        "a valid HTTP header must consist of alphanumeric characters or '-'",
+        "[-A-Za-z0-9]+",
+        &["X-Header-Name"],
+    )]
 }
 
 pub fn is_percent(value: &str) -> Messages {
     if crate::intstr::is_valid_percent(value) {
         return Vec::new();
     }
-    vec![regex_error("a valid percent string must be a numeric string followed by an ending '%'", "[0-9]+%", &["1%", "93%"])]
+    vec![regex_error(
+        "a valid percent string must be a numeric string followed by an ending '%'",
+        "[0-9]+%",
+        &["1%", "93%"],
+    )]
 }
 
 /// An address as upstream's sloppy parser takes it: leading zeros in IPv4 octets are allowed.
@@ -288,7 +310,11 @@ pub fn parse_ip(value: &str) -> Option<IpAddr> {
         if part.is_empty() || !part.bytes().all(|b| b.is_ascii_digit()) {
             return None;
         }
-        *octet = part.trim_start_matches('0').parse().or_else(|e| if part.bytes().all(|b| b == b'0') { Ok(0) } else { Err(e) }).ok()?;
+        *octet = part
+            .trim_start_matches('0')
+            .parse()
+            .or_else(|e| if part.bytes().all(|b| b == b'0') { Ok(0) } else { Err(e) })
+            .ok()?;
     }
     parts.next().is_none().then(|| IpAddr::from(octets))
 }
@@ -307,15 +333,52 @@ pub fn parse_cidr(value: &str) -> Option<(IpAddr, u8)> {
 pub fn is_ip(path: &Path, value: &str) -> Vec<FieldError> {
     match parse_ip(value) {
         Some(_) => Vec::new(),
-        None => vec![FieldError::invalid(path.clone(), value, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)")],
+        None => vec![FieldError::invalid(
+            path.clone(),
+            value,
+            "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+        )],
     }
 }
 
 pub fn is_cidr(path: &Path, value: &str) -> Vec<FieldError> {
     match parse_cidr(value) {
         Some(_) => Vec::new(),
-        None => vec![FieldError::invalid(path.clone(), value, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)")],
+        None => vec![FieldError::invalid(
+            path.clone(),
+            value,
+            "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+        )],
     }
+}
+
+/// A domain name with at least two labels; a final dot is allowed.
+pub fn is_fully_qualified_domain_name(path: &Path, value: &str) -> Vec<FieldError> {
+    if value.is_empty() {
+        return vec![FieldError::required(path.clone(), "")];
+    }
+    let name = value.strip_suffix('.').unwrap_or(value);
+    let messages = is_dns1123_subdomain(name);
+    if !messages.is_empty() {
+        return vec![FieldError::invalid(path.clone(), name, messages.join(","))];
+    }
+    if !name.contains('.') {
+        let why = "should be a domain with at least two segments separated by dots";
+        return vec![FieldError::invalid(path.clone(), name, why)];
+    }
+    let long = name.split('.').find(|label| !is_dns1123_label(label).is_empty());
+    long.map(|label| FieldError::invalid(path.clone(), label, is_dns1123_label(label).join(",")))
+        .into_iter()
+        .collect()
+}
+
+/// A finalizer without a domain must be one of Kubernetes' own.
+pub fn standard_finalizer(finalizer: &str, path: &Path) -> Vec<FieldError> {
+    if finalizer.contains('/') || matches!(finalizer, "kubernetes" | "orphan" | "foregroundDeletion") {
+        return Vec::new();
+    }
+    let why = "name is neither a standard finalizer name nor is it fully qualified";
+    vec![FieldError::invalid(path.clone(), finalizer, why)]
 }
 
 /// Refuses addresses that are never a remote endpoint: unspecified, loopback, link-local.
@@ -349,8 +412,11 @@ pub fn ip_warning(path: &Path, value: &str) -> Option<String> {
         Ok(IpAddr::V4(_)) => None,
         Ok(IpAddr::V6(v6)) if v6.to_ipv4_mapped().is_none() => {
             let canonical = v6.to_string();
-            (canonical != value)
-                .then(|| format!("{path}: IPv6 address {value:?} should be in RFC 5952 canonical format ({canonical:?})"))
+            (canonical != value).then(|| {
+                format!(
+                    "{path}: IPv6 address {value:?} should be in RFC 5952 canonical format ({canonical:?})"
+                )
+            })
         }
         _ => {
             let canonical = ip.to_canonical().to_string();
@@ -421,7 +487,11 @@ pub fn validate_object_meta(object: &Value, namespaced: bool, rule: NameRule) ->
     let mut errors = Vec::new();
     let generate_name = meta::generate_name(object);
     if !generate_name.is_empty() {
-        errors.extend(invalid_each(&path.child("generateName"), generate_name, check_name(rule, generate_name, true)));
+        errors.extend(invalid_each(
+            &path.child("generateName"),
+            generate_name,
+            check_name(rule, generate_name, true),
+        ));
     }
     let name = meta::name(object);
     if name.is_empty() {
@@ -432,18 +502,32 @@ pub fn validate_object_meta(object: &Value, namespaced: bool, rule: NameRule) ->
     let namespace = meta::namespace(object);
     match (namespaced, namespace.is_empty()) {
         (true, true) => errors.push(FieldError::required(path.child("namespace"), "")),
-        (true, false) => errors.extend(invalid_each(&path.child("namespace"), namespace, is_dns1123_label(namespace))),
-        (false, false) => errors.push(FieldError::forbidden(path.child("namespace"), "not allowed on this type")),
+        (true, false) => {
+            errors.extend(invalid_each(&path.child("namespace"), namespace, is_dns1123_label(namespace)))
+        }
+        (false, false) => {
+            errors.push(FieldError::forbidden(path.child("namespace"), "not allowed on this type"))
+        }
         (false, true) => {}
     }
     let generation = meta::generation(object);
     if generation < 0 {
-        errors.push(FieldError::invalid(path.child("generation"), generation, "must be greater than or equal to 0"));
+        errors.push(FieldError::invalid(
+            path.child("generation"),
+            generation,
+            "must be greater than or equal to 0",
+        ));
     }
     errors.extend(common(object, &path));
     errors.extend(finalizers(object, &path.child("finalizers")));
     errors.extend(managed_fields(object, &path.child("managedFields")));
+    errors.extend(standard_finalizers(object, &path));
     errors
+}
+
+fn standard_finalizers(object: &Value, path: &Path) -> Vec<FieldError> {
+    let path = path.child("finalizers");
+    meta::finalizers(object).enumerate().flat_map(|(i, f)| standard_finalizer(f, &path.index(i))).collect()
 }
 
 /// `metadata` on update. The new object carries the resource version it was read at.
@@ -465,10 +549,18 @@ pub fn validate_object_meta_update(new: &Value, old: &Value) -> Vec<FieldError> 
         }
     }
     if meta::resource_version(new).is_empty() {
-        errors.push(FieldError::invalid(path.child("resourceVersion"), "", "must be specified for an update"));
+        errors.push(FieldError::invalid(
+            path.child("resourceVersion"),
+            "",
+            "must be specified for an update",
+        ));
     }
     if meta::generation(new) < meta::generation(old) {
-        errors.push(FieldError::invalid(path.child("generation"), meta::generation(new), "must not be decremented"));
+        errors.push(FieldError::invalid(
+            path.child("generation"),
+            meta::generation(new),
+            "must not be decremented",
+        ));
     }
     let at = |object: &Value, field: &str| -> Value {
         match meta::metadata(object).and_then(|m| m.get(field)) {
@@ -477,7 +569,9 @@ pub fn validate_object_meta_update(new: &Value, old: &Value) -> Vec<FieldError> 
             None => Value::Null,
         }
     };
-    for field in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+    for field in
+        ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"]
+    {
         let (new_value, old_value) = (at(new, field), at(old, field));
         if new_value != old_value {
             let shown = match (&new_value, field) {
@@ -489,6 +583,7 @@ pub fn validate_object_meta_update(new: &Value, old: &Value) -> Vec<FieldError> 
     }
     errors.extend(common(new, &path));
     errors.extend(managed_fields(new, &path.child("managedFields")));
+    errors.extend(standard_finalizers(new, &path));
     errors
 }
 
@@ -513,7 +608,11 @@ fn owner_references(object: &Value, all: &Value, path: &Path) -> Vec<FieldError>
     for owner in meta::owner_references(object) {
         let version = owner.api_version.rsplit('/').next().unwrap_or_default();
         if version.is_empty() || owner.api_version.matches('/').count() > 1 {
-            errors.push(FieldError::invalid(path.child("apiVersion"), owner.api_version, "version must not be empty"));
+            errors.push(FieldError::invalid(
+                path.child("apiVersion"),
+                owner.api_version,
+                "version must not be empty",
+            ));
         }
         for (field, value) in [("kind", owner.kind), ("name", owner.name), ("uid", owner.uid)] {
             if value.is_empty() {
@@ -521,7 +620,11 @@ fn owner_references(object: &Value, all: &Value, path: &Path) -> Vec<FieldError>
             }
         }
         if owner.api_version == "v1" && owner.kind == "Event" {
-            errors.push(FieldError::invalid(path.clone(), all.clone(), "/v1, Kind=Event is disallowed from being an owner"));
+            errors.push(FieldError::invalid(
+                path.clone(),
+                all.clone(),
+                "/v1, Kind=Event is disallowed from being an owner",
+            ));
         }
         if owner.controller {
             let current = format!("{}/{}", owner.kind, owner.name);
@@ -549,7 +652,11 @@ fn finalizers(object: &Value, path: &Path) -> Vec<FieldError> {
     }
     if orphan && foreground {
         let all: Vec<&str> = meta::finalizers(object).collect();
-        errors.push(FieldError::invalid(path.clone(), all, "finalizer orphan and foregroundDeletion cannot be both set"));
+        errors.push(FieldError::invalid(
+            path.clone(),
+            all,
+            "finalizer orphan and foregroundDeletion cannot be both set",
+        ));
     }
     errors
 }
@@ -567,7 +674,11 @@ fn managed_fields(object: &Value, path: &Path) -> Vec<FieldError> {
             ));
         }
         if !matches!(text("fieldsType"), "" | "FieldsV1") {
-            errors.push(FieldError::invalid(path.index(i).child("fieldsType"), text("fieldsType"), "must be `FieldsV1`"));
+            errors.push(FieldError::invalid(
+                path.index(i).child("fieldsType"),
+                text("fieldsType"),
+                "must be `FieldsV1`",
+            ));
         }
         errors.extend(validate_field_manager(text("manager"), &path.index(i).child("manager")));
         if text("subresource").len() > SUBRESOURCE_MAX_BYTES {
@@ -620,11 +731,20 @@ mod tests {
         for bad in ["", ".", "a..b", "a.", "-.a", "A.b", &"a".repeat(254)] {
             assert!(!is_dns1123_subdomain(bad).is_empty(), "{bad}");
         }
-        assert!(is_dns1035_label("a1").is_empty() && !is_dns1035_label("1a").is_empty() && !is_dns1035_label("").is_empty());
-        assert!(is_wildcard_dns1123_subdomain("*.a.b").is_empty() && !is_wildcard_dns1123_subdomain("*").is_empty());
+        assert!(
+            is_dns1035_label("a1").is_empty()
+                && !is_dns1035_label("1a").is_empty()
+                && !is_dns1035_label("").is_empty()
+        );
+        assert!(
+            is_wildcard_dns1123_subdomain("*.a.b").is_empty()
+                && !is_wildcard_dns1123_subdomain("*").is_empty()
+        );
         assert_eq!(
             is_dns1123_subdomain("Web"),
-            ["a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"]
+            [
+                "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
+            ]
         );
     }
 
@@ -637,10 +757,26 @@ mod tests {
             assert!(!is_qualified_name(bad).is_empty(), "{bad}");
         }
         assert_eq!(is_qualified_name("/a"), ["prefix part must be non-empty"]);
-        assert!(is_label_value("").is_empty() && !is_label_value("a b").is_empty() && !is_label_value(&"a".repeat(64)).is_empty());
-        assert!(is_env_var_name("my.var 1").is_empty() && !is_env_var_name("a=b").is_empty() && !is_env_var_name("").is_empty());
-        assert!(is_config_map_key(".a").is_empty() && !is_config_map_key("..").is_empty() && !is_config_map_key("..a").is_empty());
-        assert!(is_port_name("http-2").is_empty() && !is_port_name("a--b").is_empty() && !is_port_name("80").is_empty());
+        assert!(
+            is_label_value("").is_empty()
+                && !is_label_value("a b").is_empty()
+                && !is_label_value(&"a".repeat(64)).is_empty()
+        );
+        assert!(
+            is_env_var_name("my.var 1").is_empty()
+                && !is_env_var_name("a=b").is_empty()
+                && !is_env_var_name("").is_empty()
+        );
+        assert!(
+            is_config_map_key(".a").is_empty()
+                && !is_config_map_key("..").is_empty()
+                && !is_config_map_key("..a").is_empty()
+        );
+        assert!(
+            is_port_name("http-2").is_empty()
+                && !is_port_name("a--b").is_empty()
+                && !is_port_name("80").is_empty()
+        );
         assert!(is_path_segment_name("system:node").is_empty() && !is_path_segment_name("a/b").is_empty());
     }
 
@@ -652,7 +788,11 @@ mod tests {
         for bad in ["", "1.2.3", "1.2.3.4.5", "256.1.1.1", "a.b.c.d", "1.2.3.-4", ":::"] {
             assert!(parse_ip(bad).is_none(), "{bad}");
         }
-        assert!(parse_cidr("10.0.0.0/8").is_some() && parse_cidr("10.0.0.0/33").is_none() && parse_cidr("10.0.0.0").is_none());
+        assert!(
+            parse_cidr("10.0.0.0/8").is_some()
+                && parse_cidr("10.0.0.0/33").is_none()
+                && parse_cidr("10.0.0.0").is_none()
+        );
         for special in ["0.0.0.0", "127.0.0.1", "169.254.1.1", "224.0.0.1", "::1", "fe80::1", "ff02::1"] {
             assert_eq!(is_non_special_ip(&Path::new("ip"), special).len(), 1, "{special}");
         }
@@ -670,20 +810,38 @@ mod tests {
     fn metadata_on_create() {
         let check = |metadata: Value, namespaced| {
             let object = json!({ "metadata": metadata });
-            fields(&validate_object_meta(&object, namespaced, NameRule::Subdomain)).iter().map(|s| s.to_string()).collect::<Vec<_>>()
+            fields(&validate_object_meta(&object, namespaced, NameRule::Subdomain))
+                .iter()
+                .map(|s| s.to_string())
+                .collect::<Vec<_>>()
         };
         assert!(check(json!({"name": "a", "namespace": "b"}), true).is_empty());
         assert!(check(json!({"name": "a-x", "generateName": "a-"}), false).is_empty());
         assert_eq!(check(json!({"namespace": "b"}), true), ["metadata.name"]);
         assert_eq!(check(json!({"name": "a"}), true), ["metadata.namespace"]);
         assert_eq!(check(json!({"name": "a", "namespace": "b"}), false), ["metadata.namespace"]);
-        assert_eq!(check(json!({"name": "a", "labels": {"a b": "c d"}}), false), ["metadata.labels", "metadata.labels"]);
-        assert_eq!(check(json!({"name": "a", "annotations": {"a": "x".repeat(256 * 1024)}}), false), ["metadata.annotations"]);
+        assert_eq!(
+            check(json!({"name": "a", "labels": {"a b": "c d"}}), false),
+            ["metadata.labels", "metadata.labels"]
+        );
+        assert_eq!(
+            check(json!({"name": "a", "annotations": {"a": "x".repeat(256 * 1024)}}), false),
+            ["metadata.annotations"]
+        );
         assert!(check(json!({"name": "a", "annotations": {"Example.com/A": "x"}}), false).is_empty());
-        assert_eq!(check(json!({"name": "a", "finalizers": ["orphan", "foregroundDeletion"]}), false), ["metadata.finalizers"]);
-        assert_eq!(check(json!({"name": "a", "managedFields": [{"operation": "x"}]}), false), ["metadata.managedFields[0].operation"]);
+        assert_eq!(
+            check(json!({"name": "a", "finalizers": ["orphan", "foregroundDeletion"]}), false),
+            ["metadata.finalizers"]
+        );
+        assert_eq!(
+            check(json!({"name": "a", "managedFields": [{"operation": "x"}]}), false),
+            ["metadata.managedFields[0].operation"]
+        );
         let owner = json!({"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u", "controller": true});
-        assert_eq!(check(json!({"name": "a", "ownerReferences": [owner, owner]}), false), ["metadata.ownerReferences"]);
+        assert_eq!(
+            check(json!({"name": "a", "ownerReferences": [owner, owner]}), false),
+            ["metadata.ownerReferences"]
+        );
         assert_eq!(check(json!({"name": "a", "ownerReferences": [{}]}), false).len(), 4);
     }
 

@@ -44,7 +44,11 @@ fn by_group_version(snapshot: &Snapshot) -> BTreeMap<GroupVersion, Vec<Arc<Kind>
 
 /// The path of a group version below the root: `api/v1`, `apis/apps/v1`.
 fn prefix(gv: &GroupVersion) -> String {
-    if gv.group.is_empty() { format!("api/{}", gv.version) } else { format!("apis/{}/{}", gv.group, gv.version) }
+    if gv.group.is_empty() {
+        format!("api/{}", gv.version)
+    } else {
+        format!("apis/{}/{}", gv.group, gv.version)
+    }
 }
 
 /// `/openapi/v3`: where the documents are. The hash in each URL changes with its document, so that

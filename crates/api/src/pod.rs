@@ -82,7 +82,14 @@ fn ready_condition(pod: &Pod) -> Option<&PodCondition> {
 
 /// Sets a condition in `status.conditions`; the transition time moves only with the status.
 /// Returns whether anything changed.
-pub fn set_condition(object: &mut Value, kind: &str, status: &str, reason: &str, message: &str, now: Timestamp) -> bool {
+pub fn set_condition(
+    object: &mut Value,
+    kind: &str,
+    status: &str,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+) -> bool {
     let Some(root) = object.as_object_mut() else { return false };
     let status_field = root.entry("status").or_insert_with(|| Value::Object(Map::new()));
     let Some(status_map) = status_field.as_object_mut() else { return false };
@@ -101,7 +108,10 @@ pub fn set_condition(object: &mut Value, kind: &str, status: &str, reason: &str,
             true
         }
         Some(old) => {
-            let same = |field: &str| old.get(field).and_then(Value::as_str).unwrap_or_default() == condition[field].as_str().unwrap_or_default();
+            let same = |field: &str| {
+                old.get(field).and_then(Value::as_str).unwrap_or_default()
+                    == condition[field].as_str().unwrap_or_default()
+            };
             if ["status", "reason", "message"].into_iter().all(same) {
                 return false;
             }
@@ -244,12 +254,19 @@ mod tests {
         let both = json!({"cpu": "1", "memory": "1Gi"});
         assert_eq!(check(json!([{"name": "a"}])), "BestEffort");
         assert_eq!(check(json!([{"resources": {"requests": both, "limits": both}}])), "Guaranteed");
-        assert_eq!(check(json!([{"resources": {"requests": {"cpu": "1000m", "memory": "1024Mi"}, "limits": both}}])), "Guaranteed");
+        assert_eq!(
+            check(json!([{"resources": {"requests": {"cpu": "1000m", "memory": "1024Mi"}, "limits": both}}])),
+            "Guaranteed"
+        );
         assert_eq!(check(json!([{"resources": {"requests": {"cpu": "1"}}}])), "Burstable");
-        assert_eq!(check(json!([{"resources": {"requests": both, "limits": both}}, {"name": "b"}])), "Burstable");
+        assert_eq!(
+            check(json!([{"resources": {"requests": both, "limits": both}}, {"name": "b"}])),
+            "Burstable"
+        );
         assert_eq!(check(json!([{"resources": {"requests": {"cpu": "0"}}}])), "BestEffort");
         assert_eq!(check(json!([{"resources": {"requests": {"example.com/x": "1"}}}])), "BestEffort");
-        let own = json!({"spec": {"containers": [{"name": "a"}], "resources": {"requests": both, "limits": both}}});
+        let own =
+            json!({"spec": {"containers": [{"name": "a"}], "resources": {"requests": both, "limits": both}}});
         assert_eq!(qos_class(&own), "Guaranteed");
     }
 
@@ -257,11 +274,18 @@ mod tests {
     fn availability_waits_for_min_ready_seconds() {
         let now: Timestamp = "2026-01-01T00:00:10Z".parse().unwrap();
         let pod = json!({"status": {"conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
-        assert!(is_ready(&pod) && is_available(&pod, 0, now) && is_available(&pod, 10, now) && !is_available(&pod, 11, now));
+        assert!(
+            is_ready(&pod)
+                && is_available(&pod, 0, now)
+                && is_available(&pod, 10, now)
+                && !is_available(&pod, 11, now)
+        );
         assert_eq!(available_in(&pod, 15, now), Some(SignedDuration::from_secs(5)));
         assert_eq!(available_in(&json!({}), 0, now), None);
         let typed: Pod = serde_json::from_value(pod).unwrap();
-        assert!(is_pod_ready(&typed) && is_pod_available(&typed, 10, now) && !is_pod_available(&typed, 11, now));
+        assert!(
+            is_pod_ready(&typed) && is_pod_available(&typed, 10, now) && !is_pod_available(&typed, 11, now)
+        );
     }
 
     #[test]
@@ -274,7 +298,10 @@ mod tests {
         assert_eq!(condition(&pod, "Ready").unwrap()["lastTransitionTime"], "2026-01-01T00:00:00Z");
         assert!(set_condition(&mut pod, "Ready", "True", "", "", t2));
         let ready = condition(&pod, "Ready").unwrap();
-        assert_eq!(ready, &json!({"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:01:00Z"}));
+        assert_eq!(
+            ready,
+            &json!({"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:01:00Z"})
+        );
     }
 
     #[test]
@@ -289,7 +316,14 @@ mod tests {
 
     #[test]
     fn deletion_costs() {
-        let cost = |text: &str| deletion_cost(&json!({"metadata": {"annotations": {"controller.kubernetes.io/pod-deletion-cost": text}}}));
-        assert_eq!((cost("5"), cost("-5"), cost("+5"), cost("05"), cost("0"), cost("x")), (5, -5, 0, 0, 0, 0));
+        let cost = |text: &str| {
+            deletion_cost(
+                &json!({"metadata": {"annotations": {"controller.kubernetes.io/pod-deletion-cost": text}}}),
+            )
+        };
+        assert_eq!(
+            (cost("5"), cost("-5"), cost("+5"), cost("05"), cost("0"), cost("x")),
+            (5, -5, 0, 0, 0, 0)
+        );
     }
 }

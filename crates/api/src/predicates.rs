@@ -6,8 +6,8 @@ use crate::names;
 use crate::quantity::Quantity;
 use crate::selector::{Labels, Operator, Requirement};
 use k8s_openapi::api::core::v1::{
-    Container, Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, ResourceRequirements, Taint,
-    Toleration,
+    Container, Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec,
+    ResourceRequirements, Taint, Toleration,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use std::collections::BTreeMap;
@@ -34,7 +34,11 @@ pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
 }
 
 /// The first taint with one of `effects` that no toleration tolerates.
-pub fn find_untolerated_taint<'a>(taints: &'a [Taint], tolerations: &[Toleration], effects: &[&str]) -> Option<&'a Taint> {
+pub fn find_untolerated_taint<'a>(
+    taints: &'a [Taint],
+    tolerations: &[Toleration],
+    effects: &[&str],
+) -> Option<&'a Taint> {
     taints
         .iter()
         .filter(|taint| effects.contains(&taint.effect.as_str()))
@@ -87,7 +91,12 @@ pub fn matches_node_selection(pod: &Pod, node: &Node) -> bool {
 }
 
 fn required_node_affinity(spec: &PodSpec) -> Option<&NodeSelector> {
-    spec.affinity.as_ref()?.node_affinity.as_ref()?.required_during_scheduling_ignored_during_execution.as_ref()
+    spec.affinity
+        .as_ref()?
+        .node_affinity
+        .as_ref()?
+        .required_during_scheduling_ignored_during_execution
+        .as_ref()
 }
 
 /// Terms are alternatives.
@@ -134,8 +143,14 @@ fn matches_field(field: &NodeSelectorRequirement, name: &str) -> bool {
 /// The sum of the weights of preferred node affinity terms that match.
 pub fn preferred_node_affinity_weight(pod: &Pod, node: &Node) -> i64 {
     let affinity = pod.spec.as_ref().and_then(|s| s.affinity.as_ref()).and_then(|a| a.node_affinity.as_ref());
-    let terms = affinity.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref()).unwrap_or_default();
-    terms.iter().filter(|t| matches_node_selector_term(&t.preference, node)).map(|t| i64::from(t.weight)).sum()
+    let terms = affinity
+        .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref())
+        .unwrap_or_default();
+    terms
+        .iter()
+        .filter(|t| matches_node_selector_term(&t.preference, node))
+        .map(|t| i64::from(t.weight))
+        .sum()
 }
 
 /// Whether an init container keeps running beside the others (a sidecar).
@@ -223,7 +238,8 @@ fn override_with_pod_level(total: &mut Resources, list: Option<&BTreeMap<String,
 fn container_requests(pod: &Pod, container: &Container) -> Resources {
     let asked = amounts(container.resources.as_ref().and_then(|r| r.requests.as_ref()));
     let Some(status) = &pod.status else { return asked };
-    let statuses = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+    let statuses =
+        status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
     let Some(status_of) = statuses.into_iter().find(|s| s.name == container.name) else { return asked };
     let actual = status_of.resources.as_ref().and_then(|r| r.requests.as_ref());
     let allocated = status_of.allocated_resources.as_ref();
@@ -345,12 +361,16 @@ mod tests {
         let taints: Vec<Taint> = serde_json::from_value(json!([
             {"key": "a", "effect": "NoExecute"}, {"key": "b", "effect": "NoExecute"}, {"key": "c", "effect": "NoSchedule"}]))
         .unwrap();
-        let check = |tolerations: Value| no_execute(&taints, &serde_json::from_value::<Vec<Toleration>>(tolerations).unwrap());
+        let check = |tolerations: Value| {
+            no_execute(&taints, &serde_json::from_value::<Vec<Toleration>>(tolerations).unwrap())
+        };
         assert_eq!(check(json!([])), NoExecute::Evict);
         assert_eq!(check(json!([{"key": "a", "operator": "Exists"}])), NoExecute::Evict);
         assert_eq!(check(json!([{"operator": "Exists"}])), NoExecute::Forever);
         assert_eq!(
-            check(json!([{"operator": "Exists", "tolerationSeconds": 300}, {"key": "a", "operator": "Exists", "tolerationSeconds": 5}])),
+            check(
+                json!([{"operator": "Exists", "tolerationSeconds": 300}, {"key": "a", "operator": "Exists", "tolerationSeconds": 5}])
+            ),
             NoExecute::For(5)
         );
         assert_eq!(check(json!([{"operator": "Exists", "tolerationSeconds": 0}])), NoExecute::Evict);
@@ -361,7 +381,8 @@ mod tests {
         let node = node(json!({"zone": "a", "cpus": "8"}));
         let check = |terms: Value| {
             let required = json!({"nodeSelectorTerms": terms});
-            let affinity = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}});
+            let affinity =
+                json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}});
             matches_node_selection(&pod(json!({"containers": [], "affinity": affinity})), &node)
         };
         let expression = |key: &str, operator: &str, values: Value| {
@@ -376,23 +397,48 @@ mod tests {
         assert!(expression("cpus", "Lt", json!(["9"])) && !expression("zone", "Lt", json!(["9"])));
         assert!(!expression("zone", "Odd", json!(["a"])));
         assert!(!check(json!([])) && !check(json!([{}])));
-        assert!(check(json!([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]}])));
-        assert!(!check(json!([{"matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": ["n1"]}]}])));
-        assert!(check(json!([{}, {"matchExpressions": [{"key": "zone", "operator": "Exists"}]}])), "terms are alternatives");
-        assert!(!matches_node_selection(&pod(json!({"containers": [], "nodeSelector": {"zone": "b"}})), &node));
-        assert!(matches_node_selection(&pod(json!({"containers": [], "nodeSelector": {"zone": "a"}})), &node));
+        assert!(check(
+            json!([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]}])
+        ));
+        assert!(!check(
+            json!([{"matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": ["n1"]}]}])
+        ));
+        assert!(
+            check(json!([{}, {"matchExpressions": [{"key": "zone", "operator": "Exists"}]}])),
+            "terms are alternatives"
+        );
+        assert!(!matches_node_selection(
+            &pod(json!({"containers": [], "nodeSelector": {"zone": "b"}})),
+            &node
+        ));
+        assert!(matches_node_selection(
+            &pod(json!({"containers": [], "nodeSelector": {"zone": "a"}})),
+            &node
+        ));
     }
 
     #[test]
     fn sidecars_run_beside_what_follows_them() {
-        let container = |name: &str, cpu: &str| json!({"name": name, "resources": {"requests": {"cpu": cpu}}});
+        let container =
+            |name: &str, cpu: &str| json!({"name": name, "resources": {"requests": {"cpu": cpu}}});
         let sidecar = |name: &str, cpu: &str| json!({"name": name, "restartPolicy": "Always", "resources": {"requests": {"cpu": cpu}}});
-        let check = |init: Value, containers: Value| shown(&pod_requests(&pod(json!({"initContainers": init, "containers": containers}))));
+        let check = |init: Value, containers: Value| {
+            shown(&pod_requests(&pod(json!({"initContainers": init, "containers": containers}))))
+        };
         assert_eq!(check(json!([]), json!([container("a", "1"), container("b", "500m")])), ["cpu=1500m"]);
         assert_eq!(check(json!([container("i", "2")]), json!([container("a", "1")])), ["cpu=2"]);
-        assert_eq!(check(json!([sidecar("s", "1"), container("i", "2")]), json!([container("a", "1")])), ["cpu=3"]);
-        assert_eq!(check(json!([container("i", "2"), sidecar("s", "1")]), json!([container("a", "1")])), ["cpu=2"]);
-        assert_eq!(check(json!([sidecar("s", "1"), sidecar("t", "1")]), json!([container("a", "1")])), ["cpu=3"]);
+        assert_eq!(
+            check(json!([sidecar("s", "1"), container("i", "2")]), json!([container("a", "1")])),
+            ["cpu=3"]
+        );
+        assert_eq!(
+            check(json!([container("i", "2"), sidecar("s", "1")]), json!([container("a", "1")])),
+            ["cpu=2"]
+        );
+        assert_eq!(
+            check(json!([sidecar("s", "1"), sidecar("t", "1")]), json!([container("a", "1")])),
+            ["cpu=3"]
+        );
     }
 
     #[test]
@@ -409,8 +455,10 @@ mod tests {
     #[test]
     fn a_resize_counts_the_larger() {
         let mut pod = pod(json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": "1"}}}]}));
-        pod.status = serde_json::from_value(json!({"containerStatuses": [{"name": "a", "image": "", "imageID": "", "ready": true,
-            "restartCount": 0, "allocatedResources": {"cpu": "2"}}]}))
+        pod.status = serde_json::from_value(
+            json!({"containerStatuses": [{"name": "a", "image": "", "imageID": "", "ready": true,
+            "restartCount": 0, "allocatedResources": {"cpu": "2"}}]}),
+        )
         .unwrap();
         assert_eq!(shown(&pod_requests(&pod)), ["cpu=2"]);
     }
@@ -422,7 +470,11 @@ mod tests {
         let one = ports(json!([{"containerPort": 80, "hostPort": 80, "hostIP": "10.0.0.1"}]));
         let two = ports(json!([{"containerPort": 80, "hostPort": 80, "hostIP": "10.0.0.2"}]));
         let udp = ports(json!([{"containerPort": 80, "hostPort": 80, "protocol": "UDP"}]));
-        assert!(host_ports_conflict(&any, &one) && host_ports_conflict(&one, &any) && host_ports_conflict(&one, &one));
+        assert!(
+            host_ports_conflict(&any, &one)
+                && host_ports_conflict(&one, &any)
+                && host_ports_conflict(&one, &one)
+        );
         assert!(!host_ports_conflict(&one, &two) && !host_ports_conflict(&any, &udp));
         assert!(ports(json!([{"containerPort": 80}])).is_empty());
     }

@@ -278,7 +278,8 @@ fn decimal_nanos(whole: &str, fraction: &str, exponent: i64) -> i128 {
 fn binary_nanos(whole: &str, fraction: &str, shift: u32) -> i128 {
     // Eighteen digits of fraction keep the product below 2^128; a non-zero rest rounds up.
     let (fraction, rest) = fraction.split_at(fraction.len().min(18));
-    let number = |s: &str| s.bytes().fold(0i128, |n, b| n.saturating_mul(10).saturating_add(i128::from(b - b'0')));
+    let number =
+        |s: &str| s.bytes().fold(0i128, |n, b| n.saturating_mul(10).saturating_add(i128::from(b - b'0')));
     let units = number(whole).saturating_mul(1 << shift).saturating_mul(NANOS_PER_UNIT);
     let divisor = 10i128.pow(fraction.len() as u32);
     let product = number(fraction) << shift;

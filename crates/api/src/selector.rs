@@ -81,9 +81,15 @@ impl Requirement {
         let path = Path::new("values");
         let count = match operator {
             In | NotIn if values.is_empty() => Some("for 'in', 'notin' operators, values set can't be empty"),
-            Equals | DoubleEquals | NotEquals if values.len() != 1 => Some("exact-match compatibility requires one single value"),
-            Exists | DoesNotExist if !values.is_empty() => Some("values set must be empty for exists and does not exist"),
-            GreaterThan | LessThan if values.len() != 1 => Some("for 'Gt', 'Lt' operators, exactly one value is required"),
+            Equals | DoubleEquals | NotEquals if values.len() != 1 => {
+                Some("exact-match compatibility requires one single value")
+            }
+            Exists | DoesNotExist if !values.is_empty() => {
+                Some("values set must be empty for exists and does not exist")
+            }
+            GreaterThan | LessThan if values.len() != 1 => {
+                Some("for 'Gt', 'Lt' operators, exactly one value is required")
+            }
             _ => None,
         };
         if let Some(why) = count {
@@ -114,10 +120,14 @@ impl Requirement {
             Exists => value.is_some(),
             DoesNotExist => value.is_none(),
             GreaterThan | LessThan => {
-                let numbers = value.and_then(|v| v.parse::<i64>().ok()).zip(self.values.first().and_then(|v| v.parse().ok()));
-                numbers.is_some_and(|(have, want): (i64, i64)| {
-                    if self.operator == GreaterThan { have > want } else { have < want }
-                })
+                let numbers = value
+                    .and_then(|v| v.parse::<i64>().ok())
+                    .zip(self.values.first().and_then(|v| v.parse().ok()));
+                numbers.is_some_and(
+                    |(have, want): (i64, i64)| {
+                        if self.operator == GreaterThan { have > want } else { have < want }
+                    },
+                )
             }
         }
     }
@@ -136,7 +146,10 @@ fn aggregate(errors: &[FieldError]) -> Result<(), SelectorError> {
     match errors {
         [] => Ok(()),
         [one] => Err(SelectorError(one.to_string())),
-        many => Err(SelectorError(format!("[{}]", many.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")))),
+        many => Err(SelectorError(format!(
+            "[{}]",
+            many.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        ))),
     }
 }
 
@@ -221,7 +234,11 @@ impl LabelSelector {
         }
         for expression in selector.match_expressions.iter().flatten() {
             let values = expression.values.clone().unwrap_or_default();
-            requirements.push(Requirement::new(&expression.key, set_operator(&expression.operator)?, values)?);
+            requirements.push(Requirement::new(
+                &expression.key,
+                set_operator(&expression.operator)?,
+                values,
+            )?);
         }
         Ok(LabelSelector { requirements, nothing: false })
     }
@@ -366,11 +383,15 @@ impl<'a> Parser<'a> {
                                 return fail(format!("found '{text}', expected: identifier after ','"));
                             }
                         }
-                        (_, text) => return fail(format!("found '{text}', expected: ',' or 'end of string'")),
+                        (_, text) => {
+                            return fail(format!("found '{text}', expected: ',' or 'end of string'"));
+                        }
                     }
                 }
                 (Token::End, _) => return Ok(requirements),
-                (_, text) => return fail(format!("found '{text}', expected: !, identifier, or 'end of string'")),
+                (_, text) => {
+                    return fail(format!("found '{text}', expected: !, identifier, or 'end of string'"));
+                }
             }
         }
     }
@@ -402,7 +423,9 @@ impl<'a> Parser<'a> {
             Token::NotEquals => Operator::NotEquals,
             Token::GreaterThan => Operator::GreaterThan,
             Token::LessThan => Operator::LessThan,
-            _ => return Err(SelectorError(format!("found '{text}', expected: in, notin, =, ==, !=, gt, lt"))),
+            _ => {
+                return Err(SelectorError(format!("found '{text}', expected: in, notin, =, ==, !=, gt, lt")));
+            }
         };
         let values = match operator {
             Operator::In | Operator::NotIn => self.values()?,
@@ -453,7 +476,9 @@ impl<'a> Parser<'a> {
                     match self.lookahead(Context::Values) {
                         (Token::Comma, _) => {}
                         (Token::CloseParen, _) => return Ok(values),
-                        (_, text) => return Err(SelectorError(format!("found '{text}', expected: ',' or ')'"))),
+                        (_, text) => {
+                            return Err(SelectorError(format!("found '{text}', expected: ',' or ')'")));
+                        }
                     }
                 }
                 (Token::Comma, _) => {
@@ -472,7 +497,9 @@ impl<'a> Parser<'a> {
                         _ => {}
                     }
                 }
-                (_, text) => return Err(SelectorError(format!("found '{text}', expected: ',', or identifier"))),
+                (_, text) => {
+                    return Err(SelectorError(format!("found '{text}', expected: ',', or identifier")));
+                }
             }
         }
     }
@@ -558,10 +585,21 @@ fn unescape(value: &str) -> Result<String, SelectorError> {
         match c {
             '\\' => match chars.next() {
                 Some(c @ ('\\' | ',' | '=')) => out.push(c),
-                Some(c) => return Err(SelectorError(format!("invalid field selector: invalid escape sequence: \\{c}"))),
-                None => return Err(SelectorError("invalid field selector: invalid escape sequence: \\".into())),
+                Some(c) => {
+                    return Err(SelectorError(format!(
+                        "invalid field selector: invalid escape sequence: \\{c}"
+                    )));
+                }
+                None => {
+                    return Err(SelectorError("invalid field selector: invalid escape sequence: \\".into()));
+                }
             },
-            ',' | '=' => return Err(SelectorError(format!("invalid field selector: unescaped character in value: {}", c as u32))),
+            ',' | '=' => {
+                return Err(SelectorError(format!(
+                    "invalid field selector: unescaped character in value: {}",
+                    c as u32
+                )));
+            }
             c => out.push(c),
         }
     }
@@ -624,18 +662,29 @@ mod tests {
             ("a in (b", "unable to parse requirement: found '', expected: ',' or ')'"),
             ("a=b=c", "found '=', expected: ',' or 'end of string'"),
             ("a=(", "unable to parse requirement: found '(', expected: identifier"),
-            ("a>x", "unable to parse requirement: values[0]: Invalid value: \"x\": for 'Gt', 'Lt' operators, the value must be an integer"),
-            ("a in ()", "unable to parse requirement: values: Invalid value: []: for 'in', 'notin' operators, values set can't be empty"),
+            (
+                "a>x",
+                "unable to parse requirement: values[0]: Invalid value: \"x\": for 'Gt', 'Lt' operators, the value must be an integer",
+            ),
+            (
+                "a in ()",
+                "unable to parse requirement: values: Invalid value: []: for 'in', 'notin' operators, values set can't be empty",
+            ),
         ] {
             assert_eq!(LabelSelector::parse(input).unwrap_err().0, message, "{input}");
         }
-        assert!(LabelSelector::parse("-a").unwrap_err().0.starts_with("unable to parse requirement: <nil>: Invalid value: \"-a\": name part must consist"));
-        assert!(LabelSelector::parse("a=b@c").unwrap_err().0.starts_with("unable to parse requirement: values[0][a]: Invalid value: \"b@c\": a valid label must be"));
+        assert!(LabelSelector::parse("-a").unwrap_err().0.starts_with(
+            "unable to parse requirement: <nil>: Invalid value: \"-a\": name part must consist"
+        ));
+        assert!(LabelSelector::parse("a=b@c").unwrap_err().0.starts_with(
+            "unable to parse requirement: values[0][a]: Invalid value: \"b@c\": a valid label must be"
+        ));
     }
 
     #[test]
     fn matching() {
-        let labels: BTreeMap<String, String> = [("app", "web"), ("n", "5")].map(|(k, v)| (k.into(), v.into())).into();
+        let labels: BTreeMap<String, String> =
+            [("app", "web"), ("n", "5")].map(|(k, v)| (k.into(), v.into())).into();
         for (selector, expected) in [
             ("", true),
             ("app=web", true),
@@ -672,7 +721,10 @@ mod tests {
         assert!(LabelSelector::from_object(None).unwrap().is_nothing());
         assert!(LabelSelector::from_object(Some(&json!({}))).unwrap().is_everything());
         let bad = json!({"matchExpressions": [{"key": "a", "operator": "Near"}]});
-        assert_eq!(LabelSelector::from_object(Some(&bad)).unwrap_err().0, "\"Near\" is not a valid label selector operator");
+        assert_eq!(
+            LabelSelector::from_object(Some(&bad)).unwrap_err().0,
+            "\"Near\" is not a valid label selector operator"
+        );
     }
 
     #[test]

@@ -105,13 +105,29 @@ impl Status {
     }
 
     fn about(self, group: &str, resource: &str, name: &str) -> Self {
-        self.with_details(Details { name: name.into(), group: group.into(), kind: resource.into(), ..Default::default() })
+        self.with_details(Details {
+            name: name.into(),
+            group: group.into(),
+            kind: resource.into(),
+            ..Default::default()
+        })
     }
 
     pub fn success(group: &str, resource: &str, name: &str, uid: &str) -> Self {
-        let details =
-            Details { name: name.into(), group: group.into(), kind: resource.into(), uid: uid.into(), ..Default::default() };
-        Status { status: Outcome::Success, message: String::new(), reason: Reason::Empty, details: Some(Box::new(details)), code: 200 }
+        let details = Details {
+            name: name.into(),
+            group: group.into(),
+            kind: resource.into(),
+            uid: uid.into(),
+            ..Default::default()
+        };
+        Status {
+            status: Outcome::Success,
+            message: String::new(),
+            reason: Reason::Empty,
+            details: Some(Box::new(details)),
+            code: 200,
+        }
     }
 
     pub fn bad_request(message: impl Into<String>) -> Self {
@@ -139,7 +155,8 @@ impl Status {
 
     /// No such path: the answer for unknown groups, versions and resources.
     pub fn no_route() -> Self {
-        Self::new(404, Reason::NotFound, "the server could not find the requested resource").with_details(Details::default())
+        Self::new(404, Reason::NotFound, "the server could not find the requested resource")
+            .with_details(Details::default())
     }
 
     pub fn method_not_allowed(message: impl Into<String>) -> Self {
@@ -159,7 +176,8 @@ impl Status {
 
     /// A compare-and-swap lost against another writer.
     pub fn modified(group: &str, resource: &str, name: &str) -> Self {
-        let why = "the object has been modified; please apply your changes to the latest version and try again";
+        let why =
+            "the object has been modified; please apply your changes to the latest version and try again";
         Self::conflict(group, resource, name, why)
     }
 
@@ -176,8 +194,11 @@ impl Status {
             many => format!("[{}]", many.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
         };
         let what = group_resource(group, kind);
-        let message =
-            if list.is_empty() { format!("{what} \"{name}\" is invalid") } else { format!("{what} \"{name}\" is invalid: {list}") };
+        let message = if list.is_empty() {
+            format!("{what} \"{name}\" is invalid")
+        } else {
+            format!("{what} \"{name}\" is invalid: {list}")
+        };
         let mut status = Self::new(422, Reason::Invalid, message).about(group, kind, name);
         if let Some(details) = &mut status.details {
             details.causes = errors.iter().map(FieldError::cause).collect();
@@ -261,7 +282,10 @@ mod tests {
         let one = Status::invalid("apps", "Deployment", "web", std::slice::from_ref(&error));
         assert_eq!(one.message, "Deployment.apps \"web\" is invalid: spec.replicas: Required value");
         let two = Status::invalid("", "Pod", "web", &[error.clone(), error]);
-        assert_eq!(two.message, "Pod \"web\" is invalid: [spec.replicas: Required value, spec.replicas: Required value]");
+        assert_eq!(
+            two.message,
+            "Pod \"web\" is invalid: [spec.replicas: Required value, spec.replicas: Required value]"
+        );
         assert_eq!(two.details.as_ref().unwrap().causes.len(), 2);
     }
 

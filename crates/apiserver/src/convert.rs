@@ -73,7 +73,12 @@ pub fn output(kind: &Kind, stored: &Kind, entry: &Entry) -> Bytes {
     serde_json::to_vec(&object).unwrap_or_default().into()
 }
 
-fn convert(rule: Rule, to: &Kind, object: &mut Value, pair: fn((&'static str, &'static str)) -> (&'static str, &'static str)) {
+fn convert(
+    rule: Rule,
+    to: &Kind,
+    object: &mut Value,
+    pair: fn((&'static str, &'static str)) -> (&'static str, &'static str),
+) {
     let Some(fields) = object.as_object_mut() else { return };
     match rule {
         Rule::Same => return,

@@ -3,6 +3,8 @@
 //! controllers.
 
 pub mod admission;
+pub mod allocate;
+pub mod bootstrap;
 pub mod cache;
 pub mod convert;
 pub mod hooks;
@@ -13,11 +15,13 @@ pub mod identity;
 pub mod list;
 pub mod local;
 pub mod negotiate;
+pub mod net;
 pub mod query;
 pub mod reader;
 pub mod record;
 pub mod registry;
 pub mod request;
+pub mod reviews;
 pub mod route;
 pub mod server;
 pub mod stats;

@@ -82,10 +82,16 @@ impl ListOptions {
         if watch {
             match (self.send_initial_events, self.resource_version_match) {
                 (None, Some(_)) => {
-                    return forbidden(rv_match, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
+                    return forbidden(
+                        rv_match,
+                        "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+                    );
                 }
                 (Some(_), rv) if rv != Some(Match::NotOlderThan) => {
-                    return forbidden(rv_match, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+                    return forbidden(
+                        rv_match,
+                        "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+                    );
                 }
                 _ => {}
             }
@@ -121,7 +127,8 @@ pub fn parse_revision(text: &str) -> Result<Option<u64>, Status> {
     }
     text.parse().map(Some).map_err(|_| {
         let error = format!("strconv.ParseUint: parsing {text:?}: invalid syntax");
-        invalid(FieldError::invalid(Path::new("resourceVersion"), text, error))
+        let error = FieldError::invalid(Path::new("resourceVersion"), text, error);
+        Status::bad_request(format!("invalid resource version: {error}"))
     })
 }
 
@@ -131,7 +138,8 @@ fn invalid(error: FieldError) -> Status {
 
 fn filter(info: &RequestInfo, query: &Query, served: &Served) -> Result<Filter, Status> {
     let labels = LabelSelector::parse(query.text("labelSelector")).map_err(|e| Status::bad_request(e.0))?;
-    let mut fields = FieldSelector::parse(query.text("fieldSelector")).map_err(|e| Status::bad_request(e.0))?;
+    let mut fields =
+        FieldSelector::parse(query.text("fieldSelector")).map_err(|e| Status::bad_request(e.0))?;
     let keys = served.stored.strategy.selectable_keys;
     for requirement in &mut fields.requirements {
         let field = convert::field_key(&served.kind, &served.stored, &requirement.field);
@@ -142,7 +150,10 @@ fn filter(info: &RequestInfo, query: &Query, served: &Served) -> Result<Filter, 
         };
         if !known {
             return Err(Status::bad_request(if keys.is_empty() {
-                format!("{:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"", requirement.field)
+                format!(
+                    "{:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
+                    requirement.field
+                )
             } else {
                 format!("field label not supported: {}", requirement.field)
             }));
@@ -151,7 +162,8 @@ fn filter(info: &RequestInfo, query: &Query, served: &Served) -> Result<Filter, 
     }
     if !info.name.is_empty() && fields.exact("metadata.name").is_none() {
         // The deprecated `/watch/` paths name their object.
-        let name = FieldSelector::parse(&format!("metadata.name={}", info.name)).map_err(|e| Status::bad_request(e.0))?;
+        let name = FieldSelector::parse(&format!("metadata.name={}", info.name))
+            .map_err(|e| Status::bad_request(e.0))?;
         fields.requirements.extend(name.requirements);
     }
     let mut namespace = if served.kind.namespaced { info.namespace.clone() } else { String::new() };
@@ -256,7 +268,8 @@ impl ListBody {
         ListBody { head: Some(head), entries, next: 0, left: left as u64 }
     }
 
-    pub fn len(&self) -> u64 {
+    /// How many bytes are still to come.
+    pub fn left(&self) -> u64 {
         self.left
     }
 
@@ -299,7 +312,10 @@ impl http_body::Body for ListBody {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(self: Pin<&mut Self>, _ctx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _ctx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         Poll::Ready(self.get_mut().chunk().map(|chunk| Ok(Frame::data(chunk))))
     }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, VARY};
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use skeg_api::{Status, Value};
 use std::io::Write;
 
@@ -42,7 +42,9 @@ impl Encoding {
     pub fn encode(self, value: &Value) -> Result<Vec<u8>, Status> {
         match self {
             Encoding::Json => serde_json::to_vec(value).map_err(Status::internal),
-            Encoding::Yaml => serde_saphyr::to_string(value).map(String::into_bytes).map_err(Status::internal),
+            Encoding::Yaml => {
+                serde_saphyr::to_string(value).map(String::into_bytes).map_err(Status::internal)
+            }
         }
     }
 }
@@ -74,7 +76,11 @@ impl Output {
             .iter()
             .filter_map(|v| v.to_str().ok())
             .flat_map(|v| v.split(','))
-            .any(|coding| takes_gzip(coding));
+            .any(takes_gzip);
+        // What most clients send.
+        if let Some(b"application/json" | b"*/*" | b"application/json, */*") = single(headers, &ACCEPT) {
+            return Ok(Output { gzip, ..Default::default() });
+        }
         let accept: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok()).collect();
         if accept.iter().all(|v| v.trim().is_empty()) {
             return Ok(Output { gzip, ..Default::default() });
@@ -86,13 +92,30 @@ impl Output {
         let found = ranges.iter().find_map(|(_, range)| range.output(forms));
         match found {
             Some((encoding, form)) => Ok(Output { encoding, form, gzip }),
-            None => Err(Status::not_acceptable(format!("only the following media types are accepted: {MEDIA_TYPES}"))),
+            None => Err(Status::not_acceptable(format!(
+                "only the following media types are accepted: {MEDIA_TYPES}"
+            ))),
         }
     }
 
     /// Whether JSON bodies of entries can be copied into the answer.
     pub fn is_plain(self) -> bool {
         self.encoding == Encoding::Json && self.form == Form::Whole
+    }
+}
+
+/// The value of a header that comes once.
+fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a [u8]> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next()?;
+    values.next().is_none().then(|| first.as_bytes())
+}
+
+/// How to tell an error; clients of unknown encodings get JSON.
+pub fn error_encoding(headers: &HeaderMap) -> Encoding {
+    match headers.contains_key(ACCEPT) {
+        true => Output::negotiate(headers, true).map(|output| output.encoding).unwrap_or_default(),
+        false => Encoding::Json,
     }
 }
 
@@ -134,7 +157,9 @@ impl<'a> Range<'a> {
         };
         let form = match self.form {
             "" => Form::Whole,
-            _ if !forms || self.group != "meta.k8s.io" || !matches!(self.version, "v1" | "v1beta1") => return None,
+            _ if !forms || self.group != "meta.k8s.io" || !matches!(self.version, "v1" | "v1beta1") => {
+                return None;
+            }
             "Table" => Form::Table,
             "PartialObjectMetadata" | "PartialObjectMetadataList" => Form::Metadata,
             _ => return None,
@@ -162,16 +187,24 @@ pub fn media_type(headers: &HeaderMap) -> &str {
 
 /// A complete answer, compressed where that pays.
 pub fn respond(code: StatusCode, output: Output, bytes: Bytes) -> Response<Body> {
-    let compress = output.gzip && bytes.len() > GZIP_THRESHOLD_BYTES;
-    let bytes = if compress { gzip(&bytes) } else { bytes };
+    if output.gzip && bytes.len() > GZIP_THRESHOLD_BYTES {
+        let mut response = respond_packed(output, gzip(&bytes));
+        *response.status_mut() = code;
+        return response;
+    }
     let mut response = Response::new(full(bytes));
     *response.status_mut() = code;
+    response.headers_mut().insert(CONTENT_TYPE, output.encoding.content_type());
+    response
+}
+
+/// A 200 whose body is compressed already.
+pub fn respond_packed(output: Output, bytes: Bytes) -> Response<Body> {
+    let mut response = Response::new(full(bytes));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, output.encoding.content_type());
-    if compress {
-        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
-    }
+    headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
     response
 }
 
@@ -226,7 +259,10 @@ mod tests {
             "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",
             Some((Encoding::Json, Form::Table)),
         );
-        check("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", Some((Encoding::Json, Form::Metadata)));
+        check(
+            "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
+            Some((Encoding::Json, Form::Metadata)),
+        );
         check("application/yaml;q=0.5, application/json", Some((Encoding::Json, Form::Whole)));
         check("text/html", None);
     }

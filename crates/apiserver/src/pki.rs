@@ -396,7 +396,7 @@ fn authority_params(now: Timestamp) -> Result<CertificateParams, PkiError> {
 /// given as the same type by its number.
 fn distinguished_name(name: &str, groups: &[&str]) -> Result<DistinguishedName, PkiError> {
     let mut dn = DistinguishedName::new();
-    let types = [DnType::OrganizationName, DnType::from_oid(&[2, 5, 4, 10])];
+    let types = [DnType::OrganizationName, DnType::CustomDnType(vec![2, 5, 4, 10])];
     if groups.len() > types.len() {
         return Err(PkiError::Groups);
     }

@@ -1,5 +1,7 @@
 //! Percent-encoding and the query string.
 
+use std::time::Duration;
+
 /// The parameters of a query, decoded, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Query(Vec<(String, String)>);
@@ -65,9 +67,48 @@ pub fn decode(text: &str, plus: bool) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
+/// A duration as Go writes it: `1m30s`, `500ms`, `0`. Negative ones are not durations here.
+pub fn duration(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let (mut rest, mut total) = (text, Duration::ZERO);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        let unit = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |at| digits + at);
+        let seconds = match &rest[digits..unit] {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        total = total.checked_add(Duration::try_from_secs_f64(number * seconds).ok()?)?;
+        rest = &rest[unit..];
+    }
+    (!text.is_empty()).then_some(total)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, expected) in [
+            ("30s", Some(30_000)),
+            ("1m0.5s", Some(60_500)),
+            ("0", Some(0)),
+            ("5", None),
+            ("x", None),
+            ("", None),
+        ] {
+            assert_eq!(duration(text).map(|d| d.as_millis()), expected, "{text}");
+        }
+    }
 
     #[test]
     fn decodes() {

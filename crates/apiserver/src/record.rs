@@ -35,7 +35,8 @@ pub enum RecordError {
 /// Encodes an object, which must have `metadata` with at least one field and no resourceVersion.
 pub fn encode(version: &str, object: &Value) -> Result<Bytes, RecordError> {
     let fields = object.as_object().ok_or(RecordError::Metadata)?;
-    let version_len = u8::try_from(version.len()).map_err(|_| RecordError::Encode("storage version is too long".into()))?;
+    let version_len =
+        u8::try_from(version.len()).map_err(|_| RecordError::Encode("storage version is too long".into()))?;
     let mut out = Vec::with_capacity(1024);
     out.extend_from_slice(&[FORMAT, KEY_NONE, version_len]);
     out.extend_from_slice(version.as_bytes());
@@ -91,7 +92,7 @@ impl Body {
 
     /// How many bytes [`Body::write`] writes.
     pub fn len(&self, revision: u64) -> usize {
-        self.json.len() + 22 + Decimal::new(revision).as_bytes().len()
+        self.json.len() + 21 + Decimal::new(revision).as_bytes().len()
     }
 }
 
@@ -139,7 +140,10 @@ mod tests {
         assert_eq!(decode(&Bytes::from_static(&[1])), Err(RecordError::Short));
         assert_eq!(decode(&Bytes::from_static(&[9, 0, 0, 0])), Err(RecordError::Format(9)));
         assert_eq!(decode(&Bytes::from_static(&[1, 7, 0, 0])), Err(RecordError::Key(7)));
-        assert_eq!(decode(&Bytes::from_static(&[1, 0, 2, b'v', b'1', 5, 0, 0, 0, b'{'])), Err(RecordError::Short));
+        assert_eq!(
+            decode(&Bytes::from_static(&[1, 0, 2, b'v', b'1', 5, 0, 0, 0, b'{'])),
+            Err(RecordError::Short)
+        );
         assert_eq!(encode("v1", &json!({"kind": "x"})), Err(RecordError::Metadata));
     }
 

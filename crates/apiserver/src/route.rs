@@ -39,7 +39,9 @@ pub fn parse(method: &Method, uri: &http::Uri) -> Result<RequestInfo, Status> {
     let rest = match rest {
         ["watch", rest @ ..] => {
             if rest.is_empty() {
-                return Err(Status::bad_request(format!("unable to determine kind and namespace from url, {path}")));
+                return Err(Status::bad_request(format!(
+                    "unable to determine kind and namespace from url, {path}"
+                )));
             }
             info.verb = "watch";
             rest
@@ -188,7 +190,13 @@ mod tests {
     fn check(method: Method, uri: &str, expected: [&str; 7]) {
         let info = parse(&method, &uri.parse().unwrap()).unwrap();
         let got = [
-            info.verb, &info.group, &info.version, &info.namespace, &info.resource, &info.name, &info.subresource,
+            info.verb,
+            &info.group,
+            &info.version,
+            &info.namespace,
+            &info.resource,
+            &info.name,
+            &info.subresource,
         ];
         assert_eq!(got, expected, "{method} {uri}");
     }
@@ -201,10 +209,26 @@ mod tests {
         check(Method::GET, "/api/v1/watch/namespaces/a/pods/b", ["watch", "", "v1", "a", "pods", "b", ""]);
         check(Method::GET, "/api/v1/namespaces", ["list", "", "v1", "", "namespaces", "", ""]);
         check(Method::GET, "/api/v1/namespaces/a", ["get", "", "v1", "a", "namespaces", "a", ""]);
-        check(Method::PUT, "/api/v1/namespaces/a/finalize", ["update", "", "v1", "a", "namespaces", "a", "finalize"]);
-        check(Method::DELETE, "/apis/apps/v1/namespaces/a/deployments", ["deletecollection", "apps", "v1", "a", "deployments", "", ""]);
-        check(Method::POST, "/api/v1/namespaces/a/pods/b/exec", ["create", "", "v1", "a", "pods", "b", "exec"]);
-        check(Method::GET, "/api/v1/pods?fieldSelector=metadata.name%3Dx", ["list", "", "v1", "", "pods", "x", ""]);
+        check(
+            Method::PUT,
+            "/api/v1/namespaces/a/finalize",
+            ["update", "", "v1", "a", "namespaces", "a", "finalize"],
+        );
+        check(
+            Method::DELETE,
+            "/apis/apps/v1/namespaces/a/deployments",
+            ["deletecollection", "apps", "v1", "a", "deployments", "", ""],
+        );
+        check(
+            Method::POST,
+            "/api/v1/namespaces/a/pods/b/exec",
+            ["create", "", "v1", "a", "pods", "b", "exec"],
+        );
+        check(
+            Method::GET,
+            "/api/v1/pods?fieldSelector=metadata.name%3Dx",
+            ["list", "", "v1", "", "pods", "x", ""],
+        );
         check(Method::GET, "/apis/apps/v1", ["get", "", "", "", "", "", ""]);
         check(Method::GET, "/api/v1", ["get", "", "", "", "", "", ""]);
         check(Method::GET, "/healthz", ["get", "", "", "", "", "", ""]);

@@ -6,8 +6,8 @@ use crate::cache::{Cache, CacheError};
 use crate::hooks::{Call, Hooks, Seams};
 use crate::identity::Identity;
 use crate::local::{Body, full};
-use crate::negotiate::{self, Encoding, Output};
-use crate::query::Query;
+use crate::negotiate;
+use crate::query::{self, Query};
 use crate::registry;
 use crate::request::{Attributes, Decision, RequestInfo};
 use crate::route::{self, Routes, Served};
@@ -17,7 +17,7 @@ use http::header::{self, HeaderName};
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode};
 use rustls_pki_types::CertificateDer;
-use skeg_api::{Kinds, Status};
+use skeg_api::{Kind, Kinds, Status};
 use skeg_base::{Clock, Random};
 use skeg_store::{Revision, Store, Watch};
 use std::panic::AssertUnwindSafe;
@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -153,23 +154,28 @@ impl ApiServer {
     async fn follow(self: Arc<Self>, watch: Watch) {
         let run = self.cache.run(watch);
         let ended = tokio::select! {
+            biased;
             ended = run => ended,
             () = self.stop.cancelled() => return,
         };
         match ended {
             Ok(()) => tracing::info!("the store closed"),
-            Err(error) => tracing::error!(%error, "the store's content cannot be followed; the API server stops"),
+            Err(error) => {
+                tracing::error!(%error, "the store's content cannot be followed; the API server stops")
+            }
         }
         self.failed.cancel();
     }
 
     /// Bookmarks each minute; compaction each five.
     async fn keep(self: Arc<Self>) {
-        let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + BOOKMARK_EVERY, BOOKMARK_EVERY);
+        let mut ticks =
+            tokio::time::interval_at(tokio::time::Instant::now() + BOOKMARK_EVERY, BOOKMARK_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut since, mut keep_from) = (0, self.cache.revision());
         loop {
             tokio::select! {
+                biased;
                 _ = ticks.tick() => {}
                 () = self.stop.cancelled() => return,
             }
@@ -189,11 +195,7 @@ impl ApiServer {
     /// One request. Never fails and never panics: every refusal is a Status.
     pub async fn handle(self: &Arc<Self>, request: Request<Body>, origin: Origin) -> Response<Body> {
         stats::add(&self.stats.requests_total, 1);
-        let encoding = match Output::negotiate(request.headers(), true) {
-            Ok(output) => output.encoding,
-            // Errors are told to clients of unknown encodings too.
-            Err(_) => Encoding::Json,
-        };
+        let encoding = negotiate::error_encoding(request.headers());
         let network = matches!(origin, Origin::Network(_));
         let answer = AssertUnwindSafe(self.answer(request, origin)).catch_unwind().await;
         let mut response = match answer {
@@ -218,15 +220,35 @@ impl ApiServer {
         response
     }
 
-    async fn answer(self: &Arc<Self>, request: Request<Body>, origin: Origin) -> Result<Response<Body>, Status> {
+    async fn answer(
+        self: &Arc<Self>,
+        request: Request<Body>,
+        origin: Origin,
+    ) -> Result<Response<Body>, Status> {
         let (parts, body) = request.into_parts();
         let info = route::parse(&parts.method, &parts.uri)?;
+        let started = Instant::now();
+        let target = self.target(&info);
+        let labels = Labels::of(&info, target.as_deref());
+        let answer = self.answer_to(parts, body, info, target, origin).await;
+        let code = answer.as_ref().map_or_else(|status| status.code, |response| response.status().as_u16());
+        labels.count(&self.stats, code, started.elapsed());
+        answer
+    }
+
+    async fn answer_to(
+        self: &Arc<Self>,
+        parts: Parts,
+        body: Body,
+        info: RequestInfo,
+        target: Option<Arc<Served>>,
+        origin: Origin,
+    ) -> Result<Response<Body>, Status> {
         let (identity, local) = match origin {
             Origin::Local(identity) => (identity, true),
             Origin::Network(chain) => (self.hooks.authenticator.authenticate(&parts, &chain).await?, false),
         };
         self.authorize(&identity, &info)?;
-        let target = self.target(&info);
         let endpoint = match &target {
             // Plain verbs of stored kinds are the common case and never an endpoint's.
             Some(served) if served.resource.is_some() && info.subresource.is_empty() => None,
@@ -248,8 +270,9 @@ impl ApiServer {
             return Err(Status::too_many_requests("too many requests, please try again later", 1));
         }
         let _inflight = Inflight::enter(gauge);
+        let allowed = allowed_time(&info)?;
         let served = self.dispatch(parts, body, info, identity, local, target, endpoint);
-        match tokio::time::timeout(REQUEST_TIMEOUT, served).await {
+        match tokio::time::timeout(allowed, served).await {
             Ok(answer) => answer,
             Err(_) => Err(Status::timeout("the request did not complete within the allotted timeout")),
         }
@@ -266,11 +289,17 @@ impl ApiServer {
             namespace: &info.namespace,
             name: &info.name,
             path: if info.is_resource() { "" } else { &info.path },
+            query: &info.query,
         };
         match self.hooks.authorizer.authorize(&attributes) {
             Decision::Allow(_) => Ok(()),
             Decision::Deny(reason) | Decision::NoOpinion(reason) => Err(forbidden(&attributes, &reason)),
         }
+    }
+
+    /// The row of a resource, ready to serve.
+    pub fn served(&self, group: &str, version: &str, resource: &str) -> Option<Arc<Served>> {
+        self.routes.find(&self.cache, group, version, resource)
     }
 
     fn target(&self, info: &RequestInfo) -> Option<Arc<Served>> {
@@ -315,7 +344,13 @@ impl ApiServer {
             return Ok(page_not_found());
         }
         let query = Query::parse(&info.query);
-        let request = registry::Context { server: self, served: &served, identity: &identity, info: &info, query: &query };
+        let request = registry::Context {
+            server: self,
+            served: &served,
+            identity: &identity,
+            info: &info,
+            query: &query,
+        };
         registry::serve(request, &parts, body).await
     }
 
@@ -327,12 +362,65 @@ impl ApiServer {
                 None => return Ok(()),
             },
         };
-        let creates_nowhere = info.verb == "create" && served.kind.namespaced && info.namespace.is_empty();
-        if verbs.contains(&info.verb) && !creates_nowhere {
+        // Objects are made in collections and changed by name.
+        let misplaced = match info.verb {
+            "create" if info.subresource.is_empty() => {
+                !info.name.is_empty() || served.kind.namespaced && info.namespace.is_empty()
+            }
+            "update" | "patch" => info.name.is_empty(),
+            _ => false,
+        };
+        if verbs.contains(&info.verb) && !misplaced {
             Ok(())
         } else {
             Err(Status::method_not_allowed("the server does not allow this method on the requested resource"))
         }
+    }
+}
+
+/// What a request is counted by.
+struct Labels {
+    verb: &'static str,
+    scope: &'static str,
+    subresource: String,
+    served: Option<Arc<Kind>>,
+}
+
+impl Labels {
+    fn of(info: &RequestInfo, served: Option<&Served>) -> Self {
+        let scope = match (served.is_some(), info.name.is_empty(), info.namespace.is_empty()) {
+            (false, ..) => "",
+            (true, false, _) => "resource",
+            (true, true, false) => "namespace",
+            (true, true, true) => "cluster",
+        };
+        let known = served.filter(|served| served.kind.subresource(&info.subresource).is_some());
+        let verb = match info.verb {
+            "get" => "GET",
+            "list" => "LIST",
+            "watch" => "WATCH",
+            "create" | "post" => "POST",
+            "update" | "put" => "PUT",
+            "patch" => "PATCH",
+            "delete" => "DELETE",
+            "deletecollection" => "DELETECOLLECTION",
+            "head" => "HEAD",
+            _ => "OTHER",
+        };
+        Labels {
+            verb,
+            scope,
+            subresource: known.map(|_| info.subresource.clone()).unwrap_or_default(),
+            served: served.map(|served| served.kind.clone()),
+        }
+    }
+
+    fn count(&self, stats: &Stats, code: u16, took: Duration) {
+        let (group, version, resource) = match &self.served {
+            Some(kind) => (&*kind.gvk.group, &*kind.gvk.version, &*kind.plural),
+            None => ("", "", ""),
+        };
+        stats.request(self.verb, [group, version, resource, &self.subresource], self.scope, code, took);
     }
 }
 
@@ -351,14 +439,31 @@ impl Drop for Inflight<'_> {
     }
 }
 
+/// How long a request may take: what its `timeout` parameter says, within the server's limit.
+fn allowed_time(info: &RequestInfo) -> Result<Duration, Status> {
+    if !info.query.contains("timeout=") {
+        return Ok(REQUEST_TIMEOUT);
+    }
+    let query = Query::parse(&info.query);
+    match query.text("timeout") {
+        "" => Ok(REQUEST_TIMEOUT),
+        text => match query::duration(text) {
+            Some(Duration::ZERO) => Ok(REQUEST_TIMEOUT),
+            Some(asked) => Ok(asked.min(REQUEST_TIMEOUT)),
+            None => Err(Status::bad_request("invalid timeout specified in the request URL")),
+        },
+    }
+}
+
 /// 403 in upstream's words.
-fn forbidden(attributes: &Attributes<'_>, reason: &str) -> Status {
+pub(crate) fn forbidden(attributes: &Attributes<'_>, reason: &str) -> Status {
     let Attributes { identity, verb, group, resource, subresource, namespace, name, path, .. } = attributes;
     let user = identity.user();
     let mut why = if resource.is_empty() {
         format!("User {user:?} cannot {verb} path {path:?}")
     } else {
-        let full = if subresource.is_empty() { (*resource).to_owned() } else { format!("{resource}/{subresource}") };
+        let full =
+            if subresource.is_empty() { (*resource).to_owned() } else { format!("{resource}/{subresource}") };
         let place = match namespace.is_empty() || (group.is_empty() && *resource == "namespaces") {
             true => "at the cluster scope".to_owned(),
             false => format!("in the namespace {namespace:?}"),

@@ -10,8 +10,8 @@ use crate::query::Query;
 use crate::route::Served;
 use crate::stats::{self, Stats};
 use serde_json::{Map, Value, json};
-use skeg_api::kinds::{Cell, Column};
-use skeg_api::{Status, meta};
+use skeg_api::kinds::{Cell, Column, Kind};
+use skeg_api::{Status, columns, meta};
 use skeg_base::Clock;
 use std::sync::Arc;
 
@@ -36,7 +36,13 @@ pub struct Renderer {
 }
 
 impl Renderer {
-    pub fn new(served: Arc<Served>, form: Form, query: &Query, clock: Clock, stats: Arc<Stats>) -> Result<Self, Status> {
+    pub fn new(
+        served: Arc<Served>,
+        form: Form,
+        query: &Query,
+        clock: Clock,
+        stats: Arc<Stats>,
+    ) -> Result<Self, Status> {
         let include = match query.text("includeObject") {
             "" | "Metadata" => Include::Metadata,
             "None" => Include::None,
@@ -102,18 +108,24 @@ impl Renderer {
     fn table(&self, list: &ListMeta, objects: impl IntoIterator<Item = Value>) -> Value {
         let mut metadata = Vec::new();
         list.write(&mut metadata);
-        let columns = columns(&self.served.kind.columns);
-        let definitions: Vec<Value> = if self.headers { columns.iter().map(definition).collect() } else { Vec::new() };
+        let kind = &self.served.kind;
+        let plain = kind.columns.is_empty().then(|| Kind { columns: default_columns(), ..(**kind).clone() });
+        let kind = plain.as_ref().unwrap_or(kind);
+        let definitions = if self.headers { columns::definitions(&kind.columns) } else { json!([]) };
         let now = self.clock.now();
         let rows: Vec<Value> = objects
             .into_iter()
             .map(|object| {
-                let cells: Vec<Value> = columns.iter().map(|column| cell(column, &object, now)).collect();
-                match self.include {
-                    Include::None => json!({"cells": cells, "object": null}),
-                    Include::Metadata => json!({"cells": cells, "object": partial(object)}),
-                    Include::Object => json!({"cells": cells, "object": object}),
+                let mut row = json!({"cells": columns::cells(kind, &object, now)});
+                if let Some(conditions) = columns::row_conditions(kind, &object) {
+                    row["conditions"] = conditions;
                 }
+                row["object"] = match self.include {
+                    Include::None => Value::Null,
+                    Include::Metadata => partial(object),
+                    Include::Object => object,
+                };
+                row
             })
             .collect();
         json!({
@@ -133,8 +145,12 @@ impl Renderer {
             metadata.insert("annotations".into(), json!({"k8s.io/initial-events-end": "true"}));
         }
         match self.form {
-            Form::Whole => json!({"kind": *kind.gvk.kind, "apiVersion": kind.gvk.api_version(), "metadata": metadata}),
-            Form::Metadata => json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}),
+            Form::Whole => {
+                json!({"kind": *kind.gvk.kind, "apiVersion": kind.gvk.api_version(), "metadata": metadata})
+            }
+            Form::Metadata => {
+                json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
+            }
             Form::Table => {
                 metadata.remove("creationTimestamp");
                 json!({
@@ -151,11 +167,8 @@ fn partial(mut object: Value) -> Value {
     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
 }
 
-/// The kind's columns, or name and age of creation for kinds without.
-fn columns(columns: &[Column]) -> Vec<Column> {
-    if !columns.is_empty() {
-        return columns.to_vec();
-    }
+/// Name and time of creation, for kinds without columns of their own.
+fn default_columns() -> Vec<Column> {
     let column = |name: &str, kind, format, path: &str| Column {
         name: name.into(),
         kind,
@@ -169,20 +182,4 @@ fn columns(columns: &[Column]) -> Vec<Column> {
         // A plain time, as upstream's default columns have it.
         column("Created At", "string", "", "metadata.creationTimestamp"),
     ]
-}
-
-fn definition(column: &Column) -> Value {
-    json!({
-        "name": column.name, "type": column.kind, "format": column.format,
-        "description": column.description, "priority": column.priority,
-    })
-}
-
-fn cell(column: &Column, object: &Value, now: jiff::Timestamp) -> Value {
-    match &column.cell {
-        Cell::Fn(make) => make(object, now),
-        Cell::Path(path) => {
-            path.split('.').try_fold(object, |value, part| value.get(part)).cloned().unwrap_or_default()
-        }
-    }
 }

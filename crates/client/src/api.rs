@@ -153,7 +153,12 @@ pub struct Api<K> {
 
 impl<K> Clone for Api<K> {
     fn clone(&self) -> Self {
-        Api { client: self.client.clone(), gvr: self.gvr.clone(), metadata_only: self.metadata_only, kind: PhantomData }
+        Api {
+            client: self.client.clone(),
+            gvr: self.gvr.clone(),
+            metadata_only: self.metadata_only,
+            kind: PhantomData,
+        }
     }
 }
 
@@ -205,7 +210,12 @@ impl<K> Api<K> {
         self.client.bytes(&request).await.map(drop)
     }
 
-    pub async fn delete_collection(&self, ns: &str, which: &ListOptions, options: &DeleteOptions) -> Result<()> {
+    pub async fn delete_collection(
+        &self,
+        ns: &str,
+        which: &ListOptions,
+        options: &DeleteOptions,
+    ) -> Result<()> {
         let mut query = Query::default();
         which.query(&mut query);
         let mut request = self.request(Method::DELETE, ns, "", "", query);
@@ -256,7 +266,12 @@ impl<K> Api<K> {
     }
 
     /// Reads a subresource: `scale`, `status`.
-    pub async fn get_subresource<R: DeserializeOwned>(&self, ns: &str, name: &str, subresource: &str) -> Result<R> {
+    pub async fn get_subresource<R: DeserializeOwned>(
+        &self,
+        ns: &str,
+        name: &str,
+        subresource: &str,
+    ) -> Result<R> {
         self.client.json(&self.request(Method::GET, ns, name, subresource, Query::default())).await
     }
 
@@ -290,8 +305,10 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
 
     pub async fn list(&self, ns: &str, options: &ListOptions) -> Result<List<K>> {
         let bytes = self.list_bytes(ns, options).await?;
-        serde_json::from_slice(&bytes)
-            .map_err(|source| Error::Decode { what: format!("list of {}", self.gvr.group_resource()), source })
+        serde_json::from_slice(&bytes).map_err(|source| Error::Decode {
+            what: format!("list of {}", self.gvr.group_resource()),
+            source,
+        })
     }
 
     pub async fn create(&self, ns: &str, object: &K) -> Result<K> {

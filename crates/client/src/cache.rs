@@ -28,7 +28,11 @@ impl ObjectKey {
 /// `namespace/name`, or the name alone.
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+        if self.namespace.is_empty() {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
     }
 }
 
@@ -176,7 +180,9 @@ impl Objects {
     /// All entries, or those of one namespace.
     pub fn list(&self, namespace: Option<&str>) -> Vec<Entry> {
         match namespace {
-            Some(ns) => self.by_namespace.get(ns).map(|names| names.values().cloned().collect()).unwrap_or_default(),
+            Some(ns) => {
+                self.by_namespace.get(ns).map(|names| names.values().cloned().collect()).unwrap_or_default()
+            }
             None => self.by_namespace.values().flat_map(BTreeMap::values).cloned().collect(),
         }
     }

@@ -148,7 +148,8 @@ impl<'a, K: DeserializeOwned + Send + Sync + 'static> Object<'a, K> {
 
     /// The object to keep.
     pub fn arc(&self) -> &Arc<K> {
-        self.typed.get_or_init(|| self.decoded.get().expect("a change is delivered only where its objects decode"))
+        self.typed
+            .get_or_init(|| self.decoded.get().expect("a change is delivered only where its objects decode"))
     }
 }
 
@@ -518,7 +519,10 @@ impl Core {
 }
 
 /// Calls a typed handler, where the objects decode.
-fn deliver<K: DeserializeOwned + Send + Sync + 'static>(occurrence: &Occurrence, handler: &impl Fn(Change<'_, K>)) {
+fn deliver<K: DeserializeOwned + Send + Sync + 'static>(
+    occurrence: &Occurrence,
+    handler: &impl Fn(Change<'_, K>),
+) {
     // An object that decoded when it came decodes again, so only those marked bad are tried now.
     let known = |old: &&Decoded| !old.entry.is_bad() || old.get::<K>().is_some();
     let old = occurrence.old.as_ref().filter(known);
@@ -543,8 +547,10 @@ trait AnyIndex: Send + Sync {
     fn keys(&self, value: &str) -> Vec<ObjectKey>;
 }
 
+type IndexFn<K> = Box<dyn Fn(&K) -> Vec<String> + Send + Sync>;
+
 struct Index<K> {
-    of: Box<dyn Fn(&K) -> Vec<String> + Send + Sync>,
+    of: IndexFn<K>,
     keys: BTreeMap<String, BTreeSet<ObjectKey>>,
     values: HashMap<ObjectKey, Vec<String>>,
 }

@@ -171,7 +171,12 @@ impl Elector {
     }
 
     /// Renews until leadership is lost (true) or `cancel` (false).
-    async fn keep(&self, api: &Api<Lease>, observed: &mut Option<Observed>, cancel: &CancellationToken) -> bool {
+    async fn keep(
+        &self,
+        api: &Api<Lease>,
+        observed: &mut Option<Observed>,
+        cancel: &CancellationToken,
+    ) -> bool {
         let mut renewed = Instant::now();
         loop {
             tokio::select! {

@@ -71,7 +71,11 @@ impl<K: Key> Queue<K> {
             failures: new_map(),
             bucket_full_at: None,
         };
-        Queue(Arc::new(Inner { state: Mutex::new(state), changed: Notify::new(), cancel: cancel.child_token() }))
+        Queue(Arc::new(Inner {
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            cancel: cancel.child_token(),
+        }))
     }
 
     pub fn add(&self, key: K) {

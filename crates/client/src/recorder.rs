@@ -62,7 +62,13 @@ struct Inner {
 impl Recorder {
     /// A recorder that writes through `client` until `cancel` is cancelled. `host` is empty for
     /// components that belong to no node. Call inside a runtime.
-    pub fn new(client: &Client, component: &str, host: &str, clock: Clock, cancel: &CancellationToken) -> Self {
+    pub fn new(
+        client: &Client,
+        component: &str,
+        host: &str,
+        clock: Clock,
+        cancel: &CancellationToken,
+    ) -> Self {
         let api = client.dynamic(&Gvr::new("", "v1", "events"));
         let lanes = (0..LANES).map(|_| {
             let (sender, receiver) = mpsc::channel(LANE_LEN_MAX);
@@ -83,7 +89,14 @@ impl Recorder {
     }
 
     /// An event about a part of the object: `spec.containers{web}`.
-    pub fn event_at(&self, about: &ObjectRef, field_path: &str, event_type: EventType, reason: &str, message: &str) {
+    pub fn event_at(
+        &self,
+        about: &ObjectRef,
+        field_path: &str,
+        event_type: EventType,
+        reason: &str,
+        message: &str,
+    ) {
         let inner = &*self.0;
         let said = Said {
             component: &inner.component,
@@ -116,8 +129,16 @@ struct Said<'a> {
 impl Said<'_> {
     fn source_and_object(&self) -> String {
         let about = self.about;
-        [self.component, self.host, &about.kind, &about.namespace, &about.name, &about.uid, &about.api_version]
-            .join("\u{1f}")
+        [
+            self.component,
+            self.host,
+            &about.kind,
+            &about.namespace,
+            &about.name,
+            &about.uid,
+            &about.api_version,
+        ]
+        .join("\u{1f}")
     }
 
     fn to_value(&self, name: &str, message: &str, count: u32, first: Timestamp, last: Timestamp) -> Value {
@@ -232,7 +253,8 @@ impl Correlator {
         if !self.admit(said, now) {
             return None;
         }
-        let patch = (count > 1).then(|| json!({ "count": count, "lastTimestamp": seconds(now), "message": message }));
+        let patch =
+            (count > 1).then(|| json!({ "count": count, "lastTimestamp": seconds(now), "message": message }));
         let event = said.to_value(&name, &message, count, first, now);
         Some(Deed { namespace: namespace_of(said.about).to_owned(), name, event, patch })
     }
@@ -327,7 +349,12 @@ mod tests {
     use super::*;
 
     fn about() -> ObjectRef {
-        ObjectRef { kind: "Pod".into(), namespace: "default".into(), name: "web".into(), ..Default::default() }
+        ObjectRef {
+            kind: "Pod".into(),
+            namespace: "default".into(),
+            name: "web".into(),
+            ..Default::default()
+        }
     }
 
     fn say<'a>(about: &'a ObjectRef, reason: &'a str, message: &'a str) -> Said<'a> {
@@ -359,8 +386,10 @@ mod tests {
     fn similar_events_are_combined() {
         let (mut correlator, about) = (Correlator::new(), about());
         let messages: Vec<_> = (0..12).map(|i| format!("try {i}")).collect();
-        let deeds: Vec<_> =
-            messages.iter().map(|m| correlator.correlate(&say(&about, "Failed", m), at(1)).unwrap()).collect();
+        let deeds: Vec<_> = messages
+            .iter()
+            .map(|m| correlator.correlate(&say(&about, "Failed", m), at(1)).unwrap())
+            .collect();
         assert_eq!(deeds[8].event["message"], "try 8");
         assert_eq!(deeds[9].event["message"], "(combined from similar events): try 9");
         assert_eq!(deeds[11].name, deeds[9].name);
@@ -370,7 +399,8 @@ mod tests {
     #[test]
     fn a_flood_is_cut_and_comes_back_slowly() {
         let (mut correlator, about) = (Correlator::new(), about());
-        let written = (0..40).filter(|_| correlator.correlate(&say(&about, "Flood", "x"), at(0)).is_some()).count();
+        let written =
+            (0..40).filter(|_| correlator.correlate(&say(&about, "Flood", "x"), at(0)).is_some()).count();
         assert_eq!(written, 25);
         assert!(correlator.correlate(&say(&about, "Flood", "x"), at(299)).is_none());
         assert!(correlator.correlate(&say(&about, "Flood", "x"), at(301)).is_some());

@@ -138,7 +138,9 @@ impl<K> Reflector<K> {
     async fn watch_from(&self, revision: u64) -> Result<WatchStream> {
         let list = ListOptions { resource_version: revision.to_string(), ..Default::default() };
         let timeout_seconds = self.watch_seconds();
-        self.api.watch("", &WatchOptions { list, bookmarks: true, timeout_seconds, ..Default::default() }).await
+        self.api
+            .watch("", &WatchOptions { list, bookmarks: true, timeout_seconds, ..Default::default() })
+            .await
     }
 
     /// Lists by the first events of a watch and returns the watch to go on with.

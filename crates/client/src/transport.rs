@@ -122,7 +122,8 @@ impl Client {
                 .header(CONTENT_TYPE, request.content_type)
                 .body(Full::new(request.body.clone()).map_err(|never| match never {}).boxed_unsync())
                 .map_err(|e| Error::Transport(e.into()))?;
-            let response = tokio::time::timeout(REQUEST_TIMEOUT, self.send(http)).await.map_err(timed_out)??;
+            let response =
+                tokio::time::timeout(REQUEST_TIMEOUT, self.send(http)).await.map_err(timed_out)??;
             if response.status().is_success() {
                 return Ok(response);
             }

@@ -89,8 +89,14 @@ impl Controllers {
     }
 
     /// Runs workers on `queue` once `ready` resolves, usually when its informers are synced.
-    pub(crate) fn work<K, E, R, F, Fut>(&mut self, name: &'static str, workers: usize, queue: Queue<K>, ready: R, work: F)
-    where
+    pub(crate) fn work<K, E, R, F, Fut>(
+        &mut self,
+        name: &'static str,
+        workers: usize,
+        queue: Queue<K>,
+        ready: R,
+        work: F,
+    ) where
         K: Key,
         E: Display + 'static,
         R: Future<Output = ()> + Send + 'static,

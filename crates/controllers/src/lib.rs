@@ -7,22 +7,40 @@
 
 mod context;
 mod deployment;
+mod discovery;
 mod endpoints;
 mod endpointslice;
 mod error;
+mod garbagecollector;
 mod meta;
+mod namespace;
+mod nodelifecycle;
 mod owner;
 mod owner_index;
 mod pod;
+mod podgc;
 mod replicaset;
+mod rootcacert;
 mod service;
+mod serviceaccount;
 
 pub use context::{Clients, Config, ControllerContext, Controllers};
 
 /// Starts all controllers. Call it inside a runtime; they run until the context is cancelled.
 pub fn start(ctx: &ControllerContext) -> Controllers {
     let mut controllers = Controllers::default();
+    // Those that need whole objects come first: the garbage collector then shares their informers.
     deployment::start(ctx, &mut controllers);
     replicaset::start(ctx, &mut controllers);
+    let pods = service::Pods::of(ctx.informers.of());
+    endpointslice::start(ctx, &mut controllers, pods.clone());
+    endpoints::start(ctx, &mut controllers, pods);
+    nodelifecycle::start(ctx, &mut controllers);
+    podgc::start(ctx, &mut controllers);
+    serviceaccount::start(ctx, &mut controllers);
+    rootcacert::start(ctx, &mut controllers);
+    let served = discovery::start(ctx, &mut controllers);
+    namespace::start(ctx, &mut controllers, served.clone());
+    garbagecollector::start(ctx, &mut controllers, served);
     controllers
 }

@@ -67,8 +67,7 @@ mod tests {
     fn object(labels: &str, owner: Option<&str>, deleting: bool) -> ObjectMeta {
         let mut meta = json!({"name": "x", "uid": "x", "labels": {"app": labels}});
         if let Some(uid) = owner {
-            meta["ownerReferences"] =
-                json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "o", "uid": uid, "controller": true}]);
+            meta["ownerReferences"] = json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "o", "uid": uid, "controller": true}]);
         }
         if deleting {
             meta["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();

@@ -1,7 +1,6 @@
 //! The index by which controllers find the objects of an owner, and those that have none.
 
 use crate::{meta, owner};
-use k8s_openapi::Metadata;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use skeg_client::{Informer, Typed};
 use std::sync::Arc;

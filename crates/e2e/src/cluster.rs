@@ -40,6 +40,17 @@ pub fn free_port() -> Result<u16> {
 impl Cluster {
     /// Starts the binary on an empty data directory and imports the test images.
     pub fn start() -> Result<Self> {
+        let cluster = Self::prepare()?;
+        cluster.up()?;
+        for image in ["nginx", "busybox"] {
+            let archive = cluster.archive(image);
+            cluster.skeg(&["image", "import", &archive.to_string_lossy()])?;
+        }
+        Ok(cluster)
+    }
+
+    /// A cluster that is not started yet, with its registry.
+    pub fn prepare() -> Result<Self> {
         // Several clusters run side by side: each gets its own ranges.
         static NEXT: AtomicU8 = AtomicU8::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed) % 60;
@@ -54,7 +65,7 @@ impl Cluster {
             "--node-name=e2e-node".into(),
             format!("--registries={}", registries.display()),
         ];
-        let cluster = Cluster {
+        Ok(Cluster {
             skeg: variable("SKEG_BINARY")?,
             data_dir: directory.path().join("data"),
             registry: Some(registry),
@@ -63,19 +74,31 @@ impl Cluster {
             images: variable("SKEG_IMAGES")?,
             directory,
             stopped: false.into(),
-        };
-        cluster.up()?;
-        for image in ["nginx", "busybox"] {
-            let archive = cluster.archive(image);
-            cluster.skeg(&["image", "import", &archive.to_string_lossy()])?;
-        }
-        Ok(cluster)
+        })
     }
 
-    /// Starts the binary, again or for the first time; returns when the node is Ready.
-    pub fn up(&self) -> Result<()> {
+    /// A cluster that runs elsewhere: kubectl works on it, nothing else does.
+    pub fn foreign(kubeconfig: &Path) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("skeg-e2e-").tempdir()?;
+        std::fs::create_dir(directory.path().join("data"))?;
+        std::fs::copy(kubeconfig, directory.path().join("data/kubeconfig"))?;
+        Ok(Cluster {
+            skeg: PathBuf::new(),
+            data_dir: directory.path().join("data"),
+            registry: None,
+            flags: Vec::new(),
+            kubectl: variable("KUBECTL")?,
+            images: variable("SKEG_IMAGES")?,
+            directory,
+            stopped: true.into(),
+        })
+    }
+
+    /// Starts the binary, again or for the first time; returns when the node is Ready,
+    /// and gives what it said.
+    pub fn up(&self) -> Result<String> {
         let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
-        self.skeg(&[&["up", "--detach"], &flags[..]].concat()).map(|_| ())
+        self.skeg(&[&["up", "--detach"], &flags[..]].concat())
     }
 
     pub fn archive(&self, image: &str) -> PathBuf {

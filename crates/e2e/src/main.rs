@@ -50,6 +50,13 @@ fn main() -> Result<()> {
             result.and(stopped)
         });
     }
+    for case in selected(cases::APART) {
+        report(case, &failures, || {
+            let nothing = tempfile::NamedTempFile::new()?;
+            let cluster = Cluster::foreign(nothing.path())?;
+            (case.run)(&Scope { cluster: &cluster, namespace: "default".into() })
+        });
+    }
     let failures = failures.into_inner();
     if failures > 0 {
         anyhow::bail!("{failures} end-to-end cases failed");

@@ -199,9 +199,9 @@ impl Cgroups {
         }
         let put = |controller: &str, file: &str, value: String| match self.v1_dir(controller, group) {
             Some(dir) => write_file(&dir.join(file), &value),
-            None => {
-                Err(io::Error::other(format!("the cgroup controller {controller} is not mounted: no limits on it")))
-            }
+            None => Err(io::Error::other(format!(
+                "the cgroup controller {controller} is not mounted: no limits on it"
+            ))),
         };
         if let Some(shares) = r.cpu_shares.filter(|s| *s > 0) {
             put("cpu", "cpu.shares", shares.to_string())?;
@@ -319,15 +319,6 @@ impl Cgroups {
         optional(collected)
     }
 
-    /// True when no process is left in the group and below.
-    pub fn is_empty(&self, group: &str) -> bool {
-        let mut pids = Vec::new();
-        self.dirs(group).all(|dir| {
-            pids.clear();
-            collect_pids(&dir, &mut pids).is_err() || pids.is_empty()
-        })
-    }
-
     /// Waits until the group has no process, at most `timeout_ms`: true when it has none.
     pub fn wait_empty(&self, group: &str, timeout_ms: i32) -> io::Result<bool> {
         if let Some(dir) = self.unified_dir(group) {
@@ -372,7 +363,7 @@ impl Cgroups {
         const EMPTY_TIMEOUT_MS: i32 = 10_000;
         const TRIES: u32 = 100;
         for attempt in 0..TRIES {
-            if attempt > 0 || !self.is_empty(group) {
+            if attempt > 0 {
                 self.kill(group)?;
                 if !self.wait_empty(group, EMPTY_TIMEOUT_MS)? {
                     break;

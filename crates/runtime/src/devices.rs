@@ -28,7 +28,8 @@ impl fmt::Display for Rule {
 
 /// What every container may use: nodes may be made, the harmless ones and terminals be opened.
 pub fn default_rules() -> Vec<Rule> {
-    let char_rule = |major, minor, access: &str| Rule { block: false, major, minor, access: access.to_owned() };
+    let char_rule =
+        |major, minor, access: &str| Rule { block: false, major, minor, access: access.to_owned() };
     let mut rules = vec![
         char_rule(None, None, "m"),
         Rule { block: true, major: None, minor: None, access: "m".to_owned() },
@@ -274,7 +275,11 @@ mod tests {
             (TYPE_CHAR, rw, 136, 77, true),
             (TYPE_CHAR, rw, 10, 200, false),
         ] {
-            assert_eq!(allowed(&rules, kind, access, major, minor), expected, "{kind} {access} {major}:{minor}");
+            assert_eq!(
+                allowed(&rules, kind, access, major, minor),
+                expected,
+                "{kind} {access} {major}:{minor}"
+            );
         }
     }
 }

@@ -1,13 +1,40 @@
 //! Sandboxes and processes: namespaces, cgroups, mounts, stdio, exec, and the per-Pod supervisor.
 //! Knows nothing of Kubernetes objects, images or addresses.
 
+mod caps;
+mod cgroup;
+mod devices;
+mod log;
+mod process;
+mod protocol;
+mod rootfs;
+mod runtime;
+mod seccomp;
+mod session;
+mod shim;
+mod state;
+mod sys;
 mod types;
+mod user;
+mod wire;
 
 use futures_util::future::BoxFuture;
+pub use runtime::{Runtime, RuntimeConfig};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{broadcast, mpsc, oneshot};
 pub use types::*;
+
+/// Runs as a helper when the program was started as one: the exit code then, else None.
+/// A program that gives its own path as [`RuntimeConfig::exe`] calls this before anything else,
+/// while it has one thread.
+pub fn run_helper(args: impl IntoIterator<Item = std::ffi::OsString>) -> Option<i32> {
+    let args: Vec<_> = args.into_iter().collect();
+    match args.first()?.to_str()? {
+        "skeg-shim" => Some(shim::main(&args[1..])),
+        _ => None,
+    }
+}
 
 /// Why a runtime refused or failed.
 #[derive(Debug, thiserror::Error)]
@@ -57,14 +84,23 @@ pub trait PodRuntime: Send + Sync + 'static {
     /// Ends everything in the sandbox and removes every trace of it but logs.
     fn remove_sandbox<'a>(&'a self, uid: &'a str) -> BoxFuture<'a, Result<()>>;
     /// Creates the container with its process ready to start.
-    fn create_container<'a>(&'a self, uid: &'a str, config: ContainerConfig) -> BoxFuture<'a, Result<ContainerStatus>>;
+    fn create_container<'a>(
+        &'a self,
+        uid: &'a str,
+        config: ContainerConfig,
+    ) -> BoxFuture<'a, Result<ContainerStatus>>;
     fn start_container<'a>(&'a self, uid: &'a str, id: &'a str) -> BoxFuture<'a, Result<ContainerStatus>>;
     /// Sends a signal to the container's main process; with SIGKILL to all its processes.
     fn signal_container<'a>(&'a self, uid: &'a str, id: &'a str, signal: i32) -> BoxFuture<'a, Result<()>>;
     /// Removes an exited container (kills it first if need be): its cgroup, mounts and state.
     fn remove_container<'a>(&'a self, uid: &'a str, id: &'a str) -> BoxFuture<'a, Result<()>>;
     /// Applies new limits in place.
-    fn update_resources<'a>(&'a self, uid: &'a str, id: &'a str, resources: Resources) -> BoxFuture<'a, Result<()>>;
+    fn update_resources<'a>(
+        &'a self,
+        uid: &'a str,
+        id: &'a str,
+        resources: Resources,
+    ) -> BoxFuture<'a, Result<()>>;
     fn exec<'a>(&'a self, uid: &'a str, id: &'a str, config: ExecConfig) -> BoxFuture<'a, Result<Session>>;
     /// Runs a command to its end (probes, hooks), keeping at most `output_max` bytes.
     fn exec_sync<'a>(

@@ -333,14 +333,18 @@ fn finish(
     };
     become_user(child, identity)?;
     std::env::set_current_dir(cwd).map_err(|e| {
-        Failure::new(FailureKind::Start, format!("chdir to cwd ({cwd:?}) set in config.json failed: {}", os_text(&e)))
+        Failure::new(
+            FailureKind::Start,
+            format!("chdir to cwd ({cwd:?}) set in config.json failed: {}", os_text(&e)),
+        )
     })?;
     // The kernel forgets this when the identity changes, so it comes after: the supervisor's
     // death is the container's.
     sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong).at(|| "prctl".into())?;
-    let program = args.first().map(|name| find_program(name, &env)).unwrap_or_else(|| {
-        Err(Failure::new(FailureKind::Start, "no command specified"))
-    });
+    let program = args
+        .first()
+        .map(|name| find_program(name, &env))
+        .unwrap_or_else(|| Err(Failure::new(FailureKind::Start, "no command specified")));
     note(&child.notes, &Note::Ready, &[]);
     if wait {
         let mut byte = [0];

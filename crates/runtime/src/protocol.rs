@@ -24,40 +24,79 @@ pub struct Call {
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub enum Request {
-    Hello { version: u32 },
-    Create { config: Box<ContainerConfig> },
-    Start { id: String },
-    Signal { id: String, signal: i32 },
-    Remove { id: String },
-    Update { id: String, resources: Resources },
-    ReopenLog { id: String },
+    Hello {
+        version: u32,
+    },
+    Create {
+        config: Box<ContainerConfig>,
+    },
+    Start {
+        id: String,
+    },
+    Signal {
+        id: String,
+        signal: i32,
+    },
+    Remove {
+        id: String,
+    },
+    Update {
+        id: String,
+        resources: Resources,
+    },
+    ReopenLog {
+        id: String,
+    },
     /// Ends every container, then the supervisor.
     Shutdown,
     /// Makes this connection an exec session. Descriptors without a terminal: stdin, stdout and
     /// stderr as far as the configuration asks for them.
-    Exec { id: String, config: ExecConfig },
+    Exec {
+        id: String,
+        config: ExecConfig,
+    },
     /// Makes this connection an attach session; descriptors as for `Exec`, also with a terminal.
-    Attach { id: String, config: ExecConfig },
+    Attach {
+        id: String,
+        config: ExecConfig,
+    },
     /// Within an attach session.
-    Resize { size: TerminalSize },
+    Resize {
+        size: TerminalSize,
+    },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub enum Message {
-    Reply { seq: u64, result: Result<Reply, Failure> },
+    Reply {
+        seq: u64,
+        result: Result<Reply, Failure>,
+    },
     /// A container changed; sent to every connection that said hello.
-    Changed { status: ContainerStatus },
+    Changed {
+        status: ContainerStatus,
+    },
     /// A container was removed.
-    Removed { id: String },
+    Removed {
+        id: String,
+    },
     /// The command of an exec session, or the container of an attach session, ended.
-    Exited { code: i32 },
+    Exited {
+        code: i32,
+    },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub enum Reply {
-    Hello { version: u32, status: Box<SandboxStatus> },
+    Hello {
+        version: u32,
+        status: Box<SandboxStatus>,
+    },
     Done,
-    Container { status: ContainerStatus, warnings: Vec<String> },
+    Container {
+        status: Box<ContainerStatus>,
+        warnings: Vec<String>,
+    },
     /// The session began; the terminal's descriptor comes beside an exec's with one.
     Session,
 }

@@ -85,7 +85,8 @@ pub fn build(plan: &mut Plan<'_>) -> Step {
     };
     // A copy taken while the tree is still shared with the host stays shared with it.
     open(|p| p == Propagation::Bidirectional)?;
-    sys::mount("", Path::new("/"), "", libc::MS_REC | libc::MS_SLAVE, "").at(|| "make / a slave mount".into())?;
+    sys::mount("", Path::new("/"), "", libc::MS_REC | libc::MS_SLAVE, "")
+        .at(|| "make / a slave mount".into())?;
     open(|p| p != Propagation::Bidirectional)?;
 
     enter_overlay(plan)?;
@@ -155,7 +156,8 @@ fn enter_overlay(plan: &Plan<'_>) -> Step {
         name(&upper),
         name(&work)
     );
-    sys::mount("overlay", &root, "overlay", 0, &options).at(|| "mount the overlay of the image's layers".into())?;
+    sys::mount("overlay", &root, "overlay", 0, &options)
+        .at(|| "mount the overlay of the image's layers".into())?;
     std::env::set_current_dir(&root).at(|| "enter the root file system".into())?;
     sys::pivot_to_cwd().at(|| "pivot_root".into())
 }
@@ -226,7 +228,9 @@ fn mount_kernel(kind: &str, path: &str, flags: libc::c_ulong, data: &str) -> Ste
     let root = sys::open_path(Path::new("/")).at(what)?;
     let relative = Path::new(path.trim_start_matches('/'));
     sys::openat2(root.as_raw_fd(), relative, libc::O_PATH | libc::O_DIRECTORY, 0, sys::RESOLVE_NO_SYMLINKS)
-        .map_err(|_| Failure::new(FailureKind::Other, format!("{path} must be mounted on an ordinary directory")))?;
+        .map_err(|_| {
+        Failure::new(FailureKind::Other, format!("{path} must be mounted on an ordinary directory"))
+    })?;
     drop(target);
     sys::mount(kind, Path::new(path), kind, flags, data).at(what)
 }
@@ -266,7 +270,8 @@ fn mount_cgroups(cgroups: &Cgroups, flags: libc::c_ulong) -> Step {
             [one] if one.starts_with("name=") => format!("none,{one}"),
             many => many.join(","),
         };
-        sys::mount("cgroup", &target, "cgroup", flags, &options).at(|| format!("mount {}", target.display()))?;
+        sys::mount("cgroup", &target, "cgroup", flags, &options)
+            .at(|| format!("mount {}", target.display()))?;
     }
     if cgroups.unified().is_some() {
         let target = base.join("unified");
@@ -274,7 +279,8 @@ fn mount_cgroups(cgroups: &Cgroups, flags: libc::c_ulong) -> Step {
         sys::mount("cgroup2", &target, "cgroup2", flags, "").at(|| format!("mount {}", target.display()))?;
     }
     if flags & libc::MS_RDONLY != 0 {
-        sys::mount("", base, "", libc::MS_REMOUNT | flags, "").at(|| "make /sys/fs/cgroup read-only".into())?;
+        sys::mount("", base, "", libc::MS_REMOUNT | flags, "")
+            .at(|| "make /sys/fs/cgroup read-only".into())?;
     }
     Ok(())
 }
@@ -367,7 +373,8 @@ fn mask(plan: &Plan<'_>) -> Step {
             continue;
         }
         let what = || format!("make {path} read-only");
-        let tree = sys::open_tree(libc::AT_FDCWD, target, sys::OPEN_TREE_CLONE | sys::AT_RECURSIVE).at(what)?;
+        let tree =
+            sys::open_tree(libc::AT_FDCWD, target, sys::OPEN_TREE_CLONE | sys::AT_RECURSIVE).at(what)?;
         let attr = MountAttr { set: sys::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
         sys::mount_setattr(&tree, true, &attr).at(what)?;
         sys::move_mount(&tree, &sys::open_path(target).at(what)?).at(what)?;

@@ -98,9 +98,8 @@ impl Poller {
         const EVENTS_MAX: usize = 16;
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; EVENTS_MAX];
         // SAFETY: room for EVENTS_MAX events.
-        let n = unsafe {
-            libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), EVENTS_MAX as i32, -1)
-        };
+        let n =
+            unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), EVENTS_MAX as i32, -1) };
         events.iter().take(n.max(0) as usize).map(|e| (e.u64, e.events)).collect()
     }
 }
@@ -235,7 +234,8 @@ fn set_up(layout: Layout, uid: String) -> Step<Option<Box<Shim>>> {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 64 * 1024);
     }
     std::env::set_current_dir("/").at(|| "chdir /".into())?;
-    let record: SandboxRecord = state::read(&layout.record(&uid)).at(|| "read the sandbox's record".into())?;
+    let record: SandboxRecord =
+        state::read(&layout.record(&uid)).at(|| "read the sandbox's record".into())?;
     let config = &record.config;
     let cgroups = Cgroups::detect()?;
     let group = layout.shim_cgroup(&uid);
@@ -392,6 +392,10 @@ fn init_main() -> ! {
     // memory but locals.
     unsafe {
         sys::close_except(&[]);
+        // Also the standard ones: the sandbox's lock is among them.
+        for fd in 0..3 {
+            libc::close(fd);
+        }
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut set);
         libc::sigaddset(&mut set, libc::SIGCHLD);
@@ -502,8 +506,11 @@ impl Shim {
         }
         loop {
             let Some(connection) = self.connections.get_mut(&token) else { return };
-            let received =
-                sys::receive_with_fds(connection.socket.as_raw_fd(), &mut self.buffer[..], &mut connection.fds);
+            let received = sys::receive_with_fds(
+                connection.socket.as_raw_fd(),
+                &mut self.buffer[..],
+                &mut connection.fds,
+            );
             match received {
                 Ok(0) => return self.close(token),
                 Ok(n) => connection.input.extend_from_slice(&self.buffer[..n]),
@@ -884,7 +891,7 @@ impl Shim {
         let (status, warnings) = (container.status.clone(), std::mem::take(&mut container.warnings));
         self.save(id, false);
         self.broadcast(&Message::Changed { status: status.clone() });
-        self.reply(token, seq, Ok(Reply::Container { status, warnings }));
+        self.reply(token, seq, Ok(Reply::Container { status: Box::new(status), warnings }));
     }
 
     /// The child could not become the container.
@@ -914,7 +921,7 @@ impl Shim {
         let status = container.status.clone();
         self.save(id, false);
         self.broadcast(&Message::Changed { status: status.clone() });
-        self.reply(token, seq, Ok(Reply::Container { status, warnings: Vec::new() }));
+        self.reply(token, seq, Ok(Reply::Container { status: Box::new(status), warnings: Vec::new() }));
     }
 
     fn start(&mut self, token: u64, seq: u64, id: &str) -> Step {
@@ -977,7 +984,8 @@ impl Shim {
     }
 
     fn removed(&mut self, id: &str) {
-        let waiting = self.containers.get_mut(id).map(|c| std::mem::take(&mut c.removing)).unwrap_or_default();
+        let waiting =
+            self.containers.get_mut(id).map(|c| std::mem::take(&mut c.removing)).unwrap_or_default();
         self.forget(id);
         self.broadcast(&Message::Removed { id: id.to_owned() });
         for (token, seq) in waiting {
@@ -999,7 +1007,10 @@ impl Shim {
         if let (Some(stdin), Some(token)) = (&container.stdin, container.stdin_token) {
             self.poller.remove(stdin, token);
         }
-        self.clean_up(id);
+        // Whoever ends the sandbox takes all its groups and directories away at once.
+        if self.shutdown.is_none() {
+            self.clean_up(id);
+        }
     }
 
     fn shut_down(&mut self, token: u64, seq: u64) {
@@ -1048,7 +1059,8 @@ impl Shim {
                 self.execs.remove(&pid);
                 self.send(token, &Message::Exited { code });
                 self.close_when_written(token);
-            } else if let Some(id) = self.containers.values().find(|c| c.pid == pid).map(|c| c.config.id.clone())
+            } else if let Some(id) =
+                self.containers.values().find(|c| c.pid == pid).map(|c| c.config.id.clone())
             {
                 self.on_notes(&id);
                 if self.containers.get(&id).is_some_and(|c| c.status.state != ContainerState::Exited) {
@@ -1084,7 +1096,9 @@ impl Shim {
         status.signal = signal;
         status.oom_killed = oom_kills > 0 && code != 0;
         let status = status.clone();
-        self.save(id, true);
+        // What is being removed need not survive a power cut.
+        let durable = container.removing.is_empty() && self.shutdown.is_none();
+        self.save(id, durable);
         self.broadcast(&Message::Changed { status });
         let sessions: Vec<u64> = self
             .connections
@@ -1148,7 +1162,8 @@ impl Shim {
                 }
             }
         }
-        if held && let Some(output) = &mut container.outputs[stream]
+        if held
+            && let Some(output) = &mut container.outputs[stream]
             && let Some(token) = output.token.take()
         {
             // A reader that does not keep up holds the container up: nothing is dropped, and no
@@ -1184,7 +1199,8 @@ impl Shim {
     }
 
     fn on_attach_out(&mut self, token: u64, stream: usize) {
-        let Some(Connection { kind: Kind::Attach { id, outputs, .. }, .. }) = self.connections.get_mut(&token)
+        let Some(Connection { kind: Kind::Attach { id, outputs, .. }, .. }) =
+            self.connections.get_mut(&token)
         else {
             return;
         };
@@ -1266,8 +1282,10 @@ impl Shim {
                 self.write_stdin(&id);
                 let full = self.containers.get(&id).is_some_and(|c| !c.stdin_buffer.is_empty());
                 if full
-                    && let Some(Connection { kind: Kind::Attach { stdin: Some(input), stdin_paused, .. }, .. }) =
-                        self.connections.get_mut(&token)
+                    && let Some(Connection {
+                        kind: Kind::Attach { stdin: Some(input), stdin_paused, .. },
+                        ..
+                    }) = self.connections.get_mut(&token)
                 {
                     *stdin_paused = true;
                     let _ = self.poller.control(libc::EPOLL_CTL_DEL, &input.fd, 0, input.token);
@@ -1376,7 +1394,8 @@ impl Shim {
             };
             process::run_exec(child, &container.pidfd, &config.args)
         }
-        sys::setns(&self.host_pids, libc::CLONE_NEWPID).at(|| "leave the container's PID namespace".into())?;
+        sys::setns(&self.host_pids, libc::CLONE_NEWPID)
+            .at(|| "leave the container's PID namespace".into())?;
         let Fork::Parent { pid, .. } = fork.at(|| "fork".into())? else {
             return Err(other("unreachable: the child does not return"));
         };

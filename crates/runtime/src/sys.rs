@@ -220,7 +220,8 @@ pub fn prctl(option: libc::c_int, arg: libc::c_ulong) -> io::Result<libc::c_int>
 pub fn cloexec_from(first: u32) -> io::Result<()> {
     const CLOSE_RANGE_CLOEXEC: u32 = 4;
     // SAFETY: no memory is involved; descriptors stay open.
-    check_long(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) }).map(drop)
+    check_long(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) })
+        .map(drop)
 }
 
 /// Closes every descriptor but the standard ones and those of `keep`.
@@ -361,7 +362,7 @@ fn clock_ns(clock: libc::clockid_t) -> i64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is valid; these clocks always exist.
     unsafe { libc::clock_gettime(clock, &mut now) };
-    now.tv_sec as i64 * 1_000_000_000 + now.tv_nsec as i64
+    now.tv_sec * 1_000_000_000 + now.tv_nsec
 }
 
 /// Opens a directory to be named as `/proc/self/fd/N`: short and free of special characters.

@@ -96,7 +96,9 @@ pub struct Mount {
 pub enum MountSource {
     /// A file or directory of the host.
     Bind(PathBuf),
-    Tmpfs { size_bytes: Option<u64> },
+    Tmpfs {
+        size_bytes: Option<u64>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq)]

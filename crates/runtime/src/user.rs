@@ -50,9 +50,9 @@ pub fn resolve(user: &User, passwd: &str, group: &str) -> Result<Identity, Strin
         (Some(uid), _) => by_uid(uid),
         (None, "") => by_uid(0),
         // A name wins over the same digits as a number.
-        (None, name) => passwd_lines(passwd)
-            .find(|l| l.name == name)
-            .or_else(|| name.parse().ok().and_then(by_uid)),
+        (None, name) => {
+            passwd_lines(passwd).find(|l| l.name == name).or_else(|| name.parse().ok().and_then(by_uid))
+        }
     };
     let uid = match (user.uid, &line, image_user) {
         (Some(uid), _, _) => uid,
@@ -84,9 +84,11 @@ pub fn resolve(user: &User, passwd: &str, group: &str) -> Result<Identity, Strin
     // The primary group is always among the supplemental ones, as container runtimes have it.
     groups.push(gid);
     let mut seen = Vec::new();
-    groups.retain(|g| !seen.contains(g) && {
-        seen.push(*g);
-        true
+    groups.retain(|g| {
+        !seen.contains(g) && {
+            seen.push(*g);
+            true
+        }
     });
     let home = line.map(|l| l.home.to_owned()).filter(|h| !h.is_empty()).unwrap_or_else(|| "/".to_owned());
     Ok(Identity { uid, gid, groups, home })
@@ -100,8 +102,7 @@ mod tests {
     const GROUP: &str = "root:x:0:\nwww:x:34:\nadm:x:4:web,other\nusers:x:100:web\n";
 
     fn case(image_user: &str, change: impl FnOnce(&mut User)) -> Result<Identity, String> {
-        let mut user =
-            User { image_user: image_user.into(), merge_image_groups: true, ..User::default() };
+        let mut user = User { image_user: image_user.into(), merge_image_groups: true, ..User::default() };
         change(&mut user);
         resolve(&user, PASSWD, GROUP)
     }

@@ -17,7 +17,7 @@ pub fn open(instance: &Instance, settings: Option<&Settings>) -> Result<Arc<Imag
         Some(path) => Registries::load(path)?,
         None => Registries::default(),
     };
-    Ok(Images::open(ImagesConfig { registries, ..ImagesConfig::new(instance.path("images")) })?)
+    Ok(Images::open(ImagesConfig { dir: instance.path("images"), registries })?)
 }
 
 pub fn image(instance: &Instance, command: Command) -> Result<()> {
@@ -97,8 +97,7 @@ async fn show(mut progress: watch::Receiver<Progress>) {
                 LayerPhase::Waiting => "waiting",
                 LayerPhase::Downloading => "downloading",
                 LayerPhase::Unpacking => "unpacking",
-                LayerPhase::Present => "already present",
-                LayerPhase::Done => "done",
+                LayerPhase::Complete => "complete",
             });
         }
     }

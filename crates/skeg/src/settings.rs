@@ -122,7 +122,7 @@ fn host_name() -> Result<String> {
 }
 
 fn check(settings: &Settings) -> Result<()> {
-    if let Some(why) = skeg_api::names::dns1123_subdomain(&settings.node_name).into_iter().next() {
+    if let Some(why) = skeg_api::names::is_dns1123_subdomain(&settings.node_name).into_iter().next() {
         refuse!("--node-name {:?}: {why}", settings.node_name);
     }
     let (pods, services) = (settings.pod_cidr, settings.service_cidr);

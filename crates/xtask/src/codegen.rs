@@ -25,6 +25,9 @@ const FLAG_PRESERVE_UNKNOWN: u8 = 8;
 const FLAG_SITE: u8 = 64;
 const FLAG_EXPLICIT: u8 = 128;
 
+const PROP_REQUIRED: u8 = 1;
+const PROP_OMIT_ZERO: u8 = 2;
+
 /// Types that hold any object: they keep every field.
 const RAW: [&str; 3] = [
     "io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1",
@@ -57,10 +60,184 @@ const DEFAULTS: [(&str, &str, &str); 15] = [
     ("io.k8s.api.core.v1.ServicePort", "protocol", "\"TCP\""),
 ];
 
+/// Optional scalars that upstream's Go structs hold by value: zero, false and the empty string are
+/// not written back. (Optional scalars elsewhere are pointers, which keep them.) The published
+/// data does not tell the two apart.
+const OMIT_ZERO: &[(&str, &[&str])] = &[
+    ("io.k8s.api.apps.v1.DeploymentCondition", &["message", "reason"]),
+    ("io.k8s.api.apps.v1.DeploymentSpec", &["minReadySeconds", "paused"]),
+    (
+        "io.k8s.api.apps.v1.DeploymentStatus",
+        &[
+            "availableReplicas",
+            "observedGeneration",
+            "readyReplicas",
+            "replicas",
+            "unavailableReplicas",
+            "updatedReplicas",
+        ],
+    ),
+    ("io.k8s.api.apps.v1.DeploymentStrategy", &["type"]),
+    ("io.k8s.api.apps.v1.ReplicaSetCondition", &["message", "reason"]),
+    ("io.k8s.api.apps.v1.ReplicaSetSpec", &["minReadySeconds"]),
+    (
+        "io.k8s.api.apps.v1.ReplicaSetStatus",
+        &["availableReplicas", "fullyLabeledReplicas", "observedGeneration", "readyReplicas"],
+    ),
+    ("io.k8s.api.authorization.v1.NonResourceAttributes", &["path", "verb"]),
+    (
+        "io.k8s.api.authorization.v1.ResourceAttributes",
+        &["group", "name", "namespace", "resource", "subresource", "verb", "version"],
+    ),
+    ("io.k8s.api.authorization.v1.SubjectAccessReviewSpec", &["uid", "user"]),
+    ("io.k8s.api.autoscaling.v1.ScaleSpec", &["replicas"]),
+    ("io.k8s.api.autoscaling.v1.ScaleStatus", &["selector"]),
+    ("io.k8s.api.core.v1.ConfigMapEnvSource", &["name"]),
+    ("io.k8s.api.core.v1.ConfigMapKeySelector", &["name"]),
+    ("io.k8s.api.core.v1.ConfigMapProjection", &["name"]),
+    ("io.k8s.api.core.v1.ConfigMapVolumeSource", &["name"]),
+    (
+        "io.k8s.api.core.v1.Container",
+        &[
+            "image",
+            "imagePullPolicy",
+            "stdin",
+            "stdinOnce",
+            "terminationMessagePath",
+            "terminationMessagePolicy",
+            "tty",
+            "workingDir",
+        ],
+    ),
+    ("io.k8s.api.core.v1.ContainerPort", &["hostIP", "hostPort", "name", "protocol"]),
+    ("io.k8s.api.core.v1.ContainerStateTerminated", &["containerID", "message", "reason", "signal"]),
+    ("io.k8s.api.core.v1.ContainerStateWaiting", &["message", "reason"]),
+    ("io.k8s.api.core.v1.ContainerStatus", &["containerID"]),
+    ("io.k8s.api.core.v1.EmptyDirVolumeSource", &["medium"]),
+    ("io.k8s.api.core.v1.EndpointAddress", &["hostname"]),
+    ("io.k8s.api.core.v1.EndpointPort", &["name", "protocol"]),
+    ("io.k8s.api.core.v1.EnvFromSource", &["prefix"]),
+    ("io.k8s.api.core.v1.EnvVar", &["value"]),
+    (
+        "io.k8s.api.core.v1.EphemeralContainer",
+        &[
+            "image",
+            "imagePullPolicy",
+            "stdin",
+            "stdinOnce",
+            "targetContainerName",
+            "terminationMessagePath",
+            "terminationMessagePolicy",
+            "tty",
+            "workingDir",
+        ],
+    ),
+    ("io.k8s.api.core.v1.Event", &["action", "count", "message", "reason", "type"]),
+    ("io.k8s.api.core.v1.EventSeries", &["count"]),
+    ("io.k8s.api.core.v1.EventSource", &["component", "host"]),
+    ("io.k8s.api.core.v1.HTTPGetAction", &["host", "path", "scheme"]),
+    ("io.k8s.api.core.v1.ImageVolumeSource", &["pullPolicy", "reference"]),
+    ("io.k8s.api.core.v1.LoadBalancerIngress", &["hostname", "ip"]),
+    ("io.k8s.api.core.v1.LocalObjectReference", &["name"]),
+    ("io.k8s.api.core.v1.NFSVolumeSource", &["readOnly"]),
+    ("io.k8s.api.core.v1.NodeCondition", &["message", "reason"]),
+    ("io.k8s.api.core.v1.NodeSpec", &["externalID", "podCIDR", "providerID", "unschedulable"]),
+    ("io.k8s.api.core.v1.NodeStatus", &["phase"]),
+    ("io.k8s.api.core.v1.ObjectFieldSelector", &["apiVersion"]),
+    (
+        "io.k8s.api.core.v1.ObjectReference",
+        &["apiVersion", "fieldPath", "kind", "name", "namespace", "resourceVersion", "uid"],
+    ),
+    ("io.k8s.api.core.v1.PersistentVolumeClaimVolumeSource", &["readOnly"]),
+    ("io.k8s.api.core.v1.PodCondition", &["message", "observedGeneration", "reason"]),
+    ("io.k8s.api.core.v1.PodDNSConfigOption", &["name"]),
+    (
+        "io.k8s.api.core.v1.PodSpec",
+        &[
+            "dnsPolicy",
+            "hostIPC",
+            "hostNetwork",
+            "hostPID",
+            "hostname",
+            "nodeName",
+            "priorityClassName",
+            "restartPolicy",
+            "schedulerName",
+            "serviceAccount",
+            "serviceAccountName",
+            "subdomain",
+        ],
+    ),
+    (
+        "io.k8s.api.core.v1.PodStatus",
+        &[
+            "hostIP",
+            "message",
+            "nominatedNodeName",
+            "observedGeneration",
+            "phase",
+            "podIP",
+            "qosClass",
+            "reason",
+            "resize",
+        ],
+    ),
+    (
+        "io.k8s.api.core.v1.Probe",
+        &["failureThreshold", "initialDelaySeconds", "periodSeconds", "successThreshold", "timeoutSeconds"],
+    ),
+    ("io.k8s.api.core.v1.ResourceFieldSelector", &["containerName"]),
+    ("io.k8s.api.core.v1.SELinuxOptions", &["level", "role", "type", "user"]),
+    ("io.k8s.api.core.v1.Secret", &["type"]),
+    ("io.k8s.api.core.v1.SecretEnvSource", &["name"]),
+    ("io.k8s.api.core.v1.SecretKeySelector", &["name"]),
+    ("io.k8s.api.core.v1.SecretProjection", &["name"]),
+    ("io.k8s.api.core.v1.SecretVolumeSource", &["secretName"]),
+    ("io.k8s.api.core.v1.ServiceAccountTokenProjection", &["audience"]),
+    ("io.k8s.api.core.v1.ServicePort", &["name", "nodePort", "protocol"]),
+    (
+        "io.k8s.api.core.v1.ServiceSpec",
+        &[
+            "clusterIP",
+            "externalName",
+            "externalTrafficPolicy",
+            "healthCheckNodePort",
+            "loadBalancerIP",
+            "publishNotReadyAddresses",
+            "sessionAffinity",
+            "type",
+        ],
+    ),
+    ("io.k8s.api.core.v1.TCPSocketAction", &["host"]),
+    ("io.k8s.api.core.v1.Taint", &["value"]),
+    ("io.k8s.api.core.v1.Toleration", &["effect", "key", "operator", "value"]),
+    ("io.k8s.api.core.v1.VolumeMount", &["readOnly", "subPath", "subPathExpr"]),
+    (
+        "io.k8s.api.events.v1.Event",
+        &["action", "deprecatedCount", "note", "reason", "reportingController", "reportingInstance", "type"],
+    ),
+    ("io.k8s.api.rbac.v1.Subject", &["apiGroup", "namespace"]),
+    ("io.k8s.api.scheduling.v1.PriorityClass", &["description", "globalDefault"]),
+    (
+        "io.k8s.apimachinery.pkg.apis.meta.v1.ManagedFieldsEntry",
+        &["apiVersion", "fieldsType", "manager", "operation", "subresource"],
+    ),
+    (
+        "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta",
+        &["generateName", "generation", "name", "namespace", "resourceVersion", "selfLink", "uid"],
+    ),
+];
+
 /// Descriptions that the published data lacks, in our own words.
 const DESCRIPTIONS: [(&str, &str); 2] = [
-    (QUANTITY, "Quantity is a fixed-point number with an optional decimal or binary suffix, such as 500m, 1.5, 2Gi or 1e3."),
-    (INT_OR_STRING, "IntOrString holds either an integer or a string, such as a port number or its name, or a count or a percentage."),
+    (
+        QUANTITY,
+        "Quantity is a fixed-point number with an optional decimal or binary suffix, such as 500m, 1.5, 2Gi or 1e3.",
+    ),
+    (
+        INT_OR_STRING,
+        "IntOrString holds either an integer or a string, such as a port number or its name, or a count or a percentage.",
+    ),
 ];
 
 /// Fetches the schemas (or reads them from `--from FILE`) and writes the data files.
@@ -71,7 +248,8 @@ pub fn codegen(args: &[String]) -> Result<()> {
         _ => bail!("usage: cargo xtask codegen [--from DEFINITIONS.json]"),
     };
     let text = std::fs::read_to_string(&source).with_context(|| format!("reading {}", source.display()))?;
-    let document: Value = serde_json::from_str(&text).with_context(|| format!("parsing {}", source.display()))?;
+    let document: Value =
+        serde_json::from_str(&text).with_context(|| format!("parsing {}", source.display()))?;
     let definitions = document["$defs"].as_object().context("the document has no $defs")?;
     let generated = Generator::new(definitions)?.run()?;
     let out = Path::new(env!("CARGO_MANIFEST_DIR")).join("../api/data");
@@ -145,7 +323,7 @@ impl Node {
 struct Prop {
     name: (u32, u32),
     node: u32,
-    required: bool,
+    flags: u8,
     description: String,
 }
 
@@ -165,7 +343,8 @@ impl<'a> Generator<'a> {
     fn new(definitions: &'a Map<String, Value>) -> Result<Self> {
         let mut names: Vec<&str> = definitions.keys().map(String::as_str).collect();
         names.sort_unstable();
-        let order: BTreeMap<&str, u32> = names.iter().enumerate().map(|(at, name)| (*name, at as u32)).collect();
+        let order: BTreeMap<&str, u32> =
+            names.iter().enumerate().map(|(at, name)| (*name, at as u32)).collect();
         for needed in [QUANTITY, INT_OR_STRING, MICRO_TIME, TIME] {
             if !order.contains_key(needed) {
                 bail!("the document lacks {needed}");
@@ -233,7 +412,7 @@ impl<'a> Generator<'a> {
         for prop in &self.props {
             put_pair(&mut out, prop.name);
             put(&mut out, prop.node);
-            put(&mut out, u32::from(prop.required));
+            put(&mut out, u32::from(prop.flags));
         }
         put(&mut out, definitions.len() as u32);
         for (name, node, gvks, unions) in definitions {
@@ -343,18 +522,29 @@ impl<'a> Generator<'a> {
     }
 
     fn properties(&mut self, owner: &str, schema: &Value, props: &Map<String, Value>) -> Result<(u32, u32)> {
-        let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let required: Vec<&str> =
+            schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let omit_zero = OMIT_ZERO.iter().find(|(of, _)| *of == owner).map_or(&[][..], |(_, props)| props);
+        if let Some(unknown) =
+            omit_zero.iter().find(|name| !props.contains_key(**name) || required.contains(name))
+        {
+            bail!("{owner} has no optional property {unknown}");
+        }
         let sorted: BTreeMap<&String, &Value> = props.iter().collect();
         let mut own = Vec::new();
         for (name, schema) in sorted {
             let node = self.place(schema).with_context(|| name.clone())?;
-            if let Some((_, _, value)) = DEFAULTS.iter().find(|(def, prop, _)| *def == owner && prop == name) {
+            if let Some((_, _, value)) = DEFAULTS.iter().find(|(def, prop, _)| *def == owner && prop == name)
+            {
                 let text = self.intern(value);
                 self.values.push(text);
                 self.nodes[node as usize].default = self.values.len() as u32 - 1;
             }
             let description = schema["description"].as_str().unwrap_or("").to_owned();
-            own.push(Prop { name: self.intern(name), node, required: required.contains(&name.as_str()), description });
+            let omits = omit_zero.contains(&name.as_str());
+            let mut flags = if required.contains(&name.as_str()) { PROP_REQUIRED } else { 0 };
+            flags |= if omits { PROP_OMIT_ZERO } else { 0 };
+            own.push(Prop { name: self.intern(name), node, flags, description });
         }
         let span = (self.props.len() as u32, own.len() as u32);
         self.props.extend(own);
@@ -455,6 +645,39 @@ fn put_pair(out: &mut Vec<u8>, (a, b): (u32, u32)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn generate(definitions: Value) -> Result<Generated> {
+        let mut all = definitions;
+        for name in [QUANTITY, INT_OR_STRING, MICRO_TIME, TIME] {
+            all[name] = json!({});
+        }
+        Generator::new(all.as_object().context("an object")?)?.run()
+    }
+
+    #[test]
+    fn definitions_become_tables() {
+        let generated = generate(json!({"a.A": {"type": "object", "description": "An A.", "properties": {
+            "b": {"$ref": "#/$defs/a.A", "x-kubernetes-patch-strategy": "retainKeys", "description": "Its B."},
+            "n": {"type": ["integer", "null"], "format": "int32"}}}}))
+        .unwrap();
+        assert!(generated.schema.starts_with(MAGIC));
+        assert!(generated.descriptions.starts_with("5 2\0An A.\0"), "{:?}", generated.descriptions);
+        assert!(generated.descriptions.ends_with("Its B.\0\0"));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        let refused = |property: Value| {
+            let definitions = json!({"a.A": {"type": "object", "properties": {"b": property}}});
+            format!("{:#}", generate(definitions).err().unwrap())
+        };
+        assert_eq!(refused(json!({"type": "string", "format": "ipv9"})), "a.A: b: unknown format ipv9");
+        assert_eq!(refused(json!({"$ref": "#/$defs/a.B"})), "a.A: b: no definition a.B");
+        assert_eq!(
+            refused(json!({"type": "array", "x-kubernetes-list-type": "bag"})),
+            "a.A: b: unknown list type bag"
+        );
+    }
 
     #[test]
     fn null_is_taken_out_of_types() {

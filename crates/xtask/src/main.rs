@@ -3,6 +3,7 @@
 mod codegen;
 mod coverage;
 mod demo;
+mod guest;
 mod host;
 mod images;
 mod setup;
@@ -38,6 +39,10 @@ enum Command {
         #[arg(long)]
         only: Option<String>,
     },
+    /// Build the guest of the cgroup v2 test.
+    Guest,
+    /// Measure everything that has a target; takes about three minutes.
+    Bench,
     /// Check that each row of COMPAT.md names a test that ran and passed.
     Coverage,
     /// Regenerate the schema tables from the published API definitions.
@@ -54,6 +59,8 @@ fn main() -> Result<()> {
         Command::Images => images::build_all().map(|_| ()),
         Command::Demo => demo::demo(),
         Command::Test { unit, e2e, only } => test::test(unit, e2e, only.as_deref()),
+        Command::Guest => guest::prepare(&host::target().join("release/skeg")).map(|_| ()),
+        Command::Bench => test::bench(),
         Command::Coverage => coverage::coverage(),
         Command::Codegen { args } => codegen::codegen(&args),
     }

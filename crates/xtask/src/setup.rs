@@ -8,9 +8,11 @@ use std::process::Command;
 /// Debian packages and the file that shows each is there.
 const PACKAGES: &[(&str, &str)] = &[
     ("ca-certificates", "/etc/ssl/certs/ca-certificates.crt"),
+    ("cpio", "/usr/bin/cpio"),
     ("docker-registry", "/usr/bin/docker-registry"),
     ("gcc", "/usr/bin/gcc"),
     ("iproute2", "/usr/sbin/ip"),
+    ("kmod", "/usr/sbin/depmod"),
     ("libc6-dev", "/usr/include/stdio.h"),
     ("libseccomp-dev", "/usr/include/seccomp.h"),
     ("nftables", "/usr/sbin/nft"),

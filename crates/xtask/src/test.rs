@@ -1,7 +1,7 @@
 //! `make test`: lint, every test of every crate, the end-to-end suite, coverage of COMPAT.md.
 
 use crate::host::{command, release_binary, root, run, target};
-use crate::{coverage, images, setup};
+use crate::{coverage, guest, images, setup};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::fs;
@@ -184,13 +184,27 @@ fn crate_tests(binaries: &[TestBinary], results: &mut Results) -> Result<()> {
 }
 
 fn end_to_end(only: Option<&str>, results: &mut Results) -> Result<()> {
-    images::build_all()?;
-    let kubectl = setup::kubectl()?;
-    let mut run = command("cargo");
-    run.args(["run", "--quiet", "--locked", "--package", "skeg-e2e", "--"]).args(only);
-    run.env("SKEG_BINARY", target().join("release/skeg")).env("SKEG_IMAGES", target().join("images")).env("KUBECTL", kubectl);
+    let mut run = suite("skeg-e2e")?;
+    let guest = guest::prepare(&target().join("release/skeg"))?;
+    run.args(only).env("SKEG_GUEST_KERNEL", guest.kernel).env("SKEG_GUEST_INITRD", guest.initrd);
     collect(&mut run, "e2e", results)?;
     Ok(())
+}
+
+pub fn bench() -> Result<()> {
+    setup::setup()?;
+    release_binary()?;
+    run(&mut suite("bench")?)
+}
+
+/// A program of the `e2e` crate with its surroundings.
+fn suite(binary: &str) -> Result<std::process::Command> {
+    images::build_all()?;
+    let mut run = command("cargo");
+    run.args(["run", "--quiet", "--locked", "--profile", if binary == "bench" { "release" } else { "dev" }, "--package", "skeg-e2e", "--bin", binary, "--"]);
+    run.env("SKEG_BINARY", target().join("release/skeg")).env("SKEG_IMAGES", target().join("images"));
+    run.env("KUBECTL", setup::kubectl()?);
+    Ok(run)
 }
 
 /// Runs a test program, shows what it prints where something fails, and notes each

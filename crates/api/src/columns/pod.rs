@@ -94,7 +94,8 @@ impl Summary {
         // Restarts during initialization are over and no longer count.
         (self.restarts, self.last_restart) = (0, None);
         let init = list(pod, "/status/initContainerStatuses").iter();
-        init.filter(|status| sidecars.contains(&text(status, "/name"))).for_each(|status| self.count_restarts(status));
+        init.filter(|status| sidecars.contains(&text(status, "/name")))
+            .for_each(|status| self.count_restarts(status));
         let mut has_running = false;
         // Backwards, so that the first container has the last word.
         for status in list(pod, "/status/containerStatuses").iter().rev() {
@@ -142,7 +143,10 @@ fn readiness_gates(pod: &Value) -> String {
     }
     let is_true = |gate: &&Value| {
         let conditions = list(pod, "/status/conditions").iter();
-        conditions.into_iter().find(|c| c["type"] == gate["conditionType"]).is_some_and(|c| c["status"] == "True")
+        conditions
+            .into_iter()
+            .find(|c| c["type"] == gate["conditionType"])
+            .is_some_and(|c| c["status"] == "True")
     };
     format!("{}/{}", gates.iter().filter(is_true).count(), gates.len())
 }

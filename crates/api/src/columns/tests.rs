@@ -11,16 +11,35 @@ fn row(group: &str, kind: &str, object: Value) -> Vec<Value> {
 /// The cells joined by `|`, as tests read them best.
 fn line(group: &str, kind: &str, object: Value) -> String {
     let cells = row(group, kind, object);
-    cells.iter().map(|cell| cell.as_str().map_or(cell.to_string(), str::to_owned)).collect::<Vec<_>>().join("|")
+    cells
+        .iter()
+        .map(|cell| cell.as_str().map_or(cell.to_string(), str::to_owned))
+        .collect::<Vec<_>>()
+        .join("|")
 }
 
 #[test]
 fn durations_read_as_upstreams() {
     let (m, h, d, y) = (60, 3600, 86400, 365 * 86400);
     for (seconds, text) in [
-        (-2, "<invalid>"), (-1, "0s"), (0, "0s"), (119, "119s"), (120, "2m"), (5 * m + 1, "5m1s"), (10 * m + 9, "10m"),
-        (179 * m, "179m"), (3 * h, "3h"), (7 * h + 59 * m, "7h59m"), (8 * h + m, "8h"), (47 * h, "47h"), (48 * h, "2d"),
-        (3 * d + 4 * h, "3d4h"), (8 * d + h, "8d"), (2 * y + 10 * d, "2y10d"), (3 * y, "3y"), (9 * y + d, "9y"),
+        (-2, "<invalid>"),
+        (-1, "0s"),
+        (0, "0s"),
+        (119, "119s"),
+        (120, "2m"),
+        (5 * m + 1, "5m1s"),
+        (10 * m + 9, "10m"),
+        (179 * m, "179m"),
+        (3 * h, "3h"),
+        (7 * h + 59 * m, "7h59m"),
+        (8 * h + m, "8h"),
+        (47 * h, "47h"),
+        (48 * h, "2d"),
+        (3 * d + 4 * h, "3d4h"),
+        (8 * d + h, "8d"),
+        (2 * y + 10 * d, "2y10d"),
+        (3 * y, "3y"),
+        (9 * y + d, "9y"),
     ] {
         assert_eq!(human_duration(seconds), text);
     }
@@ -107,7 +126,10 @@ fn workloads_services_and_nodes() {
                  "ports": [{"port": 80, "nodePort": 30080, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]},
         "status": {"loadBalancer": {"ingress": [{"ip": "8.8.8.8"}]}},
     });
-    assert_eq!(line("", "Service", service), "web|LoadBalancer|10.96.0.9|8.8.8.8,9.9.9.9|80:30080/TCP,53/UDP|60s|a=1,b=2");
+    assert_eq!(
+        line("", "Service", service),
+        "web|LoadBalancer|10.96.0.9|8.8.8.8,9.9.9.9|80:30080/TCP,53/UDP|60s|a=1,b=2"
+    );
     let node = json!({
         "metadata": {"name": "n1", "labels": {"node-role.kubernetes.io/control-plane": "", "kubernetes.io/role": "x"}},
         "spec": {"unschedulable": true},
@@ -122,9 +144,13 @@ fn workloads_services_and_nodes() {
 
 #[test]
 fn endpoints_and_events() {
-    let subset = json!({"addresses": [{"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}], "ports": [{"port": 80}, {"port": 81}]});
+    let subset =
+        json!({"addresses": [{"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}], "ports": [{"port": 80}, {"port": 81}]});
     let endpoints = json!({"metadata": {"name": "web"}, "subsets": [subset]});
-    assert_eq!(line("", "Endpoints", endpoints), "web|10.0.0.1:80,10.0.0.2:80,10.0.0.1:81 + 1 more...|<unknown>");
+    assert_eq!(
+        line("", "Endpoints", endpoints),
+        "web|10.0.0.1:80,10.0.0.2:80,10.0.0.1:81 + 1 more...|<unknown>"
+    );
     let slice = json!({"metadata": {"name": "web"}, "addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}]});
     assert_eq!(line("discovery.k8s.io", "EndpointSlice", slice), "web|IPv4|<unset>|10.0.0.1|<unknown>");
     let event = json!({

@@ -3,7 +3,7 @@
 use super::scalar;
 use crate::field::{ErrorKind, FieldError, Path};
 use crate::quantity::Quantity;
-use crate::schema::{Format, Schema, SchemaRef, Shape};
+use crate::schema::{Format, Property, Schema, SchemaRef, Shape};
 use serde_json::{Map, Number, Value};
 use std::fmt::{self, Write as _};
 
@@ -97,7 +97,12 @@ struct Walk {
 }
 
 impl Walk {
-    fn value(&mut self, schema: SchemaRef<'_>, value: &mut Value, place: &Place<'_>) -> Result<(), TypeError> {
+    fn value(
+        &mut self,
+        schema: SchemaRef<'_>,
+        value: &mut Value,
+        place: &Place<'_>,
+    ) -> Result<(), TypeError> {
         match (schema.shape(), &mut *value) {
             (Shape::Any, _) => Ok(()),
             (_, Value::Null) if self.custom => Ok(()),
@@ -128,9 +133,11 @@ impl Walk {
         let keep_unknown = schema.preserve_unknown();
         let mut has_droppable = false;
         for (key, value) in map.iter_mut() {
-            match schema.property(key) {
-                Some(property) if value.is_null() && !self.keeps_null(property) => has_droppable = true,
-                Some(property) => self.value(property, value, &place.below(Step::Field(key)))?,
+            match schema.lookup(key) {
+                Some(property) if self.is_absent(property, value) => has_droppable = true,
+                Some(property) => {
+                    self.value(property.schema, value, &place.below(Step::Field(key)))?;
+                }
                 None if keep_unknown => {}
                 None => {
                     has_droppable = true;
@@ -139,21 +146,39 @@ impl Walk {
             }
         }
         if has_droppable {
-            let custom = self.custom;
-            map.retain(|key, value| match schema.property(key) {
-                Some(property) => !value.is_null() || (custom && property.nullable()) || property.shape() == Shape::Any,
+            map.retain(|key, value| match schema.lookup(key) {
+                Some(property) => !self.is_absent(property, value),
                 None => keep_unknown,
             });
         }
         Ok(())
     }
 
-    /// Null means absent for typed structs; custom resources and free values may hold it.
-    fn keeps_null(&self, property: SchemaRef<'_>) -> bool {
-        (self.custom && property.nullable()) || property.shape() == Shape::Any
+    /// What typed structs do not write back: nulls, optional lists and maps that are empty, and
+    /// zeroes where the struct cannot tell them from absence.
+    /// Custom resources keep what they hold, but for nulls where the schema allows none.
+    fn is_absent(&self, property: Property<'_>, value: &Value) -> bool {
+        let shape = property.schema.shape();
+        match value {
+            Value::String(text) => property.omit_zero && shape == Shape::String && text.is_empty(),
+            Value::Bool(is_set) => property.omit_zero && shape == Shape::Boolean && !is_set,
+            Value::Number(number) => {
+                property.omit_zero && shape == Shape::Integer && number.as_i64() == Some(0)
+            }
+            Value::Null => shape != Shape::Any && !(self.custom && property.schema.nullable()),
+            Value::Array(items) => {
+                shape == Shape::Array && items.is_empty() && !property.required && !self.custom
+            }
+            Value::Object(map) => shape == Shape::Map && map.is_empty() && !property.required && !self.custom,
+        }
     }
 
-    fn map(&mut self, schema: SchemaRef<'_>, map: &mut Map<String, Value>, place: &Place<'_>) -> Result<(), TypeError> {
+    fn map(
+        &mut self,
+        schema: SchemaRef<'_>,
+        map: &mut Map<String, Value>,
+        place: &Place<'_>,
+    ) -> Result<(), TypeError> {
         let Some(values) = schema.items() else { return Ok(()) };
         for (key, value) in map.iter_mut() {
             self.value(values, value, &place.below(Step::Key(key)))?;
@@ -161,7 +186,12 @@ impl Walk {
         Ok(())
     }
 
-    fn array(&mut self, schema: SchemaRef<'_>, items: &mut [Value], place: &Place<'_>) -> Result<(), TypeError> {
+    fn array(
+        &mut self,
+        schema: SchemaRef<'_>,
+        items: &mut [Value],
+        place: &Place<'_>,
+    ) -> Result<(), TypeError> {
         let Some(item) = schema.items() else { return Ok(()) };
         for (index, value) in items.iter_mut().enumerate() {
             self.value(item, value, &place.below(Step::Index(index)))?;
@@ -169,7 +199,12 @@ impl Walk {
         Ok(())
     }
 
-    fn string(&mut self, schema: SchemaRef<'_>, text: &mut String, place: &Place<'_>) -> Result<(), TypeError> {
+    fn string(
+        &mut self,
+        schema: SchemaRef<'_>,
+        text: &mut String,
+        place: &Place<'_>,
+    ) -> Result<(), TypeError> {
         let canonical = match schema.format() {
             Format::Byte => scalar::base64(text),
             Format::Time => scalar::time(text, false),
@@ -186,7 +221,12 @@ impl Walk {
         }
     }
 
-    fn integer(&mut self, schema: SchemaRef<'_>, number: &Number, place: &Place<'_>) -> Result<(), TypeError> {
+    fn integer(
+        &mut self,
+        schema: SchemaRef<'_>,
+        number: &Number,
+        place: &Place<'_>,
+    ) -> Result<(), TypeError> {
         let fits = match schema.format() {
             Format::Int32 => number.as_i64().is_some_and(|n| i32::try_from(n).is_ok()),
             _ => number.as_i64().is_some(),
@@ -194,14 +234,23 @@ impl Walk {
         if fits { Ok(()) } else { self.mismatch(schema, &Value::Number(number.clone()), place) }
     }
 
-    fn int_or_string(&mut self, number: &Number, schema: SchemaRef<'_>, place: &Place<'_>) -> Result<(), TypeError> {
+    fn int_or_string(
+        &mut self,
+        number: &Number,
+        schema: SchemaRef<'_>,
+        place: &Place<'_>,
+    ) -> Result<(), TypeError> {
         if number.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) {
             return Ok(());
         }
         if self.custom {
             return self.mismatch(schema, &Value::Number(number.clone()), place);
         }
-        self.refuse(format!("json: cannot unmarshal number {number} into Go value of type int32"), place, Value::Null)
+        self.refuse(
+            format!("json: cannot unmarshal number {number} into Go value of type int32"),
+            place,
+            Value::Null,
+        )
     }
 
     fn quantity(&mut self, value: &mut Value, place: &Place<'_>) -> Result<(), TypeError> {
@@ -259,7 +308,9 @@ impl Walk {
                 let mut fields = String::new();
                 place.write_fields(&mut fields);
                 let owner = place.owner.type_name().map_or("", short_name);
-                format!("json: cannot unmarshal {found} into Go struct field {owner}.{fields} of type {wanted}")
+                format!(
+                    "json: cannot unmarshal {found} into Go struct field {owner}.{fields} of type {wanted}"
+                )
             }
             _ => format!("json: cannot unmarshal {found} into Go value of type {wanted}"),
         };
@@ -345,7 +396,9 @@ fn go_type(schema: SchemaRef<'_>) -> String {
             name[start..].to_owned()
         }
         Shape::Array => format!("[]{}", schema.items().map_or("interface {}".into(), |item| go_type(item))),
-        Shape::Map if schema.items().is_some_and(|item| item.shape() == Shape::Quantity) => "v1.ResourceList".into(),
+        Shape::Map if schema.items().is_some_and(|item| item.shape() == Shape::Quantity) => {
+            "v1.ResourceList".into()
+        }
         Shape::Map => {
             format!("map[string]{}", schema.items().map_or("interface {}".into(), |item| go_type(item)))
         }

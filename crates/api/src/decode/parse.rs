@@ -1,7 +1,9 @@
 //! JSON and YAML into values. Both go through one visitor, which keeps the last of several equal
 //! keys, as upstream does, and remembers the path of each duplicate.
 
+use super::order;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::map::Entry;
 use serde_json::{Map, Number, Value};
 use std::cell::RefCell;
 use std::fmt;
@@ -10,7 +12,7 @@ use std::fmt;
 /// (That of `serde_json`, so that both encodings have the same.)
 pub const DEPTH_MAX: usize = 127;
 /// The most duplicates that one request reports.
-const DUPLICATES_LEN_MAX: usize = 100;
+pub(super) const DUPLICATES_LEN_MAX: usize = 100;
 
 const TOO_DEEP: &str = "json: exceeded max depth";
 
@@ -18,7 +20,8 @@ const TOO_DEEP: &str = "json: exceeded max depth";
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decoded {
     pub value: Value,
-    /// One complaint per duplicate key: `duplicate field "spec.replicas"`.
+    /// One complaint per duplicate key: `duplicate field "spec.replicas"`, or of YAML
+    /// `line 3: key "replicas" already set in map`.
     pub duplicates: Vec<String>,
 }
 
@@ -46,15 +49,20 @@ pub fn decode_json(bytes: &[u8]) -> Result<Decoded, SyntaxError> {
 /// Parses a YAML document (of which JSON is one kind).
 pub fn decode_yaml(bytes: &[u8]) -> Result<Decoded, SyntaxError> {
     let duplicates = RefCell::default();
-    let options = serde_saphyr::options! {
+    let value =
+        serde_saphyr::with_deserializer_from_slice_with_options(bytes, yaml_options(), |deserializer| {
+            Build { at: None, depth: 0, duplicates: &duplicates }.deserialize(deserializer)
+        })
+        .map_err(|error| SyntaxError::Yaml(one_line(&error.to_string())))?;
+    let duplicates = if duplicates.borrow().is_empty() { Vec::new() } else { order::yaml_duplicates(bytes) };
+    Ok(Decoded { value, duplicates })
+}
+
+pub(super) fn yaml_options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
         duplicate_keys: serde_saphyr::DuplicateKeyPolicy::PassThrough,
         with_snippet: false,
-    };
-    let value = serde_saphyr::with_deserializer_from_slice_with_options(bytes, options, |deserializer| {
-        Build { at: None, depth: 0, duplicates: &duplicates }.deserialize(deserializer)
-    })
-    .map_err(|error| SyntaxError::Yaml(one_line(&error.to_string())))?;
-    Ok(Decoded { value, duplicates: duplicates.into_inner() })
+    }
 }
 
 fn one_line(text: &str) -> String {
@@ -62,12 +70,12 @@ fn one_line(text: &str) -> String {
 }
 
 /// Where the visitor is: a list on the stack, from the innermost step outwards.
-struct Step<'a> {
-    outer: Option<&'a Step<'a>>,
-    at: At<'a>,
+pub(super) struct Step<'a> {
+    pub outer: Option<&'a Step<'a>>,
+    pub at: At<'a>,
 }
 
-enum At<'a> {
+pub(super) enum At<'a> {
     Key(&'a str),
     Index(usize),
 }
@@ -183,11 +191,15 @@ impl<'de> Visitor<'de> for Build<'_> {
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
             let step = Step { outer: self.at, at: At::Key(&key) };
-            let value = entries.next_value_seed(Build { at: Some(&step), depth, duplicates: self.duplicates })?;
-            if map.contains_key(&key) {
-                self.note_duplicate(&key);
+            let value =
+                entries.next_value_seed(Build { at: Some(&step), depth, duplicates: self.duplicates })?;
+            match map.entry(key) {
+                Entry::Vacant(entry) => drop(entry.insert(value)),
+                Entry::Occupied(mut entry) => {
+                    self.note_duplicate(entry.key());
+                    entry.insert(value);
+                }
             }
-            map.insert(key, value);
         }
         Ok(Value::Object(map))
     }

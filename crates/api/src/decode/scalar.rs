@@ -32,7 +32,11 @@ pub(super) fn base64(text: &str) -> Result<Cow<'_, str>, String> {
     if len % 4 != 0 {
         return Err(format!("illegal base64 data at input byte {}", text.len() - len % 4));
     }
-    Ok(if has_breaks { Cow::Owned(text.chars().filter(|c| !matches!(c, '\r' | '\n')).collect()) } else { text.into() })
+    Ok(if has_breaks {
+        Cow::Owned(text.chars().filter(|c| !matches!(c, '\r' | '\n')).collect())
+    } else {
+        text.into()
+    })
 }
 
 const LAYOUT: &str = "2006-01-02T15:04:05Z07:00";
@@ -80,7 +84,11 @@ pub(super) fn time(text: &str, micro: bool) -> Result<Cow<'_, str>, String> {
     if digits == canonical_digits && bytes[zone..] == *b"Z" {
         return Ok(text.into());
     }
-    Ok(Cow::Owned(if micro { crate::meta::format_micro_time(parsed) } else { crate::meta::format_time(parsed) }))
+    Ok(Cow::Owned(if micro {
+        crate::meta::format_micro_time(parsed)
+    } else {
+        crate::meta::format_time(parsed)
+    }))
 }
 
 /// The first element of a well-formed time that is too large.

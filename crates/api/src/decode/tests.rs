@@ -11,11 +11,17 @@ fn schema(group: &str, version: &str, kind: &str) -> Schema {
 }
 
 fn decode(body: &str, validation: FieldValidation) -> Result<Object, String> {
-    decode_object(body.as_bytes(), Encoding::Json, &deployment(), &schema("apps", "v1", "Deployment"), validation)
-        .map_err(|status| {
-            assert_eq!((status.code, status.reason), (400, crate::Reason::BadRequest));
-            status.message
-        })
+    decode_object(
+        body.as_bytes(),
+        Encoding::Json,
+        &deployment(),
+        &schema("apps", "v1", "Deployment"),
+        validation,
+    )
+    .map_err(|status| {
+        assert_eq!((status.code, status.reason), (400, crate::Reason::BadRequest));
+        status.message
+    })
 }
 
 fn pod(value: Value) -> Result<(Value, Vec<String>), String> {
@@ -34,8 +40,8 @@ fn duplicates_and_unknown_fields_are_found_at_any_depth() {
         [
             "duplicate field \"metadata.labels.a\"",
             "duplicate field \"spec.replicas\"",
-            "duplicate field \"spec.template.spec.containers[0].name\"",
             "unknown field \"spec.foo\"",
+            "duplicate field \"spec.template.spec.containers[0].name\"",
             "unknown field \"spec.template.spec.containers[0].bar\"",
         ]
     );
@@ -46,8 +52,8 @@ fn duplicates_and_unknown_fields_are_found_at_any_depth() {
     let strict = decode(r#"{"spec":{"foo":1,"foo":2}}"#, FieldValidation::Strict).unwrap_err();
     assert_eq!(
         strict,
-        "Deployment in version \"v1\" cannot be handled as a Deployment: strict decoding error: duplicate field \
-         \"spec.foo\", unknown field \"spec.foo\""
+        "Deployment in version \"v1\" cannot be handled as a Deployment: strict decoding error: unknown field \
+         \"spec.foo\""
     );
 }
 
@@ -62,7 +68,7 @@ fn yaml_reads_as_json_does() {
         FieldValidation::Warn,
     )
     .unwrap();
-    assert_eq!(read.warnings, ["duplicate field \"spec.replicas\""]);
+    assert_eq!(read.warnings, ["line 5: key \"replicas\" already set in map"]);
     assert_eq!(read.value["spec"]["replicas"], 3);
     assert_eq!(read.value["spec"]["template"]["metadata"]["labels"], json!({"1": "x"}));
     let broken = decode_yaml(b"a: [1, 2").unwrap_err().to_string();
@@ -70,9 +76,28 @@ fn yaml_reads_as_json_does() {
 }
 
 #[test]
+fn strict_yaml_names_lines() {
+    let yaml =
+        b"spec:\n  foo: 1\n  foo: 2\n  template:\n    spec:\n      hostIPC: true\n      hostIPC: true\n";
+    let schema = schema("apps", "v1", "Deployment");
+    let refused =
+        decode_object(yaml, Encoding::Yaml, &deployment(), &schema, FieldValidation::Strict).unwrap_err();
+    assert_eq!(
+        refused.message,
+        "Deployment in version \"v1\" cannot be handled as a Deployment: strict decoding error: yaml: unmarshal errors:\n  \
+         line 3: key \"foo\" already set in map\n  line 7: key \"hostIPC\" already set in map, unknown field \"spec.foo\""
+    );
+}
+
+#[test]
 fn wrong_types_read_as_upstreams() {
-    let refused = |spec: Value| decode(&json!({ "spec": spec }).to_string(), FieldValidation::Strict).unwrap_err();
-    let of = |what: &str| format!("Deployment in version \"v1\" cannot be handled as a Deployment: json: cannot unmarshal {what}");
+    let refused =
+        |spec: Value| decode(&json!({ "spec": spec }).to_string(), FieldValidation::Strict).unwrap_err();
+    let of = |what: &str| {
+        format!(
+            "Deployment in version \"v1\" cannot be handled as a Deployment: json: cannot unmarshal {what}"
+        )
+    };
     assert_eq!(
         refused(json!({"replicas": "3"})),
         of("string into Go struct field DeploymentSpec.spec.replicas of type int32")
@@ -110,8 +135,14 @@ fn bodies_that_are_no_object_are_unrecognized() {
     assert_eq!(refused(""), format!("{prefix}unexpected end of JSON input (<empty>)"));
     assert_eq!(refused("{\"a\":"), format!("{prefix}unexpected end of JSON input ({{\"a\":)"));
     assert_eq!(refused("{\"a\" 1}"), format!("{prefix}invalid character '1' after object key ({{\"a\" 1}})"));
-    assert_eq!(refused("{a}"), format!("{prefix}invalid character 'a' looking for beginning of object key string ({{a}})"));
-    assert_eq!(refused("zip"), format!("{prefix}invalid character 'z' looking for beginning of value (7a6970)"));
+    assert_eq!(
+        refused("{a}"),
+        format!("{prefix}invalid character 'a' looking for beginning of object key string ({{a}})")
+    );
+    assert_eq!(
+        refused("zip"),
+        format!("{prefix}invalid character 'z' looking for beginning of value (7a6970)")
+    );
     assert!(refused("[1]").contains("json: cannot unmarshal array into Go value of type struct"));
     assert!(refused(&"[".repeat(100_000)).contains("exceeded max depth"));
 }
@@ -123,8 +154,14 @@ fn other_kinds_are_refused_and_absent_ones_filled_in() {
         refused(r#"{"apiVersion":"apps/v1beta1","kind":"Deployment"}"#),
         "the API version in the data (apps/v1beta1) does not match the expected API version (apps/v1)"
     );
-    assert!(refused(r#"{"apiVersion":"v1","kind":"Pod"}"#).starts_with("Pod in version \"v1\" cannot be handled as a Deployment: "));
-    assert!(refused(r#"{"kind":"ReplicaSet"}"#).ends_with("converting (v1.ReplicaSet) to (apps.Deployment): unknown conversion"));
+    assert!(
+        refused(r#"{"apiVersion":"v1","kind":"Pod"}"#)
+            .starts_with("Pod in version \"v1\" cannot be handled as a Deployment: ")
+    );
+    assert!(
+        refused(r#"{"kind":"ReplicaSet"}"#)
+            .ends_with("converting (v1.ReplicaSet) to (apps.Deployment): unknown conversion")
+    );
     let object = decode("{}", FieldValidation::Strict).unwrap().value;
     assert_eq!(object, json!({"apiVersion": "apps/v1", "kind": "Deployment"}));
 }
@@ -151,7 +188,40 @@ fn scalars_take_their_canonical_form() {
         refused(json!({"metadata": {"creationTimestamp": "2024-13-01T00:00:00Z"}})),
         "parsing time \"2024-13-01T00:00:00Z\": month out of range"
     );
-    assert!(refused(json!({"spec": {"containers": [{"resources": {"limits": {"cpu": "x"}}}]}})).starts_with("quantities must match"));
+    assert!(
+        refused(json!({"spec": {"containers": [{"resources": {"limits": {"cpu": "x"}}}]}}))
+            .starts_with("quantities must match")
+    );
+}
+
+#[test]
+fn zeroes_are_absent_where_upstream_omits_them() {
+    let (value, _) = pod(json!({
+        "metadata": {"generateName": "", "uid": ""},
+        "spec": {"hostNetwork": false, "automountServiceAccountToken": false, "nodeName": "", "priority": 0,
+                 "containers": [{"name": "a", "env": [{"name": "A", "value": ""}], "tty": false}]},
+    }))
+    .unwrap();
+    assert_eq!(
+        value,
+        json!({"metadata": {}, "spec": {"automountServiceAccountToken": false, "priority": 0,
+                                        "containers": [{"name": "a", "env": [{"name": "A"}]}]}})
+    );
+    assert!(pod(json!({"spec": {"hostNetwork": ""}})).is_err());
+    assert!(pod(json!({"spec": {"nodeName": false}})).is_err());
+}
+
+#[test]
+fn empty_lists_and_maps_are_absent() {
+    let (value, _) = pod(json!({
+        "metadata": {"labels": {}, "finalizers": []},
+        "spec": {"nodeSelector": {}, "containers": [], "volumes": [{"name": "a", "emptyDir": {}}], "securityContext": {}},
+    }))
+    .unwrap();
+    assert_eq!(
+        value,
+        json!({"metadata": {}, "spec": {"containers": [], "volumes": [{"name": "a", "emptyDir": {}}], "securityContext": {}}})
+    );
 }
 
 #[test]
@@ -166,9 +236,19 @@ fn base64_is_checked_without_decoding() {
 
 #[test]
 fn micro_times_need_their_digits() {
-    assert_eq!(scalar::time("2024-01-01T00:00:00.123456Z", true).as_deref(), Ok("2024-01-01T00:00:00.123456Z"));
-    assert_eq!(scalar::time("2024-01-01T01:00:00.123456+01:00", true).as_deref(), Ok("2024-01-01T00:00:00.123456Z"));
-    assert!(scalar::time("2024-01-01T00:00:00Z", true).unwrap_err().ends_with("cannot parse \"Z\" as \".000000\""));
+    assert_eq!(
+        scalar::time("2024-01-01T00:00:00.123456Z", true).as_deref(),
+        Ok("2024-01-01T00:00:00.123456Z")
+    );
+    assert_eq!(
+        scalar::time("2024-01-01T01:00:00.123456+01:00", true).as_deref(),
+        Ok("2024-01-01T00:00:00.123456Z")
+    );
+    assert!(
+        scalar::time("2024-01-01T00:00:00Z", true)
+            .unwrap_err()
+            .ends_with("cannot parse \"Z\" as \".000000\"")
+    );
 }
 
 #[test]
@@ -189,7 +269,8 @@ fn custom_resources_report_types_as_field_errors() {
     assert_eq!(value, json!({"spec": {"size": "big", "note": null}}));
 }
 
-fn any_json() -> impl Strategy<Value = Value> {
+/// Values that look a little like objects.
+pub(crate) fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
@@ -198,8 +279,19 @@ fn any_json() -> impl Strategy<Value = Value> {
     ];
     let key = prop_oneof![
         "[a-z]{1,4}",
-        prop::sample::select(vec!["metadata", "spec", "containers", "name", "labels", "resources", "limits", "ports", "env", "volumes"])
-            .prop_map(str::to_owned)
+        prop::sample::select(vec![
+            "metadata",
+            "spec",
+            "containers",
+            "name",
+            "labels",
+            "resources",
+            "limits",
+            "ports",
+            "env",
+            "volumes"
+        ])
+        .prop_map(str::to_owned)
     ];
     leaf.prop_recursive(5, 64, 6, move |inner| {
         prop_oneof![
@@ -210,7 +302,64 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
+/// A value that a schema allows, decided by a seed.
+pub(crate) fn sample(schema: crate::schema::SchemaRef<'_>, seed: &mut u64, depth: usize) -> Value {
+    use crate::schema::{Format, Shape};
+    let mut roll = |sides: u64| {
+        *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*seed >> 33) % sides
+    };
+    match schema.shape() {
+        Shape::Any => json!({"free": [null, 1]}),
+        Shape::Boolean => json!(roll(2) == 0),
+        Shape::Integer => json!(roll(4)),
+        Shape::Number => json!(1.5),
+        Shape::IntOrString => [json!(80), json!("25%")][roll(2) as usize].clone(),
+        Shape::Quantity => [json!("1500m"), json!("1000m"), json!("1Gi"), json!(0.25), json!("100500u")]
+            [roll(5) as usize]
+            .clone(),
+        Shape::String => match schema.format() {
+            Format::Byte => json!("YQ=="),
+            Format::Time => [json!("2026-01-01T00:00:00Z"), json!("2026-01-01T00:00:00.5+02:00")]
+                [roll(2) as usize]
+                .clone(),
+            Format::MicroTime => json!("2026-01-01T00:00:00.000001Z"),
+            _ => {
+                [json!(""), json!("a"), json!("b"), json!("Always"), json!("None")][roll(5) as usize].clone()
+            }
+        },
+        Shape::Array => (0..roll(3)).map(|_| sample(schema.items().unwrap(), seed, depth)).collect(),
+        Shape::Map => {
+            (0..roll(3)).map(|n| (format!("k{n}"), sample(schema.items().unwrap(), seed, depth))).collect()
+        }
+        Shape::Object => {
+            let mut map = serde_json::Map::new();
+            for property in schema.properties() {
+                *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                // Deeper objects are sparser, so that recursive types end.
+                if (*seed >> 33) % 100 < [90, 70, 40, 30, 25, 20, 10].get(depth).copied().unwrap_or(0) {
+                    map.insert(property.name.to_owned(), sample(property.schema, seed, depth + 1));
+                }
+            }
+            Value::Object(map)
+        }
+    }
+}
+
 proptest! {
+    /// What a schema allows decodes without complaint, and once decoded stays as it is.
+    #[test]
+    fn valid_objects_are_taken(seed in any::<u64>()) {
+        for kind in crate::builtin::builtin() {
+            let mut seed = seed;
+            let mut value = sample(kind.schema.root(), &mut seed, 0);
+            prop_assert_eq!(check(&kind.schema, &mut value).unwrap(), Checked::default());
+            let once = value.clone();
+            check(&kind.schema, &mut value).unwrap();
+            prop_assert_eq!(value, once);
+        }
+    }
+
     #[test]
     fn parsing_agrees_with_serde_json(value in any_json()) {
         let decoded = decode_json(value.to_string().as_bytes()).unwrap();

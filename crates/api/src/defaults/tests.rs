@@ -26,14 +26,18 @@ fn the_example_deployment() {
                 "dnsPolicy": "ClusterFirst", "restartPolicy": "Always", "schedulerName": "default-scheduler",
                 "securityContext": {}, "terminationGracePeriodSeconds": 30}}})
     );
-    let recreate = defaulted("apps", "Deployment", json!({"spec": {"replicas": 0, "strategy": {"type": "Recreate"}}}));
+    let recreate =
+        defaulted("apps", "Deployment", json!({"spec": {"replicas": 0, "strategy": {"type": "Recreate"}}}));
     assert_eq!(recreate["spec"]["strategy"], json!({"type": "Recreate"}));
     assert_eq!(recreate["spec"]["replicas"], 0);
 }
 
 #[test]
 fn a_pod_gets_requests_links_and_host_ports() {
-    let pod = defaulted("", "Pod", json!({"spec": {
+    let pod = defaulted(
+        "",
+        "Pod",
+        json!({"spec": {
         "hostNetwork": true, "serviceAccount": "old",
         "containers": [{"name": "a", "image": "x:1", "ports": [{"containerPort": 80}],
             "resources": {"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "100500u"}},
@@ -42,7 +46,8 @@ fn a_pod_gets_requests_links_and_host_ports() {
             "lifecycle": {"preStop": {"httpGet": {"port": 1, "path": "/bye"}}}}],
         "volumes": [{"name": "v"}, {"name": "h", "hostPath": {"path": "/"}}, {"name": "s", "secret": {"secretName": "s"}},
             {"name": "p", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}},
-                {"downwardAPI": {"items": [{"path": "n", "fieldRef": {"fieldPath": "metadata.name"}}]}}]}}]}}));
+                {"downwardAPI": {"items": [{"path": "n", "fieldRef": {"fieldPath": "metadata.name"}}]}}]}}]}}),
+    );
     let spec = &pod["spec"];
     assert_eq!((&spec["serviceAccountName"], &spec["enableServiceLinks"]), (&json!("old"), &json!(true)));
     let container = &spec["containers"][0];
@@ -56,7 +61,10 @@ fn a_pod_gets_requests_links_and_host_ports() {
     assert_eq!(container["livenessProbe"]["grpc"], json!({"port": 9, "service": ""}));
     assert_eq!(container["livenessProbe"]["periodSeconds"], 3);
     assert_eq!(container["env"][0]["valueFrom"]["fieldRef"]["apiVersion"], "v1");
-    assert_eq!(container["lifecycle"]["preStop"]["httpGet"], json!({"port": 1, "path": "/bye", "scheme": "HTTP"}));
+    assert_eq!(
+        container["lifecycle"]["preStop"]["httpGet"],
+        json!({"port": 1, "path": "/bye", "scheme": "HTTP"})
+    );
     assert_eq!(
         spec["volumes"],
         json!([{"name": "v", "emptyDir": {}}, {"name": "h", "hostPath": {"path": "/", "type": ""}},
@@ -68,10 +76,14 @@ fn a_pod_gets_requests_links_and_host_ports() {
 
 #[test]
 fn requests_of_a_whole_pod() {
-    let pod = defaulted("", "Pod", json!({"spec": {"resources": {"limits": {"cpu": "4", "memory": "1Gi"}},
+    let pod = defaulted(
+        "",
+        "Pod",
+        json!({"spec": {"resources": {"limits": {"cpu": "4", "memory": "1Gi"}},
         "initContainers": [{"name": "s", "restartPolicy": "Always", "resources": {"requests": {"cpu": "1"}}},
                            {"name": "i", "resources": {"requests": {"cpu": "2500m"}}}],
-        "containers": [{"name": "a", "resources": {"requests": {"cpu": "500m"}}}]}}));
+        "containers": [{"name": "a", "resources": {"requests": {"cpu": "500m"}}}]}}),
+    );
     assert_eq!(pod["spec"]["resources"]["requests"], json!({"cpu": "3500m", "memory": "1Gi"}));
 }
 
@@ -83,7 +95,8 @@ fn services_by_type() {
         json!({"spec": {"ports": [{"port": 80, "protocol": "TCP", "targetPort": 80}], "sessionAffinity": "None",
                         "type": "ClusterIP", "internalTrafficPolicy": "Cluster"}, "status": {"loadBalancer": {}}})
     );
-    let balanced = defaulted("", "Service", json!({"spec": {"type": "LoadBalancer", "sessionAffinity": "ClientIP"}}));
+    let balanced =
+        defaulted("", "Service", json!({"spec": {"type": "LoadBalancer", "sessionAffinity": "ClientIP"}}));
     assert_eq!(balanced["spec"]["externalTrafficPolicy"], "Cluster");
     assert_eq!(balanced["spec"]["allocateLoadBalancerNodePorts"], true);
     assert_eq!(balanced["spec"]["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"], 10800);
@@ -98,13 +111,28 @@ fn small_kinds() {
     let namespace = defaulted("", "Namespace", json!({"metadata": {"name": "n"}}));
     assert_eq!(namespace["metadata"]["labels"], json!({"kubernetes.io/metadata.name": "n"}));
     assert_eq!(namespace["status"], json!({"phase": "Active"}));
+    let mut created = json!({"spec": {"finalizers": ["a.b/c"]}});
+    new_namespace(&mut created);
+    new_namespace(&mut created);
+    assert_eq!(created["spec"]["finalizers"], json!(["a.b/c", "kubernetes"]));
     let node = defaulted("", "Node", json!({"status": {"capacity": {"cpu": "2"}}}));
     assert_eq!(node["status"]["allocatable"], json!({"cpu": "2"}));
-    let slice = defaulted("discovery.k8s.io", "EndpointSlice", json!({"ports": [{"port": 1}, {"name": "a", "protocol": "UDP"}]}));
-    assert_eq!(slice["ports"], json!([{"port": 1, "name": "", "protocol": "TCP"}, {"name": "a", "protocol": "UDP"}]));
+    let slice = defaulted(
+        "discovery.k8s.io",
+        "EndpointSlice",
+        json!({"ports": [{"port": 1}, {"name": "a", "protocol": "UDP"}]}),
+    );
+    assert_eq!(
+        slice["ports"],
+        json!([{"port": 1, "name": "", "protocol": "TCP"}, {"name": "a", "protocol": "UDP"}])
+    );
     let endpoints = defaulted("", "Endpoints", json!({"subsets": [{"ports": [{"port": 1}]}]}));
     assert_eq!(endpoints["subsets"][0]["ports"][0]["protocol"], "TCP");
-    let binding = defaulted(RBAC, "RoleBinding", json!({"roleRef": {"kind": "Role"}, "subjects": [{"kind": "User"}, {"kind": "ServiceAccount"}]}));
+    let binding = defaulted(
+        RBAC,
+        "RoleBinding",
+        json!({"roleRef": {"kind": "Role"}, "subjects": [{"kind": "User"}, {"kind": "ServiceAccount"}]}),
+    );
     assert_eq!(binding["roleRef"]["apiGroup"], RBAC);
     assert_eq!(binding["subjects"], json!([{"kind": "User", "apiGroup": RBAC}, {"kind": "ServiceAccount"}]));
     let class = defaulted("scheduling.k8s.io", "PriorityClass", json!({}));
@@ -116,8 +144,15 @@ fn small_kinds() {
 
 #[test]
 fn objects_of_wrong_shape_are_left_alone() {
-    for (group, kind) in [("", "Pod"), ("apps", "Deployment"), ("", "Service"), ("", "Secret"), (RBAC, "RoleBinding")] {
-        for odd in [json!(null), json!([]), json!({"spec": 3, "status": [], "data": 1}), json!({"spec": {"containers": {}, "ports": [1]}})] {
+    for (group, kind) in
+        [("", "Pod"), ("apps", "Deployment"), ("", "Service"), ("", "Secret"), (RBAC, "RoleBinding")]
+    {
+        for odd in [
+            json!(null),
+            json!([]),
+            json!({"spec": 3, "status": [], "data": 1}),
+            json!({"spec": {"containers": {}, "ports": [1]}}),
+        ] {
             defaulted(group, kind, odd);
         }
     }

@@ -1,7 +1,10 @@
 //! What a write changed, as two sets, in one walk over both objects that allocates only where
 //! they differ.
 
-use super::set::{FieldSet, Grain, Node, child_schema, field_element, grain, granular, item_element, item_schema, set_member, whole};
+use super::set::{
+    FieldSet, Grain, Node, child_schema, field_element, grain, granular, item_element, item_schema,
+    set_member, whole,
+};
 use crate::schema::{ListType, SchemaRef, Shape};
 use serde_json::{Map, Value};
 
@@ -15,8 +18,17 @@ pub struct Diff {
 
 /// Fields of the root and of `metadata` that nobody owns.
 const UNOWNED_ROOT: &[&str] = &["apiVersion", "kind"];
-const UNOWNED_METADATA: &[&str] =
-    &["name", "namespace", "creationTimestamp", "selfLink", "uid", "clusterName", "generation", "managedFields", "resourceVersion"];
+const UNOWNED_METADATA: &[&str] = &[
+    "name",
+    "namespace",
+    "creationTimestamp",
+    "selfLink",
+    "uid",
+    "clusterName",
+    "generation",
+    "managedFields",
+    "resourceVersion",
+];
 
 impl Diff {
     /// Compares two versions; `None` as the old one for a create. Fields of the root named in
@@ -84,7 +96,8 @@ fn before<'a>(old: Option<&'a Map<String, Value>>, name: &str, parent: SchemaRef
         None => {
             let shape = child_schema(parent, name).shape();
             let required_list = matches!(shape, Shape::Array | Shape::Map) && parent.is_required(name);
-            let value_struct = shape == Shape::Object && VALUE_STRUCTS.contains(&name) && holds_structs(parent);
+            let value_struct =
+                shape == Shape::Object && VALUE_STRUCTS.contains(&name) && holds_structs(parent);
             if required_list || value_struct { Before::Zero } else { Before::Absent }
         }
     }
@@ -223,7 +236,8 @@ fn compare_items(old: &[Value], new: &[Value], schema: SchemaRef<'_>) -> Found {
     if old == new {
         return Found::default();
     }
-    let elements = |items: &[Value]| items.iter().map(|item| item_element(item, schema)).collect::<Option<Vec<_>>>();
+    let elements =
+        |items: &[Value]| items.iter().map(|item| item_element(item, schema)).collect::<Option<Vec<_>>>();
     let (Some(a), Some(b)) = (elements(old), elements(new)) else {
         return Found { changed: Some(Node::new()), removed: None };
     };
@@ -294,13 +308,16 @@ mod tests {
 
     #[test]
     fn changes_and_removals() {
-        let old = json!({"metadata": {"labels": {"a": "1", "b": "2"}, "resourceVersion": "1"}, "data": {"x": "1"}});
-        let new = json!({"metadata": {"labels": {"a": "9", "c": "3"}, "resourceVersion": "2"}, "data": {"x": "1"}});
+        let old =
+            json!({"metadata": {"labels": {"a": "1", "b": "2"}, "resourceVersion": "1"}, "data": {"x": "1"}});
+        let new =
+            json!({"metadata": {"labels": {"a": "9", "c": "3"}, "resourceVersion": "2"}, "data": {"x": "1"}});
         let (changed, removed) = diff("", "ConfigMap", Some(old.clone()), new);
         assert_eq!(changed, json!({"f:metadata": {"f:labels": {"f:a": {}, "f:c": {}}}}));
         assert_eq!(removed, json!({"f:metadata": {"f:labels": {"f:b": {}}}}));
         assert_eq!(diff("", "ConfigMap", Some(old.clone()), old.clone()), (json!({}), json!({})));
-        let (changed, removed) = diff("", "ConfigMap", Some(old), json!({"metadata": {"labels": {"a": "1", "b": "2"}}}));
+        let (changed, removed) =
+            diff("", "ConfigMap", Some(old), json!({"metadata": {"labels": {"a": "1", "b": "2"}}}));
         assert_eq!((changed, removed), (json!({}), json!({"f:data": {".": {}, "f:x": {}}})));
     }
 
@@ -310,10 +327,17 @@ mod tests {
         let old = pod(json!([{"name": "a", "image": "1"}, {"name": "b"}]), json!(["x/x", "y/y"]));
         let new = pod(json!([{"name": "b"}, {"name": "a", "image": "2"}]), json!(["y/y", "z/z"]));
         let (changed, removed) = diff("", "Pod", Some(old.clone()), new);
-        assert_eq!(changed, json!({"f:metadata": {"f:finalizers": {"v:\"z/z\"": {}}}, "f:spec": {"f:containers": {"k:{\"name\":\"a\"}": {"f:image": {}}}}}));
+        assert_eq!(
+            changed,
+            json!({"f:metadata": {"f:finalizers": {"v:\"z/z\"": {}}}, "f:spec": {"f:containers": {"k:{\"name\":\"a\"}": {"f:image": {}}}}})
+        );
         assert_eq!(removed, json!({"f:metadata": {"f:finalizers": {"v:\"x/x\"": {}}}}));
-        let (changed, removed) = diff("", "Pod", Some(old), pod(json!([{"name": "a", "image": "1"}]), json!(["x/x", "y/y"])));
+        let (changed, removed) =
+            diff("", "Pod", Some(old), pod(json!([{"name": "a", "image": "1"}]), json!(["x/x", "y/y"])));
         assert_eq!(changed, json!({}));
-        assert_eq!(removed, json!({"f:spec": {"f:containers": {"k:{\"name\":\"b\"}": {".": {}, "f:name": {}}}}}));
+        assert_eq!(
+            removed,
+            json!({"f:spec": {"f:containers": {"k:{\"name\":\"b\"}": {".": {}, "f:name": {}}}}})
+        );
     }
 }

@@ -185,7 +185,9 @@ fn canonical(node: &Node) -> Option<Node> {
             ("f:", _) => key.clone(),
             ("i:", index) => format!("i:{}", index.parse::<i32>().ok()?),
             ("v:", value) => format!("v:{}", serde_json::from_str::<Value>(value).ok()?),
-            ("k:", keys) => format!("k:{}", serde_json::from_str::<Value>(keys).ok().filter(Value::is_object)?),
+            ("k:", keys) => {
+                format!("k:{}", serde_json::from_str::<Value>(keys).ok().filter(Value::is_object)?)
+            }
             _ => return None,
         };
         out.insert(key, Value::Object(canonical(child)?));
@@ -228,7 +230,9 @@ pub(super) fn grain(value: &Value, schema: SchemaRef<'_>) -> Grain {
     match value {
         Value::Object(map) if !map.is_empty() && granular(schema) => Grain::Fields,
         Value::Array(items)
-            if !items.is_empty() && schema.shape() == Shape::Array && schema.list_type() != ListType::Atomic =>
+            if !items.is_empty()
+                && schema.shape() == Shape::Array
+                && schema.list_type() != ListType::Atomic =>
         {
             Grain::Items
         }
@@ -307,7 +311,14 @@ mod tests {
     fn sets_from_outside_are_checked() {
         let odd = json!({"k:{ \"name\": \"a\", \"b\": 1 }": {}});
         assert_eq!(set(odd).to_value(), json!({"k:{\"b\":1,\"name\":\"a\"}": {}}));
-        for bad in [json!({"x:a": {}}), json!({"a": {}}), json!({"i:x": {}}), json!({"k:1": {}}), json!({"f:a": 1}), json!([])] {
+        for bad in [
+            json!({"x:a": {}}),
+            json!({"a": {}}),
+            json!({"i:x": {}}),
+            json!({"k:1": {}}),
+            json!({"f:a": 1}),
+            json!([]),
+        ] {
             assert!(FieldSet::from_value(&bad).is_none(), "{bad}");
         }
     }

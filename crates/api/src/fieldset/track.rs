@@ -86,7 +86,8 @@ fn base_entries(old: Option<&Value>, sent: Option<Value>, request: &Tracking<'_>
             if sent.is_empty() || matches!(sent.as_slice(), [Value::Object(only)] if only.is_empty()) {
                 return Vec::new();
             }
-            let same = old.and_then(|old| meta::metadata(old)?.get("managedFields")?.as_array()) == Some(&sent);
+            let same =
+                old.and_then(|old| meta::metadata(old)?.get("managedFields")?.as_array()) == Some(&sent);
             if same { sent } else { decode(sent).unwrap_or_else(had) }
         }
         _ => had(),
@@ -135,7 +136,9 @@ fn updated(mut entries: Vec<Value>, diff: Diff, request: &Tracking<'_>) -> Vec<V
     if !diff.changed.is_empty() {
         take_over(&mut entries, diff.changed, request);
     }
-    entries.retain(|entry| entry.get("fieldsV1").and_then(Value::as_object).is_some_and(|fields| !fields.is_empty()));
+    entries.retain(|entry| {
+        entry.get("fieldsV1").and_then(Value::as_object).is_some_and(|fields| !fields.is_empty())
+    });
     cap_update_managers(&mut entries);
     sort(&mut entries);
     entries
@@ -150,7 +153,8 @@ fn take_over(entries: &mut Vec<Value>, changed: FieldSet, request: &Tracking<'_>
         ("subresource", request.subresource),
     ];
     let time = meta::format_time(request.now);
-    let own = entries.iter_mut().find(|entry| identity.iter().all(|(field, value)| text(entry, field) == *value));
+    let own =
+        entries.iter_mut().find(|entry| identity.iter().all(|(field, value)| text(entry, field) == *value));
     match own {
         Some(own) => {
             own["time"] = time.into();
@@ -159,8 +163,11 @@ fn take_over(entries: &mut Vec<Value>, changed: FieldSet, request: &Tracking<'_>
             }
         }
         None => {
-            let mut entry: Map<String, Value> =
-                identity.iter().filter(|(_, v)| !v.is_empty()).map(|(k, v)| ((*k).to_owned(), json!(v))).collect();
+            let mut entry: Map<String, Value> = identity
+                .iter()
+                .filter(|(_, v)| !v.is_empty())
+                .map(|(k, v)| ((*k).to_owned(), json!(v)))
+                .collect();
             entry.insert("time".into(), time.into());
             entry.insert("fieldsType".into(), "FieldsV1".into());
             entry.insert("fieldsV1".into(), changed.into_value());
@@ -231,14 +238,18 @@ mod tests {
 
     fn write(old: Option<&Value>, mut new: Value, manager: &str, second: i64) -> Value {
         let schema = Schema::builtin(CONFIG_MAP).unwrap();
-        let request = Tracking { manager, api_version: "v1", subresource: "", now: at(second), ignored: &["status"] };
+        let request =
+            Tracking { manager, api_version: "v1", subresource: "", now: at(second), ignored: &["status"] };
         track(old, &mut new, &request, schema.root());
         new
     }
 
     fn owners(object: &Value) -> Vec<(String, Value)> {
         let entries = object["metadata"]["managedFields"].as_array().cloned().unwrap_or_default();
-        entries.into_iter().map(|e| (e["manager"].as_str().unwrap().to_owned(), e["fieldsV1"].clone())).collect()
+        entries
+            .into_iter()
+            .map(|e| (e["manager"].as_str().unwrap().to_owned(), e["fieldsV1"].clone()))
+            .collect()
     }
 
     fn with_data(object: &Value, data: Value) -> Value {
@@ -258,7 +269,10 @@ mod tests {
         let changed = write(Some(&created), with_data(&created, json!({"a": "2", "c": "1"})), "two", 1);
         assert_eq!(
             owners(&changed),
-            [("one".to_owned(), json!({"f:data": {}})), ("two".to_owned(), json!({"f:data": {"f:a": {}, "f:c": {}}}))]
+            [
+                ("one".to_owned(), json!({"f:data": {}})),
+                ("two".to_owned(), json!({"f:data": {"f:a": {}, "f:c": {}}}))
+            ]
         );
         let same = write(Some(&changed), changed.clone(), "three", 2);
         assert_eq!(same, changed, "a write that changes nothing changes no entry");
@@ -290,7 +304,8 @@ mod tests {
     #[test]
     fn subresources_have_entries_of_their_own() {
         let schema = Schema::builtin_kind("", "v1", "Pod").unwrap();
-        let spec = Tracking { manager: "m", api_version: "v1", subresource: "", now: at(0), ignored: &["status"] };
+        let spec =
+            Tracking { manager: "m", api_version: "v1", subresource: "", now: at(0), ignored: &["status"] };
         let mut pod = json!({"spec": {"nodeName": "n"}, "status": {"phase": "Pending"}});
         track(None, &mut pod, &spec, schema.root());
         assert_eq!(owners(&pod), [("m".to_owned(), json!({"f:spec": {"f:nodeName": {}}}))]);
@@ -314,7 +329,8 @@ mod tests {
         let owners = owners(&object);
         assert_eq!(owners.len(), UPDATE_MANAGERS_MAX);
         assert_eq!(owners[0].0, "ancient-changes");
-        let all = owners.iter().fold(FieldSet::new(), |all, (_, f)| all.union(&FieldSet::from_value(f).unwrap()));
+        let all =
+            owners.iter().fold(FieldSet::new(), |all, (_, f)| all.union(&FieldSet::from_value(f).unwrap()));
         assert_eq!(all.paths().len(), 16, "no field lost its owner");
     }
 

@@ -11,8 +11,11 @@ use std::sync::Arc;
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 const JSON_TYPES: &[&str] = &["application/json", "application/yaml"];
 const LIST_TYPES: &[&str] = &["application/json", "application/json;stream=watch", "application/yaml"];
-const PATCH_TYPES: &[&str] =
-    &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
+const PATCH_TYPES: &[&str] = &[
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+];
 
 /// A query parameter: name, type, what it does.
 type Parameter = (&'static str, &'static str, &'static str);
@@ -24,9 +27,17 @@ const LIST: &[Parameter] = &[
     ("fieldSelector", "string", "Restricts the objects by their fields."),
     ("labelSelector", "string", "Restricts the objects by their labels."),
     ("limit", "integer", "The most objects that one answer carries."),
-    ("resourceVersion", "string", "The version that the answer must be based on, or after which a watch starts."),
+    (
+        "resourceVersion",
+        "string",
+        "The version that the answer must be based on, or after which a watch starts.",
+    ),
     ("resourceVersionMatch", "string", "How resourceVersion applies to a list: Exact or NotOlderThan."),
-    ("sendInitialEvents", "boolean", "Starts a watch with the objects that exist, and a bookmark after them."),
+    (
+        "sendInitialEvents",
+        "boolean",
+        "Starts a watch with the objects that exist, and a bookmark after them.",
+    ),
     ("timeoutSeconds", "integer", "Ends the call after so many seconds."),
     ("watch", "boolean", "Streams changes instead of listing."),
 ];
@@ -58,7 +69,8 @@ const ATTACH: &[Parameter] = &[
     ("stdout", "boolean", "Whether to carry standard output."),
     ("tty", "boolean", "Whether the process has a terminal."),
 ];
-const COMMAND: Parameter = ("command", "string", "The program and its arguments, each a parameter; no shell.");
+const COMMAND: Parameter =
+    ("command", "string", "The program and its arguments, each a parameter; no shell.");
 const PORTS: Parameter = ("ports", "integer", "The ports to forward.");
 
 /// What is done at a path by one method.
@@ -134,7 +146,8 @@ impl Writer<'_> {
         let mut operation = Map::new();
         operation.insert("tags".into(), json!([self.tag()]));
         operation.insert("description".into(), "get available resources".into());
-        operation.insert("operationId".into(), format!("get{}APIResources", self.group_version_word()).into());
+        operation
+            .insert("operationId".into(), format!("get{}APIResources", self.group_version_word()).into());
         self.answers(&mut operation, &answer, &[200], JSON_TYPES);
         json!({ "get": operation })
     }
@@ -170,8 +183,10 @@ impl Writer<'_> {
 
     fn subresource(&mut self, paths: &mut Map<String, Value>, path: String, at: &At<'_>, sub: &Subresource) {
         if !matches!(sub.name, "attach" | "exec" | "portforward") {
-            let mut operations: Vec<(&str, Operation)> = vec![("create", operation("post", "post", "create"))];
-            operations.extend(ON_OBJECT.iter().map(|(verb, op)| (*verb, operation(op.method, op.action, op.word))));
+            let mut operations: Vec<(&str, Operation)> =
+                vec![("create", operation("post", "post", "create"))];
+            operations
+                .extend(ON_OBJECT.iter().map(|(verb, op)| (*verb, operation(op.method, op.action, op.word))));
             return self.path(paths, path, at, &operations, sub.verbs);
         }
         let mut item = Map::new();
@@ -189,7 +204,9 @@ impl Writer<'_> {
             return;
         }
         let mut parameters = Vec::new();
-        for (name, text) in [("name", "The name of the object."), ("namespace", "The namespace of the object.")] {
+        for (name, text) in
+            [("name", "The name of the object."), ("namespace", "The namespace of the object.")]
+        {
             if path.contains(&format!("{{{name}}}")) {
                 parameters.push(self.parameter(&(name, "string", text), "path"));
             }
@@ -233,8 +250,10 @@ impl Writer<'_> {
         out.insert("operationId".into(), self.operation_id(at, operation).into());
         out.insert("x-kubernetes-action".into(), operation.action.into());
         out.insert("x-kubernetes-group-version-kind".into(), gvk_of(at));
-        let mut parameters: Vec<Value> =
-            parameters(at, operation).into_iter().map(|parameter| self.parameter(parameter, "query")).collect();
+        let mut parameters: Vec<Value> = parameters(at, operation)
+            .into_iter()
+            .map(|parameter| self.parameter(parameter, "query"))
+            .collect();
         self.body(at, operation, &mut out, &mut parameters);
         if !parameters.is_empty() {
             out.insert("parameters".into(), parameters.into());
@@ -273,7 +292,13 @@ impl Writer<'_> {
         self.reference(&name)
     }
 
-    fn body(&mut self, at: &At<'_>, op: &Operation, out: &mut Map<String, Value>, parameters: &mut Vec<Value>) {
+    fn body(
+        &mut self,
+        at: &At<'_>,
+        op: &Operation,
+        out: &mut Map<String, Value>,
+        parameters: &mut Vec<Value>,
+    ) {
         let (schema, types) = match op.action {
             "post" | "put" => (self.object(at), JSON_TYPES),
             "patch" => (self.reference(&format!("{META}.Patch")), PATCH_TYPES),

@@ -267,7 +267,8 @@ impl<'a> Writer<'a> {
         match self.form {
             Form::V2 => drop(out.insert("type".into(), "string".into())),
             Form::V3 => {
-                let pair = if shape == Shape::IntOrString { ["integer", "string"] } else { ["string", "number"] };
+                let pair =
+                    if shape == Shape::IntOrString { ["integer", "string"] } else { ["string", "number"] };
                 out.insert("oneOf".into(), pair.map(|kind| json!({ "type": kind })).to_vec().into());
             }
         }
@@ -284,7 +285,9 @@ fn is_by_value(owner: &str, name: &str, required: bool, schema: SchemaRef<'_>) -
     match schema.type_name() {
         None => required,
         Some("io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelector") => false,
-        Some(_) => required || matches!(name, "metadata" | "spec" | "status") || BY_VALUE.contains(&(owner, name)),
+        Some(_) => {
+            required || matches!(name, "metadata" | "spec" | "status") || BY_VALUE.contains(&(owner, name))
+        }
     }
 }
 
@@ -317,7 +320,8 @@ fn patch_attributes(schema: SchemaRef<'_>, out: &mut Map<String, Value>) {
         out.insert("x-kubernetes-patch-merge-key".into(), key.into());
     }
     let strategy = schema.patch_strategy();
-    let parts = [(strategy.merge, "merge"), (strategy.replace, "replace"), (strategy.retain_keys, "retainKeys")];
+    let parts =
+        [(strategy.merge, "merge"), (strategy.replace, "replace"), (strategy.retain_keys, "retainKeys")];
     let parts: Vec<&str> = parts.into_iter().filter(|(is_set, _)| *is_set).map(|(_, name)| name).collect();
     if !parts.is_empty() {
         out.insert("x-kubernetes-patch-strategy".into(), parts.join(",").into());

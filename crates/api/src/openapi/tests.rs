@@ -47,18 +47,30 @@ fn explain_finds_its_way() {
     let list = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments"]["get"];
     assert_eq!(list["operationId"], "listAppsV1NamespacedDeployment");
     assert_eq!(list["x-kubernetes-action"], "list");
-    assert_eq!(list["x-kubernetes-group-version-kind"], json!({"group": "apps", "version": "v1", "kind": "Deployment"}));
+    assert_eq!(
+        list["x-kubernetes-group-version-kind"],
+        json!({"group": "apps", "version": "v1", "kind": "Deployment"})
+    );
     assert!(document["paths"]["/apis/apps/v1/deployments"]["get"].is_object());
     let schemas = &document["components"]["schemas"];
     let spec = &schemas["io.k8s.api.apps.v1.DeploymentSpec"];
     assert_eq!(spec["required"], json!(["selector", "template"]));
     let strategy = &spec["properties"]["strategy"];
-    assert_eq!(strategy["allOf"], json!([{"$ref": "#/components/schemas/io.k8s.api.apps.v1.DeploymentStrategy"}]));
-    assert_eq!((&strategy["default"], &strategy["x-kubernetes-patch-strategy"]), (&json!({}), &json!("retainKeys")));
+    assert_eq!(
+        strategy["allOf"],
+        json!([{"$ref": "#/components/schemas/io.k8s.api.apps.v1.DeploymentStrategy"}])
+    );
+    assert_eq!(
+        (&strategy["default"], &strategy["x-kubernetes-patch-strategy"]),
+        (&json!({}), &json!("retainKeys"))
+    );
     assert_eq!(spec["properties"]["replicas"]["format"], "int32");
     assert_eq!(spec["properties"]["selector"].get("default"), None);
     let deployment = &schemas["io.k8s.api.apps.v1.Deployment"];
-    assert_eq!(deployment["x-kubernetes-group-version-kind"], json!([{"group": "apps", "version": "v1", "kind": "Deployment"}]));
+    assert_eq!(
+        deployment["x-kubernetes-group-version-kind"],
+        json!([{"group": "apps", "version": "v1", "kind": "Deployment"}])
+    );
     for name in ["DeleteOptions", "Patch", "Status", "WatchEvent", "ListMeta"] {
         assert!(schemas[format!("io.k8s.apimachinery.pkg.apis.meta.v1.{name}")].is_object(), "{name}");
     }
@@ -72,7 +84,8 @@ fn clients_see_that_field_validation_is_served() {
     let snapshot = Kinds::new(builtin()).snapshot();
     let document = v3(&snapshot, "apps", "v1");
     let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
-    let names: Vec<&str> = patch["parameters"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
+    let names: Vec<&str> =
+        patch["parameters"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["dryRun", "fieldManager", "fieldValidation"]);
 }
 
@@ -85,7 +98,10 @@ fn core_kinds_have_their_subresources() {
     let pod = "/api/v1/namespaces/{namespace}/pods/{name}";
     assert_eq!(paths[format!("{pod}/exec")]["get"]["operationId"], "connectCoreV1GetNamespacedPodExec");
     assert_eq!(paths[format!("{pod}/log")]["get"]["operationId"], "readCoreV1NamespacedPodLog");
-    assert_eq!(paths[format!("{pod}/eviction")]["post"]["x-kubernetes-group-version-kind"]["group"], "policy");
+    assert_eq!(
+        paths[format!("{pod}/eviction")]["post"]["x-kubernetes-group-version-kind"]["group"],
+        "policy"
+    );
     assert_eq!(paths["/api/v1/namespaces"].get("delete"), None);
     let port = &document["components"]["schemas"]["io.k8s.api.core.v1.ContainerPort"]["properties"];
     assert_eq!((&port["protocol"]["default"], &port["containerPort"]["default"]), (&json!("TCP"), &json!(0)));
@@ -125,7 +141,6 @@ fn a_kind_registered_later_is_described() {
         schema: Schema::from_openapi("Widget", &schema).unwrap(),
         columns: vec![],
         strategy: Strategy::default(),
-        alias: None,
     });
     let document = v3(&kinds.snapshot(), "example.com", "v1");
     check_references(&document, &document);
@@ -164,7 +179,9 @@ fn version_2_types_agree_with_upstream() {
     assert!(compared > 200, "{compared}");
     for (path, item) in ours["paths"].as_object().unwrap() {
         let found = &theirs["paths"][path];
-        for (method, operation) in item.as_object().unwrap().iter().filter(|(method, _)| *method != "parameters") {
+        for (method, operation) in
+            item.as_object().unwrap().iter().filter(|(method, _)| *method != "parameters")
+        {
             if found.is_null() && path.ends_with('/') {
                 continue;
             }
@@ -172,8 +189,7 @@ fn version_2_types_agree_with_upstream() {
             assert_eq!(operation["operationId"], expected["operationId"], "{method} {path}");
             assert_eq!(operation["x-kubernetes-action"], expected["x-kubernetes-action"], "{method} {path}");
             assert_eq!(
-                operation["x-kubernetes-group-version-kind"],
-                expected["x-kubernetes-group-version-kind"],
+                operation["x-kubernetes-group-version-kind"], expected["x-kubernetes-group-version-kind"],
                 "{method} {path}"
             );
         }

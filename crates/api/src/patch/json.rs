@@ -20,7 +20,9 @@ pub fn json_patch(document: &mut Value, patch: &Value) -> Result<(), Status> {
             // An explicit null decodes to no operations at all.
             Value::Null | Value::Array(_) => return Ok(()),
         };
-        return Err(Status::bad_request(format!("json: cannot unmarshal {kind} into Go value of type jsonpatch.Patch")));
+        return Err(Status::bad_request(format!(
+            "json: cannot unmarshal {kind} into Go value of type jsonpatch.Patch"
+        )));
     };
     if operations.len() > OPERATIONS_MAX {
         return Err(Status::too_large(format!(
@@ -31,7 +33,9 @@ pub fn json_patch(document: &mut Value, patch: &Value) -> Result<(), Status> {
     let mut copied = 0;
     for operation in operations {
         if !operation.is_object() {
-            return Err(Status::bad_request("json: cannot unmarshal value into Go value of type jsonpatch.Operation"));
+            return Err(Status::bad_request(
+                "json: cannot unmarshal value into Go value of type jsonpatch.Operation",
+            ));
         }
         apply(document, operation, &mut copied).ok_or_else(unprocessable)?;
     }
@@ -158,7 +162,11 @@ mod tests {
     fn operations() {
         for (document, patch, expected) in [
             (json!({}), json!([{"op": "add", "path": "/a", "value": 1}]), Ok(json!({"a": 1}))),
-            (json!({"a": [1, 3]}), json!([{"op": "add", "path": "/a/1", "value": 2}]), Ok(json!({"a": [1, 2, 3]}))),
+            (
+                json!({"a": [1, 3]}),
+                json!([{"op": "add", "path": "/a/1", "value": 2}]),
+                Ok(json!({"a": [1, 2, 3]})),
+            ),
             (json!({"a": [1]}), json!([{"op": "add", "path": "/a/-", "value": 2}]), Ok(json!({"a": [1, 2]}))),
             (json!({"a": [1]}), json!([{"op": "add", "path": "/a/2", "value": 2}]), Err(422)),
             (json!({"a": [1, 2]}), json!([{"op": "remove", "path": "/a/-1"}]), Ok(json!({"a": [1]}))),
@@ -168,11 +176,19 @@ mod tests {
             (json!({}), json!([{"op": "replace", "path": "/a", "value": 2}]), Err(422)),
             (json!({"a": 1}), json!([{"op": "move", "from": "/a", "path": "/b"}]), Ok(json!({"b": 1}))),
             (json!({"a": {}}), json!([{"op": "move", "from": "/a", "path": "/a/b"}]), Err(422)),
-            (json!({"a": 1}), json!([{"op": "copy", "from": "/a", "path": "/b"}]), Ok(json!({"a": 1, "b": 1}))),
+            (
+                json!({"a": 1}),
+                json!([{"op": "copy", "from": "/a", "path": "/b"}]),
+                Ok(json!({"a": 1, "b": 1})),
+            ),
             (json!({"a": 1}), json!([{"op": "test", "path": "/a", "value": 1}]), Ok(json!({"a": 1}))),
             (json!({"a": 1}), json!([{"op": "test", "path": "/a", "value": 2}]), Err(422)),
             (json!({}), json!([{"op": "test", "path": "/a", "value": null}]), Ok(json!({}))),
-            (json!({"a/b": 1, "~": 2}), json!([{"op": "remove", "path": "/a~1b"}, {"op": "remove", "path": "/~0"}]), Ok(json!({}))),
+            (
+                json!({"a/b": 1, "~": 2}),
+                json!([{"op": "remove", "path": "/a~1b"}, {"op": "remove", "path": "/~0"}]),
+                Ok(json!({})),
+            ),
             (json!({}), json!([{"op": "odd", "path": "/a"}]), Err(422)),
             (json!({}), json!([{"op": "add", "path": "a", "value": 1}]), Err(422)),
             (json!({}), json!([{"op": "add", "path": "/a/b", "value": 1}]), Err(422)),
@@ -189,9 +205,14 @@ mod tests {
         let one = json!({"op": "test", "path": "/a", "value": null});
         assert_eq!(patched(json!({}), Value::Array(vec![one.clone(); 10_000])), Ok(json!({})));
         assert_eq!(patched(json!({}), Value::Array(vec![one; 10_001])), Err(413));
-        let doubling: Vec<Value> = (0..30).map(|_| json!({"op": "copy", "from": "/a", "path": "/a/x"})).collect();
-        assert_eq!(patched(json!({"a": {"b": "c"}}), Value::Array(doubling)).map(|v| v.is_object()), Ok(true));
-        let doubling: Vec<Value> = (0..30).map(|i| json!({"op": "copy", "from": "/a", "path": format!("/a/x{i}")})).collect();
+        let doubling: Vec<Value> =
+            (0..30).map(|_| json!({"op": "copy", "from": "/a", "path": "/a/x"})).collect();
+        assert_eq!(
+            patched(json!({"a": {"b": "c"}}), Value::Array(doubling)).map(|v| v.is_object()),
+            Ok(true)
+        );
+        let doubling: Vec<Value> =
+            (0..30).map(|i| json!({"op": "copy", "from": "/a", "path": format!("/a/x{i}")})).collect();
         assert_eq!(patched(json!({"a": {"b": "c"}}), Value::Array(doubling)), Err(422));
     }
 }

@@ -95,17 +95,23 @@ mod tests {
 
     /// Small JSON documents without nulls.
     pub fn documents() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![any::<bool>().prop_map(Value::from), (0i64..9).prop_map(Value::from), "[a-c]{0,2}".prop_map(Value::from)];
+        let leaf = prop_oneof![
+            any::<bool>().prop_map(Value::from),
+            (0i64..9).prop_map(Value::from),
+            "[a-c]{0,2}".prop_map(Value::from)
+        ];
         leaf.prop_recursive(3, 24, 4, |inner| {
             prop_oneof![
                 proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::Array),
-                proptest::collection::btree_map("[a-d]", inner, 0..4).prop_map(|m| Value::Object(m.into_iter().collect())),
+                proptest::collection::btree_map("[a-d]", inner, 0..4)
+                    .prop_map(|m| Value::Object(m.into_iter().collect())),
             ]
         })
     }
 
     fn objects() -> impl Strategy<Value = Value> {
-        proptest::collection::btree_map("[a-d]", documents(), 0..4).prop_map(|m| Value::Object(m.into_iter().collect()))
+        proptest::collection::btree_map("[a-d]", documents(), 0..4)
+            .prop_map(|m| Value::Object(m.into_iter().collect()))
     }
 
     /// The merge patch that turns one document into another.
@@ -117,7 +123,10 @@ mod tests {
                     patch.insert(key.clone(), Value::Null);
                 }
                 for (key, value) in b.iter().filter(|(k, v)| a.get(*k) != Some(v)) {
-                    patch.insert(key.clone(), a.get(key).map_or_else(|| value.clone(), |old| diff(old, value)));
+                    patch.insert(
+                        key.clone(),
+                        a.get(key).map_or_else(|| value.clone(), |old| diff(old, value)),
+                    );
                 }
                 Value::Object(patch)
             }

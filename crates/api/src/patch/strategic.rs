@@ -12,7 +12,11 @@ const DELETE_FROM_PRIMITIVE_LIST: &str = "$deleteFromPrimitiveList/";
 const SET_ELEMENT_ORDER: &str = "$setElementOrder/";
 
 /// Applies a strategic merge patch. After an error the document is half patched: throw it away.
-pub fn strategic_merge_patch(document: &mut Value, patch: Value, schema: SchemaRef<'_>) -> Result<(), Status> {
+pub fn strategic_merge_patch(
+    document: &mut Value,
+    patch: Value,
+    schema: SchemaRef<'_>,
+) -> Result<(), Status> {
     let (Value::Object(fields), Value::Object(patch)) = (document, patch) else {
         return Err(bad_format("invalid JSON document"));
     };
@@ -61,7 +65,11 @@ fn or_any<'a>(schema: Option<SchemaRef<'a>>) -> SchemaRef<'a> {
     }
 }
 
-fn merge_map(original: &mut Map<String, Value>, mut patch: Map<String, Value>, schema: SchemaRef<'_>) -> Result<(), Status> {
+fn merge_map(
+    original: &mut Map<String, Value>,
+    mut patch: Map<String, Value>,
+    schema: SchemaRef<'_>,
+) -> Result<(), Status> {
     if let Some(directive) = patch.remove(PATCH) {
         match directive.as_str() {
             Some("replace") => *original = patch,
@@ -83,7 +91,9 @@ fn merge_map(original: &mut Map<String, Value>, mut patch: Map<String, Value>, s
         }
         let child = or_any(schema.child(&key));
         match (original.get_mut(&key), value) {
-            (Some(Value::Object(old)), Value::Object(new)) if !child.patch_strategy().replace => merge_map(old, new, child)?,
+            (Some(Value::Object(old)), Value::Object(new)) if !child.patch_strategy().replace => {
+                merge_map(old, new, child)?
+            }
             (Some(Value::Array(old)), Value::Array(new)) if child.patch_strategy().merge => {
                 let merged = merge_list(std::mem::take(old), new, child)?;
                 *old = merged;
@@ -103,7 +113,8 @@ fn retain_keys(original: &mut Map<String, Value>, patch: &mut Map<String, Value>
     let Some(keys) = patch.remove(RETAIN_KEYS) else { return Ok(()) };
     let keys = keys.as_array().ok_or_else(|| bad_format("invalid patch format of retainKeys"))?;
     let retained = |key: &str| keys.iter().any(|k| k.as_str() == Some(key));
-    let is_directive = |key: &str| key.starts_with(DELETE_FROM_PRIMITIVE_LIST) || key.starts_with(SET_ELEMENT_ORDER);
+    let is_directive =
+        |key: &str| key.starts_with(DELETE_FROM_PRIMITIVE_LIST) || key.starts_with(SET_ELEMENT_ORDER);
     if patch.iter().any(|(key, value)| !value.is_null() && !is_directive(key) && !retained(key)) {
         return Err(bad_format("invalid patch format of retainKeys"));
     }
@@ -111,7 +122,11 @@ fn retain_keys(original: &mut Map<String, Value>, patch: &mut Map<String, Value>
     Ok(())
 }
 
-fn delete_from_primitive_list(original: &mut Map<String, Value>, list: &str, gone: &Value) -> Result<(), Status> {
+fn delete_from_primitive_list(
+    original: &mut Map<String, Value>,
+    list: &str,
+    gone: &Value,
+) -> Result<(), Status> {
     let gone = gone.as_array().ok_or_else(|| bad_format("invalid patch format of primitive list"))?;
     if let Some(items) = original.get_mut(list).and_then(Value::as_array_mut) {
         items.retain(|item| !gone.contains(item));
@@ -129,7 +144,9 @@ fn merge_ordered_lists(
         patch.keys().filter_map(|key| key.strip_prefix(SET_ELEMENT_ORDER)).map(str::to_owned).collect();
     for list in lists {
         let bad = || bad_format("invalid patch format of setElementOrder list");
-        let Some(Value::Array(order)) = patch.remove(&format!("{SET_ELEMENT_ORDER}{list}")) else { return Err(bad()) };
+        let Some(Value::Array(order)) = patch.remove(&format!("{SET_ELEMENT_ORDER}{list}")) else {
+            return Err(bad());
+        };
         let child = or_any(schema.child(&list));
         let key = child.patch_merge_key();
         let changes = match patch.remove(&list) {
@@ -157,11 +174,15 @@ fn merge_ordered_lists(
         let (merged, server) = match (server, changes) {
             (None, None) => continue,
             (Some(server), None) => (server.clone(), server),
-            (None, Some(changes)) => (changes.into_iter().filter_map(without_directives).collect(), Vec::new()),
+            (None, Some(changes)) => {
+                (changes.into_iter().filter_map(without_directives).collect(), Vec::new())
+            }
             (Some(server), Some(changes)) if child.patch_strategy().merge => {
                 (merge_list(server.clone(), changes, child)?, server)
             }
-            (Some(server), Some(changes)) => (changes.into_iter().filter_map(without_directives).collect(), server),
+            (Some(server), Some(changes)) => {
+                (changes.into_iter().filter_map(without_directives).collect(), server)
+            }
         };
         original.insert(list, Value::Array(in_order(merged, &order, &server, key)));
     }
@@ -213,11 +234,16 @@ fn merge_list(original: Vec<Value>, patch: Vec<Value>, schema: SchemaRef<'_>) ->
         return Ok(in_order(merged, &patch, &original, None));
     }
     let name = schema.type_name().unwrap_or_default();
-    let key = schema.patch_merge_key().ok_or_else(|| unclassified(format!("cannot merge lists without merge key for {name}")))?;
+    let key = schema
+        .patch_merge_key()
+        .ok_or_else(|| unclassified(format!("cannot merge lists without merge key for {name}")))?;
     let (server, changes) = apply_item_directives(original, patch, key)?;
     let item_schema = or_any(schema.items());
     let mut merged = server.clone();
-    let order: Vec<Value> = changes.iter().map(|c| Value::Object([(key.to_owned(), c[key].clone())].into_iter().collect())).collect();
+    let order: Vec<Value> = changes
+        .iter()
+        .map(|c| Value::Object([(key.to_owned(), c[key].clone())].into_iter().collect()))
+        .collect();
     for change in changes {
         let id = change.get(key).cloned().unwrap_or_default();
         match merged.iter_mut().find(|item| item.get(key) == Some(&id)) {
@@ -228,13 +254,16 @@ fn merge_list(original: Vec<Value>, patch: Vec<Value>, schema: SchemaRef<'_>) ->
     Ok(in_order(merged, &order, &server, Some(key)))
 }
 
+/// The items of a patch that change a list.
+type Changes = Vec<Map<String, Value>>;
+
 /// Carries out `$patch: delete` and `$patch: replace` items; what is left are plain changes, each
 /// with its merge key.
 fn apply_item_directives(
     mut original: Vec<Value>,
     patch: Vec<Value>,
     key: &str,
-) -> Result<(Vec<Value>, Vec<Map<String, Value>>), Status> {
+) -> Result<(Vec<Value>, Changes), Status> {
     let (mut changes, mut replace) = (Vec::new(), false);
     for item in patch {
         let Value::Object(item) = item else { return Err(bad_format("invalid JSON document")) };
@@ -245,7 +274,9 @@ fn apply_item_directives(
                 original.retain(|old| old.get(key) != Some(id));
             }
             Some(Some("replace")) => replace = true,
-            Some(Some("merge")) => return Err(unclassified("merging lists cannot yet be specified in the patch".into())),
+            Some(Some("merge")) => {
+                return Err(unclassified("merging lists cannot yet be specified in the patch".into()));
+            }
             Some(_) => return Err(bad_patch_type(&item[PATCH], &item)),
         }
     }
@@ -261,7 +292,12 @@ fn apply_item_directives(
 
 /// Items that the patch names stand in its order, the others in the server's; where both are
 /// known to the server, its order decides between them.
-fn in_order(items: Vec<Value>, patch_order: &[Value], server_order: &[Value], key: Option<&str>) -> Vec<Value> {
+fn in_order(
+    items: Vec<Value>,
+    patch_order: &[Value],
+    server_order: &[Value],
+    key: Option<&str>,
+) -> Vec<Value> {
     let position = |order: &[Value], item: &Value| order.iter().position(|o| same_item(o, item, key));
     let (mut from_patch, mut server_only): (Vec<Value>, Vec<Value>) =
         items.into_iter().partition(|item| position(patch_order, item).is_some());
@@ -292,10 +328,15 @@ fn without_directives(value: Value) -> Option<Value> {
                 return None;
             }
             let is_directive = |key: &str| {
-                key == PATCH || key == RETAIN_KEYS || key.starts_with(DELETE_FROM_PRIMITIVE_LIST) || key.starts_with(SET_ELEMENT_ORDER)
+                key == PATCH
+                    || key == RETAIN_KEYS
+                    || key.starts_with(DELETE_FROM_PRIMITIVE_LIST)
+                    || key.starts_with(SET_ELEMENT_ORDER)
             };
             let kept = map.into_iter().filter(|(key, value)| !value.is_null() && !is_directive(key));
-            Some(Value::Object(kept.filter_map(|(key, value)| Some((key, without_directives(value)?))).collect()))
+            Some(Value::Object(
+                kept.filter_map(|(key, value)| Some((key, without_directives(value)?))).collect(),
+            ))
         }
         Value::Array(items) => Some(Value::Array(items.into_iter().filter_map(without_directives).collect())),
         other => Some(other),
@@ -330,72 +371,125 @@ mod tests {
 
     #[test]
     fn lists_merge_by_key() {
-        let result = pod(json!({"containers": containers("ab")}), json!({"containers": [{"name": "b", "image": "new"}]}));
-        assert_eq!(result["containers"], json!([{"name": "a", "image": "old"}, {"name": "b", "image": "new"}]));
+        let result = pod(
+            json!({"containers": containers("ab")}),
+            json!({"containers": [{"name": "b", "image": "new"}]}),
+        );
+        assert_eq!(
+            result["containers"],
+            json!([{"name": "a", "image": "old"}, {"name": "b", "image": "new"}])
+        );
         // A new item stands where the patch's order puts it: in front of what only the server has.
-        let result = pod(json!({"containers": containers("ab")}), json!({"containers": [{"name": "c", "image": "new"}]}));
+        let result = pod(
+            json!({"containers": containers("ab")}),
+            json!({"containers": [{"name": "c", "image": "new"}]}),
+        );
         assert_eq!(names(&result), "cab");
-        let result = pod(json!({}), json!({"containers": [{"name": "c", "image": null, "env": [{"$patch": "delete", "name": "x"}]}]}));
+        let result = pod(
+            json!({}),
+            json!({"containers": [{"name": "c", "image": null, "env": [{"$patch": "delete", "name": "x"}]}]}),
+        );
         assert_eq!(result["containers"], json!([{"name": "c", "env": []}]));
     }
 
     #[test]
     fn item_directives() {
         let spec = json!({"containers": containers("abc")});
-        assert_eq!(names(&pod(spec.clone(), json!({"containers": [{"$patch": "delete", "name": "b"}]}))), "ac");
-        assert_eq!(names(&pod(spec.clone(), json!({"containers": [{"$patch": "replace"}, {"name": "x"}]}))), "x");
-        let replaced = pod(json!({"securityContext": {"runAsUser": 1}}), json!({"securityContext": {"$patch": "replace", "fsGroup": 2}}));
+        assert_eq!(
+            names(&pod(spec.clone(), json!({"containers": [{"$patch": "delete", "name": "b"}]}))),
+            "ac"
+        );
+        assert_eq!(
+            names(&pod(spec.clone(), json!({"containers": [{"$patch": "replace"}, {"name": "x"}]}))),
+            "x"
+        );
+        let replaced = pod(
+            json!({"securityContext": {"runAsUser": 1}}),
+            json!({"securityContext": {"$patch": "replace", "fsGroup": 2}}),
+        );
         assert_eq!(replaced, json!({"securityContext": {"fsGroup": 2}}));
-        assert_eq!(pod(json!({"securityContext": {"runAsUser": 1}}), json!({"securityContext": {"$patch": "delete"}})), json!({"securityContext": {}}));
+        assert_eq!(
+            pod(
+                json!({"securityContext": {"runAsUser": 1}}),
+                json!({"securityContext": {"$patch": "delete"}})
+            ),
+            json!({"securityContext": {}})
+        );
         for (patch, message) in [
             (json!([{"$patch": "merge", "name": "a"}]), "merging lists cannot yet be specified in the patch"),
             (json!([{"image": "x"}]), "map: map[image:x] does not contain declared merge key: name"),
-            (json!([{"$patch": "delete"}]), "map: map[$patch:delete] does not contain declared merge key: name"),
-            (json!([{"$patch": "odd", "name": "a"}]), "unknown patch type: odd in map: map[$patch:odd name:a]"),
+            (
+                json!([{"$patch": "delete"}]),
+                "map: map[$patch:delete] does not contain declared merge key: name",
+            ),
+            (
+                json!([{"$patch": "odd", "name": "a"}]),
+                "unknown patch type: odd in map: map[$patch:odd name:a]",
+            ),
         ] {
-            let result = patched("Pod", json!({"spec": {"containers": containers("a")}}), json!({"spec": {"containers": patch}}));
+            let result = patched(
+                "Pod",
+                json!({"spec": {"containers": containers("a")}}),
+                json!({"spec": {"containers": patch}}),
+            );
             assert_eq!(result.unwrap_err(), message);
         }
     }
 
     #[test]
     fn element_order() {
-        let order = |names: &str| -> Value { names.chars().map(|c| json!({"name": c.to_string()})).collect() };
+        let order =
+            |names: &str| -> Value { names.chars().map(|c| json!({"name": c.to_string()})).collect() };
         let spec = json!({"containers": containers("abc")});
         assert_eq!(names(&pod(spec.clone(), json!({"$setElementOrder/containers": order("cba")}))), "cba");
         let added = json!({"$setElementOrder/containers": order("adbc"), "containers": [{"name": "d"}]});
         assert_eq!(names(&pod(spec.clone(), added)), "adbc");
         // What only the server has keeps its place relative to what both have.
         assert_eq!(names(&pod(spec.clone(), json!({"$setElementOrder/containers": order("ca")}))), "bca");
-        let wrong = json!({"spec": {"$setElementOrder/containers": order("a"), "containers": [{"name": "d"}]}});
-        assert!(patched("Pod", json!({"spec": spec}), wrong).unwrap_err().starts_with("The order in patch list"));
+        let wrong =
+            json!({"spec": {"$setElementOrder/containers": order("a"), "containers": [{"name": "d"}]}});
+        assert!(
+            patched("Pod", json!({"spec": spec}), wrong).unwrap_err().starts_with("The order in patch list")
+        );
     }
 
     #[test]
     fn primitive_lists() {
         let document = json!({"metadata": {"finalizers": ["a/a", "b/b", "c/c"]}});
-        let result = patched("Pod", document.clone(), json!({"metadata": {"finalizers": ["d/d", "a/a"]}})).unwrap();
+        let result =
+            patched("Pod", document.clone(), json!({"metadata": {"finalizers": ["d/d", "a/a"]}})).unwrap();
         assert_eq!(result["metadata"]["finalizers"], json!(["d/d", "a/a", "b/b", "c/c"]));
         let patch = json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["b/b"], "$setElementOrder/finalizers": ["c/c", "a/a"]}});
         let result = patched("Pod", document, patch).unwrap();
         assert_eq!(result["metadata"]["finalizers"], json!(["c/c", "a/a"]));
         // Lists without a merge strategy are replaced.
-        let result = pod(json!({"containers": [{"name": "a", "args": ["x"]}]}), json!({"containers": [{"name": "a", "args": ["y"]}]}));
+        let result = pod(
+            json!({"containers": [{"name": "a", "args": ["x"]}]}),
+            json!({"containers": [{"name": "a", "args": ["y"]}]}),
+        );
         assert_eq!(result["containers"][0]["args"], json!(["y"]));
     }
 
     #[test]
     fn retained_keys() {
-        let document = json!({"spec": {"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}});
+        let document =
+            json!({"spec": {"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}});
         let patch = json!({"spec": {"strategy": {"$retainKeys": ["type"], "type": "Recreate"}}});
-        assert_eq!(patched("Deployment", document.clone(), patch).unwrap(), json!({"spec": {"strategy": {"type": "Recreate"}}}));
+        assert_eq!(
+            patched("Deployment", document.clone(), patch).unwrap(),
+            json!({"spec": {"strategy": {"type": "Recreate"}}})
+        );
         let patch = json!({"spec": {"strategy": {"$retainKeys": ["type"], "rollingUpdate": {}}}});
         assert_eq!(patched("Deployment", document, patch).unwrap_err(), "invalid patch format of retainKeys");
     }
 
     #[test]
     fn nulls_and_maps() {
-        let result = patched("Pod", json!({"metadata": {"labels": {"a": "1", "b": "2"}}}), json!({"metadata": {"labels": {"a": null, "c": "3"}}}));
+        let result = patched(
+            "Pod",
+            json!({"metadata": {"labels": {"a": "1", "b": "2"}}}),
+            json!({"metadata": {"labels": {"a": null, "c": "3"}}}),
+        );
         assert_eq!(result.unwrap(), json!({"metadata": {"labels": {"b": "2", "c": "3"}}}));
         assert!(patched("Pod", json!({}), json!([])).is_err());
     }

@@ -1,8 +1,9 @@
 //! Compiles an OpenAPI v3 schema of a custom resource into a table of its own.
 
 use super::table::{
-    FLAG_EMBEDDED, FLAG_EXPLICIT, FLAG_MERGE, FLAG_NULLABLE, FLAG_PRESERVE_UNKNOWN, FLAG_REPLACE, FLAG_RETAIN_KEYS,
-    NONE, Node, PROP_REQUIRED, Prop, RawDefinition, SchemaRef, Span, Table, Text,
+    FLAG_EMBEDDED, FLAG_EXPLICIT, FLAG_MERGE, FLAG_NULLABLE, FLAG_PRESERVE_UNKNOWN, FLAG_REPLACE,
+    FLAG_RETAIN_KEYS, NONE, Node, PROP_OMIT_ZERO, PROP_REQUIRED, Prop, RawDefinition, SchemaRef, Span, Table,
+    Text,
 };
 use super::{Format, ListType, MapType, Schema, Shape};
 use serde_json::{Map, Value};
@@ -184,7 +185,13 @@ impl Compiler {
         }
         let at = self.push(Node::default());
         copied.insert(from.id(), at);
-        let mut node = Node { props: Span::default(), item: NONE, definition: NONE, default: NONE, ..from.copy_of_node() };
+        let mut node = Node {
+            props: Span::default(),
+            item: NONE,
+            definition: NONE,
+            default: NONE,
+            ..from.copy_of_node()
+        };
         if let Some(name) = from.type_name() {
             let name = self.intern(name);
             let unions = Text { start: 0, len: 0 };
@@ -211,7 +218,8 @@ impl Compiler {
         let mut props = Vec::new();
         for prop in from.properties() {
             let node = self.copy(prop.schema, copied);
-            let flags = if prop.required { PROP_REQUIRED } else { 0 };
+            let mut flags = if prop.required { PROP_REQUIRED } else { 0 };
+            flags |= if prop.omit_zero { PROP_OMIT_ZERO } else { 0 };
             props.push(Prop { name: self.intern(prop.name), node, flags });
         }
         node.props = Span { start: self.table.props.len() as u32, len: props.len() as u32 };

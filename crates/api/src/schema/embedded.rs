@@ -74,12 +74,23 @@ fn load(bytes: &'static [u8]) -> Option<Table> {
     let texts = reader.array(Reader::text)?;
     let nodes = reader.array(node)?;
     let props = reader.array(|r| Some(Prop { name: r.text()?, node: r.u32()?, flags: r.u32()? as u8 }))?;
-    let definitions = reader
-        .array(|r| Some(RawDefinition { name: r.text()?, node: r.u32()?, gvks: r.span()?, unions: r.text()? }))?;
+    let definitions = reader.array(|r| {
+        Some(RawDefinition { name: r.text()?, node: r.u32()?, gvks: r.span()?, unions: r.text()? })
+    })?;
     let gvks = reader.array(|r| Some([r.text()?, r.text()?, r.text()?]))?;
     let values = reader.array(Reader::text)?;
-    let mut table = Table { text: Cow::Borrowed(text), texts, nodes, props, definitions, gvks, values: Vec::new(), source: serde_json::Value::Null };
-    table.values = values.into_iter().map(|v| serde_json::from_str(table.text(v)).ok()).collect::<Option<_>>()?;
+    let mut table = Table {
+        text: Cow::Borrowed(text),
+        texts,
+        nodes,
+        props,
+        definitions,
+        gvks,
+        values: Vec::new(),
+        source: serde_json::Value::Null,
+    };
+    table.values =
+        values.into_iter().map(|v| serde_json::from_str(table.text(v)).ok()).collect::<Option<_>>()?;
     Some(table)
 }
 
@@ -102,7 +113,9 @@ fn node(reader: &mut Reader<'_>) -> Option<Node> {
 
 fn shape(number: u8) -> Option<Shape> {
     use Shape::*;
-    [Any, Object, Map, Array, String, Integer, Number, Boolean, IntOrString, Quantity].get(usize::from(number)).copied()
+    [Any, Object, Map, Array, String, Integer, Number, Boolean, IntOrString, Quantity]
+        .get(usize::from(number))
+        .copied()
 }
 
 fn format(number: u8) -> Option<Format> {

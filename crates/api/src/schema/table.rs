@@ -21,6 +21,7 @@ pub(super) const FLAG_SITE: u8 = 64;
 pub(super) const FLAG_EXPLICIT: u8 = 128;
 
 pub(super) const PROP_REQUIRED: u8 = 1;
+pub(super) const PROP_OMIT_ZERO: u8 = 2;
 
 /// A piece of [`Table::text`].
 #[derive(Clone, Copy)]
@@ -166,7 +167,11 @@ impl<'a> Definition<'a> {
     /// `x-kubernetes-group-version-kind`
     pub fn gvks(self) -> impl Iterator<Item = (&'a str, &'a str, &'a str)> {
         let table = self.table;
-        self.raw.gvks.of(&table.gvks).iter().map(move |[g, v, k]| (table.text(*g), table.text(*v), table.text(*k)))
+        self.raw
+            .gvks
+            .of(&table.gvks)
+            .iter()
+            .map(move |[g, v, k]| (table.text(*g), table.text(*v), table.text(*k)))
     }
 
     /// The JSON of `x-kubernetes-unions`, or nothing.
@@ -180,6 +185,8 @@ impl<'a> Definition<'a> {
 pub struct Property<'a> {
     pub name: &'a str,
     pub required: bool,
+    /// Whether zero, false and the empty string are the same as absent.
+    pub omit_zero: bool,
     pub schema: SchemaRef<'a>,
     /// Its place among the property descriptions of the table.
     pub index: usize,
@@ -223,6 +230,7 @@ impl<'a> SchemaRef<'a> {
         Property {
             name: self.table.text(prop.name),
             required: prop.flags & PROP_REQUIRED != 0,
+            omit_zero: prop.flags & PROP_OMIT_ZERO != 0,
             schema: SchemaRef { table: self.table, node: prop.node },
             index: at,
         }
@@ -230,10 +238,15 @@ impl<'a> SchemaRef<'a> {
 
     /// The type of a named property of an object; none for maps and unknown names.
     pub fn property(self, name: &str) -> Option<SchemaRef<'a>> {
+        self.lookup(name).map(|property| property.schema)
+    }
+
+    /// A property by name, with all that the object says of it.
+    pub fn lookup(self, name: &str) -> Option<Property<'a>> {
         let span = self.raw().props;
         let props = span.of(&self.table.props);
         let at = props.binary_search_by(|prop| self.table.text(prop.name).cmp(name)).ok()?;
-        Some(SchemaRef { table: self.table, node: props[at].node })
+        Some(self.prop(span.start as usize + at))
     }
 
     /// The type below a key: of a property, or of every value of a map.
@@ -289,10 +302,7 @@ impl<'a> SchemaRef<'a> {
     }
 
     pub fn is_required(self, name: &str) -> bool {
-        let props = self.raw().props.of(&self.table.props);
-        props
-            .binary_search_by(|prop| self.table.text(prop.name).cmp(name))
-            .is_ok_and(|at| props[at].flags & PROP_REQUIRED != 0)
+        self.lookup(name).is_some_and(|property| property.required)
     }
 
     /// `x-kubernetes-preserve-unknown-fields`: fields without a schema are kept.

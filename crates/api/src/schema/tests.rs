@@ -90,7 +90,10 @@ fn a_custom_schema_compiles_to_the_same_handle() {
         root.property("metadata").unwrap().type_name(),
         Some("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")
     );
-    assert_eq!(owners.items().unwrap().type_name(), Some("io.k8s.apimachinery.pkg.apis.meta.v1.OwnerReference"));
+    assert_eq!(
+        owners.items().unwrap().type_name(),
+        Some("io.k8s.apimachinery.pkg.apis.meta.v1.OwnerReference")
+    );
 }
 
 #[test]

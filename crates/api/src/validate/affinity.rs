@@ -20,10 +20,16 @@ pub(super) fn label_selector(at: Option<At<'_>>, errors: &mut Errors) {
         let values = expression.list("values");
         match expression.str("operator") {
             "In" | "NotIn" if values.is_empty() => {
-                errors.required(expression.at("values"), "must be specified when `operator` is 'In' or 'NotIn'");
+                errors.required(
+                    expression.at("values"),
+                    "must be specified when `operator` is 'In' or 'NotIn'",
+                );
             }
             "Exists" | "DoesNotExist" if !values.is_empty() => {
-                errors.forbidden(expression.at("values"), "may not be specified when `operator` is 'Exists' or 'DoesNotExist'");
+                errors.forbidden(
+                    expression.at("values"),
+                    "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+                );
             }
             "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
             other => errors.invalid(expression.at("operator"), other, "not a valid selector operator"),
@@ -40,13 +46,22 @@ fn node_selector_term(term: &At<'_>, errors: &mut Errors) {
         let count = expression.list("values").len();
         match expression.str("operator") {
             "In" | "NotIn" if count == 0 => {
-                errors.required(expression.at("values"), "must be specified when `operator` is 'In' or 'NotIn'");
+                errors.required(
+                    expression.at("values"),
+                    "must be specified when `operator` is 'In' or 'NotIn'",
+                );
             }
             "Exists" | "DoesNotExist" if count > 0 => {
-                errors.forbidden(expression.at("values"), "may not be specified when `operator` is 'Exists' or 'DoesNotExist'");
+                errors.forbidden(
+                    expression.at("values"),
+                    "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+                );
             }
             "Gt" | "Lt" if count != 1 => {
-                errors.required(expression.at("values"), "must be specified single value when `operator` is 'Lt' or 'Gt'");
+                errors.required(
+                    expression.at("values"),
+                    "must be specified single value when `operator` is 'Lt' or 'Gt'",
+                );
             }
             "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
             other => errors.invalid(expression.at("operator"), other, "not a valid selector operator"),
@@ -86,7 +101,8 @@ pub(super) fn affinity(at: &At<'_>, errors: &mut Errors) {
     if let Some(node) = at.get("nodeAffinity") {
         if let Some(required) = node.get(REQUIRED) {
             if required.list("nodeSelectorTerms").is_empty() {
-                errors.required(required.at("nodeSelectorTerms"), "must have at least one node selector term");
+                errors
+                    .required(required.at("nodeSelectorTerms"), "must have at least one node selector term");
             }
             required.items("nodeSelectorTerms").for_each(|term| node_selector_term(&term, errors));
         }
@@ -161,7 +177,10 @@ pub(super) fn topology_spread(spec: &At<'_>, merged: bool, errors: &mut Errors) 
         if !matches!(action, "DoNotSchedule" | "ScheduleAnyway") {
             errors.not_supported(at.at("whenUnsatisfiable"), action, &["DoNotSchedule", "ScheduleAnyway"]);
         }
-        if all[i + 1..].iter().any(|other| other.str("topologyKey") == key && other.str("whenUnsatisfiable") == action) {
+        if all[i + 1..]
+            .iter()
+            .any(|other| other.str("topologyKey") == key && other.str("whenUnsatisfiable") == action)
+        {
             errors.duplicate(at.at("{topologyKey, whenUnsatisfiable}"), format!("{{{key}, {action}}}"));
         }
         if let Some(domains) = at.int("minDomains") {
@@ -193,14 +212,20 @@ pub(super) fn topology_spread(spec: &At<'_>, merged: bool, errors: &mut Errors) 
 /// `tolerations`
 pub(super) fn tolerations(spec: &At<'_>, errors: &mut Errors) {
     for at in spec.items("tolerations") {
-        let (key, operator, value, effect) = (at.str("key"), at.str("operator"), at.str("value"), at.str("effect"));
+        let (key, operator, value, effect) =
+            (at.str("key"), at.str("operator"), at.str("value"), at.str("effect"));
         errors.checked(&at, "key", names::is_qualified_name);
         if key.is_empty() && operator != "Exists" {
-            let why = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+            let why =
+                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
             errors.invalid(at.at("operator"), operator, why);
         }
         if at.has("tolerationSeconds") && effect != "NoExecute" {
-            errors.invalid(at.at("effect"), effect, "effect must be 'NoExecute' when `tolerationSeconds` is set");
+            errors.invalid(
+                at.at("effect"),
+                effect,
+                "effect must be 'NoExecute' when `tolerationSeconds` is set",
+            );
         }
         match operator {
             "" | "Equal" => {
@@ -210,7 +235,11 @@ pub(super) fn tolerations(spec: &At<'_>, errors: &mut Errors) {
                 }
             }
             "Exists" if !value.is_empty() => {
-                errors.invalid(at.at("operator"), at.value.clone(), "value must be empty when `operator` is 'Exists'");
+                errors.invalid(
+                    at.at("operator"),
+                    at.value.clone(),
+                    "value must be empty when `operator` is 'Exists'",
+                );
             }
             "Exists" => {}
             other => errors.not_supported(at.at("operator"), other, &["Equal", "Exists"]),

@@ -51,7 +51,9 @@ fn is_native(name: &str) -> bool {
 }
 
 fn is_extended(name: &str) -> bool {
-    !is_native(name) && !name.starts_with("requests.") && names::is_qualified_name(&format!("requests.{name}")).is_empty()
+    !is_native(name)
+        && !name.starts_with("requests.")
+        && names::is_qualified_name(&format!("requests.{name}")).is_empty()
 }
 
 fn is_integer(name: &str) -> bool {
@@ -68,7 +70,9 @@ fn container_resource_name(name: &str, path: &Path, errors: &mut Errors) {
     let qualified = messages.is_empty();
     errors.each(path, name, messages);
     if !name.contains('/') {
-        let standard = STANDARD_RESOURCES.contains(&name) || is_huge_page(name) || name.starts_with("requests.hugepages-");
+        let standard = STANDARD_RESOURCES.contains(&name)
+            || is_huge_page(name)
+            || name.starts_with("requests.hugepages-");
         if qualified && !standard {
             errors.invalid(path.clone(), name, "must be a standard resource type or fully qualified");
         }
@@ -129,10 +133,21 @@ pub(super) fn requirements(at: &At<'_>, claims: &[&str], errors: &mut Errors) {
     claim_names(at, claims, errors);
 }
 
-fn against_limit(name: &str, request: Quantity, at: &At<'_>, requests: &Path, limits: &Path, errors: &mut Errors) {
+fn against_limit(
+    name: &str,
+    request: Quantity,
+    at: &At<'_>,
+    requests: &Path,
+    limits: &Path,
+    errors: &mut Errors,
+) {
     match at.value.get("limits").and_then(|l| l.get(name)).map(parsed) {
         Some(limit) if !may_overcommit(name) && request != limit => {
-            errors.invalid(requests.clone(), request.to_string(), format!("must be equal to {name} limit of {limit}"));
+            errors.invalid(
+                requests.clone(),
+                request.to_string(),
+                format!("must be equal to {name} limit of {limit}"),
+            );
         }
         Some(limit) if request > limit => {
             let why = format!("must be less than or equal to {name} limit of {limit}");
@@ -191,7 +206,8 @@ pub(super) fn pod_level(spec: &At<'_>, errors: &mut Errors) {
     let with_limits = at.value;
     requirements(&At::new(Some(with_limits), at.path.clone()), &[], errors);
     for (name, own) in at.entries("requests") {
-        let asked = spec.list("containers").iter().filter_map(|c| c.get("resources")?.get("requests")?.get(name));
+        let asked =
+            spec.list("containers").iter().filter_map(|c| c.get("resources")?.get("requests")?.get(name));
         let sum = asked.fold(Quantity::ZERO, |sum, amount| sum + parsed(amount));
         if parsed(own) < sum {
             let why = format!("must be greater than or equal to aggregate container requests of {sum}");
@@ -203,7 +219,11 @@ pub(super) fn pod_level(spec: &At<'_>, errors: &mut Errors) {
             let limit = container.value.get("resources").and_then(|r| r.get("limits")?.get(name)).map(parsed);
             if let Some(limit) = limit.filter(|limit| *limit > parsed(own)) {
                 let path = container.at("resources").child("limits").key(name);
-                errors.invalid(path, limit.to_string(), format!("must be less than or equal to pod limits of {}", parsed(own)));
+                errors.invalid(
+                    path,
+                    limit.to_string(),
+                    format!("must be less than or equal to pod limits of {}", parsed(own)),
+                );
             }
         }
     }

@@ -1,8 +1,11 @@
 //! Admission: the chain of plugins that may change or refuse a write, by upstream's names.
 
+use crate::auth::authz::Union;
 use crate::identity::Identity;
+use crate::reader::Reader;
 use futures_util::future::BoxFuture;
 use skeg_api::{Kind, Status, Value};
+use std::sync::Arc;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -40,5 +43,107 @@ pub trait Plugin: Send + Sync {
     /// May only refuse; runs after all `admit`s and the kind's own validation.
     fn validate<'a>(&'a self, _request: &'a mut Admission<'_>) -> BoxFuture<'a, Result<(), Status>> {
         Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+pub mod escalation;
+pub mod namespace_lifecycle;
+pub mod node_restriction;
+pub mod pod_defaults;
+pub mod service_account;
+
+/// The default chain, in upstream's order.
+pub fn chain(
+    reader: &Arc<dyn Reader>,
+    authorizer: &Arc<Union>,
+    random: &skeg_base::Random,
+) -> Vec<Arc<dyn Plugin>> {
+    vec![
+        Arc::new(namespace_lifecycle::NamespaceLifecycle::new(reader.clone())),
+        Arc::new(service_account::ServiceAccount::new(reader.clone(), random.clone())),
+        Arc::new(node_restriction::NodeRestriction::new(reader.clone())),
+        Arc::new(pod_defaults::TaintNodesByCondition),
+        Arc::new(pod_defaults::Priority::new(reader.clone())),
+        Arc::new(pod_defaults::DefaultTolerationSeconds),
+        Arc::new(escalation::Escalation::new(authorizer.clone())),
+    ]
+}
+
+/// What a plugin that decides at once returns.
+fn ready<'a>(result: Result<(), Status>) -> BoxFuture<'a, Result<(), Status>> {
+    Box::pin(std::future::ready(result))
+}
+
+impl Admission<'_> {
+    /// Whether the write is about this resource or subresource.
+    pub fn is(&self, group: &str, resource: &str, subresource: &str) -> bool {
+        self.subresource == subresource && &*self.kind.plural == resource && &*self.kind.gvk.group == group
+    }
+
+    /// 403 for this write.
+    pub fn forbid(&self, why: impl std::fmt::Display) -> Status {
+        Status::forbidden(&self.kind.gvk.group, &self.kind.plural, self.name, why)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+    use futures_util::FutureExt;
+    use skeg_api::kinds::NameRule;
+    use skeg_api::schema::Schema;
+    use skeg_api::{Gvk, kinds::Strategy};
+
+    pub fn kind(group: &str, kind: &str, plural: &str, namespaced: bool) -> Kind {
+        Kind {
+            gvk: Gvk::new(group, "v1", kind),
+            list_kind: format!("{kind}List").into(),
+            plural: plural.into(),
+            singular: kind.to_lowercase().into(),
+            short_names: vec![],
+            categories: vec![],
+            namespaced,
+            verbs: skeg_api::kinds::ALL_VERBS,
+            subresources: vec![],
+            name_rule: NameRule::Subdomain,
+            has_generation: false,
+            storage: Some(format!("{plural}/").into()),
+            schema: Schema::any(),
+            columns: vec![],
+            strategy: Strategy::default(),
+        }
+    }
+
+    /// One write for one plugin.
+    pub struct Case<'a> {
+        pub operation: Operation,
+        pub kind: Kind,
+        pub subresource: &'a str,
+        pub identity: Identity,
+        pub object: Option<Value>,
+        pub old: Option<Value>,
+    }
+
+    impl Case<'_> {
+        /// Runs `admit`, then `validate`; the object is changed in place.
+        pub fn run(&mut self, plugin: &dyn Plugin) -> Result<(), Status> {
+            let about = self.object.clone().or(self.old.clone()).unwrap_or_default();
+            let (namespace, name) = (skeg_api::meta::namespace(&about), skeg_api::meta::name(&about));
+            let mut warnings = Vec::new();
+            let mut admission = Admission {
+                operation: self.operation,
+                kind: &self.kind,
+                subresource: self.subresource,
+                namespace,
+                name,
+                identity: &self.identity,
+                object: self.object.as_mut(),
+                old: self.old.as_ref(),
+                dry_run: false,
+                warnings: &mut warnings,
+            };
+            plugin.admit(&mut admission).now_or_never().expect("decides at once")?;
+            plugin.validate(&mut admission).now_or_never().expect("decides at once")
+        }
     }
 }

@@ -7,3 +7,5 @@ pub mod node;
 pub mod rbac;
 pub mod recent;
 pub mod token;
+
+pub(crate) use crate::server::forbidden;

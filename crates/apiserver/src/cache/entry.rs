@@ -35,7 +35,8 @@ pub struct Selectable {
 impl Selectable {
     pub fn of(kind: &Kind, object: &Value) -> Self {
         let labels = meta::labels(object).into_iter().flatten();
-        let labels = labels.map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or_default().into())).collect();
+        let labels =
+            labels.map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or_default().into())).collect();
         let fields = (kind.strategy.selectable)(object).into_iter().map(|(k, v)| (k, v.into())).collect();
         Selectable { labels, fields }
     }
@@ -107,7 +108,8 @@ impl Entry {
 
     /// Decodes the object, with its resourceVersion.
     pub fn value(&self) -> Value {
-        let mut value: Value = serde_json::from_slice(&self.body.json).expect("bodies are encoded by the server");
+        let mut value: Value =
+            serde_json::from_slice(&self.body.json).expect("bodies are encoded by the server");
         meta::set_resource_version(&mut value, &self.revision.to_string());
         value
     }

@@ -16,10 +16,11 @@ use skeg_api::{Gvr, Kind, Kinds};
 use skeg_base::{HashMap, new_map};
 use skeg_store::{Change, Error, Record, Revision, Store, Watch, WatchItem};
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 pub const ROOT: &str = "/registry/";
 /// How long a reader waits for a revision that the store has but the cache not yet.
@@ -38,10 +39,22 @@ pub struct Cache {
     kinds: Arc<Kinds>,
     table: RwLock<Table>,
     /// What writers under way know of their records, so that the feeder need not decode them.
-    pending: Mutex<HashMap<Arc<str>, Vec<(Bytes, Selectable)>>>,
+    pending: Mutex<HashMap<Arc<str>, Vec<Expected>>>,
     applied: Arc<AtomicU64>,
-    fresh: watch::Sender<u64>,
+    waiters: Mutex<Waiters>,
     stats: Arc<Stats>,
+}
+
+/// A record under way, and what selectors see of it.
+type Expected = (Bytes, Selectable);
+
+/// Who waits for which revision. Woken in order, each once: a broadcast would wake all writers
+/// for each batch, and in no order that a simulation could repeat.
+#[derive(Default)]
+struct Waiters {
+    next: u64,
+    /// By revision and order of arrival.
+    waiting: BTreeMap<(u64, u64), oneshot::Sender<()>>,
 }
 
 #[derive(Default)]
@@ -55,11 +68,17 @@ struct Table {
 impl Table {
     /// The resource whose prefix the key has. No prefix is a prefix of another.
     fn of(&self, key: &str) -> Option<&Arc<Resource>> {
-        let (prefix, resource) = self.by_prefix.range::<str, _>(..=key).next_back()?;
+        let (prefix, resource) =
+            self.by_prefix.range::<str, _>((Bound::Unbounded, Bound::Included(key))).next_back()?;
         key.starts_with(prefix).then_some(resource)
     }
 
-    fn claim(&mut self, kinds: &Kinds, applied: &Arc<AtomicU64>, stats: &Arc<Stats>) -> Result<(), CacheError> {
+    fn claim(
+        &mut self,
+        kinds: &Kinds,
+        applied: &Arc<AtomicU64>,
+        stats: &Arc<Stats>,
+    ) -> Result<(), CacheError> {
         let snapshot = kinds.snapshot();
         self.generation = snapshot.generation;
         for kind in snapshot.iter() {
@@ -74,7 +93,8 @@ impl Table {
                     }
                 }
                 None => {
-                    let resource = Resource::new(prefix.clone(), kind.clone(), applied.clone(), stats.clone());
+                    let resource =
+                        Resource::new(prefix.clone(), kind.clone(), applied.clone(), stats.clone());
                     self.by_prefix.insert(prefix, Arc::new(resource));
                 }
             }
@@ -113,8 +133,7 @@ impl Cache {
         let page = store.list(ROOT, None, None, 0).await?;
         let watch = store.watch(ROOT, page.revision).await?;
         let applied = Arc::new(AtomicU64::new(page.revision.0));
-        let mut table = Table::default();
-        table.unclaimed = unclaimed(page.records);
+        let mut table = Table { unclaimed: unclaimed(page.records), ..Default::default() };
         table.claim(&kinds, &applied, &stats)?;
         let cache = Cache {
             store,
@@ -122,7 +141,7 @@ impl Cache {
             table: RwLock::new(table),
             pending: Mutex::new(new_map()),
             applied,
-            fresh: watch::Sender::new(page.revision.0),
+            waiters: Mutex::default(),
             stats,
         };
         Ok((Arc::new(cache), watch))
@@ -185,7 +204,9 @@ impl Cache {
             };
             let revision = change.revision.0;
             let entry = match &change.value {
-                Some(value) => Some(entry(resource, &change.key, value, revision, self.known(&change.key, value))?),
+                Some(value) => {
+                    Some(entry(resource, &change.key, value, revision, self.known(&change.key, value))?)
+                }
                 None => None,
             };
             resource.apply(revision, &change.key[resource.prefix.len()..], entry);
@@ -206,7 +227,8 @@ impl Cache {
         for change in changes {
             let revision = change.revision.0;
             if let Some(resource) = table.of(&change.key) {
-                let made = change.value.as_ref().map(|value| entry(resource, &change.key, value, revision, None));
+                let made =
+                    change.value.as_ref().map(|value| entry(resource, &change.key, value, revision, None));
                 resource.apply(revision, &change.key[resource.prefix.len()..], made.transpose()?);
             } else if let Some(value) = &change.value {
                 table.unclaimed.insert(change.key.clone(), (value.clone(), revision));
@@ -219,11 +241,14 @@ impl Cache {
 
     fn advance(&self, revision: u64) {
         self.applied.fetch_max(revision, Ordering::AcqRel);
-        self.fresh.send_if_modified(|fresh| {
-            let newer = revision > *fresh;
-            *fresh = (*fresh).max(revision);
-            newer
-        });
+        let mut waiters = self.waiters.lock();
+        let later = waiters.waiting.split_off(&(revision + 1, 0));
+        let reached = std::mem::replace(&mut waiters.waiting, later);
+        drop(waiters);
+        for (_, waiter) in reached {
+            // A waiter that gave up is no loss.
+            let _ = waiter.send(());
+        }
     }
 
     /// The revision up to which the cache is current.
@@ -236,15 +261,20 @@ impl Cache {
         if self.revision() >= revision {
             return true;
         }
-        let mut fresh = self.fresh.subscribe();
-        let reached = tokio::time::timeout(FRESH_WAIT, fresh.wait_for(|fresh| *fresh >= revision)).await;
-        matches!(reached, Ok(Ok(_)))
-    }
-
-    /// Waits for all that the store has acknowledged so far: after a lost race, so that the next
-    /// read shows what won it.
-    pub async fn catch_up(&self) -> bool {
-        self.wait(self.store.revision().0).await
+        let (sender, reached) = oneshot::channel();
+        let id = {
+            let mut waiters = self.waiters.lock();
+            // It may have been reached before the lock was.
+            if self.revision() >= revision {
+                return true;
+            }
+            let id = (revision, waiters.next);
+            waiters.next += 1;
+            waiters.waiting.insert(id, sender);
+            id
+        };
+        let _forget = Forget { cache: self, id };
+        matches!(tokio::time::timeout(FRESH_WAIT, reached).await, Ok(Ok(())))
     }
 
     /// Tells the feeder what a record about to be written holds.
@@ -320,6 +350,18 @@ impl Cache {
     }
 }
 
+/// Takes a waiter off the list, also when its request is dropped.
+struct Forget<'a> {
+    cache: &'a Cache,
+    id: (u64, u64),
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.cache.waiters.lock().waiting.remove(&self.id);
+    }
+}
+
 fn unclaimed(records: Vec<Record>) -> BTreeMap<Arc<str>, (Bytes, u64)> {
     records.into_iter().map(|record| (record.key, (record.value, record.modified.0))).collect()
 }
@@ -327,15 +369,21 @@ fn unclaimed(records: Vec<Record>) -> BTreeMap<Arc<str>, (Bytes, u64)> {
 impl Reader for Cache {
     fn get(&self, gvr: &Gvr, namespace: &str, name: &str) -> Option<Bytes> {
         let (kind, resource) = self.resource_of(gvr)?;
-        let entry = if kind.namespaced { resource.get(&format!("{namespace}/{name}")) } else { resource.get(name) };
-        Some(crate::convert::output(&kind, &resource.kind(), &entry?))
+        let entry =
+            if kind.namespaced { resource.get(&format!("{namespace}/{name}")) } else { resource.get(name) }?;
+        Some(crate::convert::output(&kind, &resource.kind(), &entry))
     }
 
     fn list(&self, gvr: &Gvr, namespace: &str) -> Vec<Bytes> {
         let Some((kind, resource)) = self.resource_of(gvr) else { return Vec::new() };
         let stored = resource.kind();
         let filter = Filter { namespace: namespace.to_owned(), ..Filter::default() };
-        resource.list(&filter, None, 0).entries.iter().map(|e| crate::convert::output(&kind, &stored, e)).collect()
+        resource
+            .list(&filter, None, 0)
+            .entries
+            .iter()
+            .map(|e| crate::convert::output(&kind, &stored, e))
+            .collect()
     }
 
     fn changes(&self, gvr: &Gvr) -> watch::Receiver<u64> {

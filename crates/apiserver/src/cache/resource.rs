@@ -21,6 +21,9 @@ const RING_BYTES_MAX: usize = 8 << 20;
 /// Changes a watcher may be behind before it is ended; its client lists or resumes.
 pub const WATCHER_BACKLOG_MAX: usize = 8192;
 
+/// The largest compressed list that is kept.
+const PACKED_BYTES_MAX: usize = 4 << 20;
+
 /// What a watcher is handed.
 #[derive(Clone, Debug)]
 pub enum Notice {
@@ -88,9 +91,20 @@ pub struct Resource {
     /// Locked before `objects` where both are.
     log: Mutex<Log>,
     changes: watch::Sender<u64>,
+    /// The last compressed list, as long as nothing of the kind changes.
+    packed: Mutex<Option<Packed>>,
     /// The revision up to which every kind is current.
     applied: Arc<AtomicU64>,
     stats: Arc<Stats>,
+}
+
+/// A compressed list, good until the kind changes.
+struct Packed {
+    /// What was asked.
+    key: String,
+    /// The revision that the list shows.
+    revision: u64,
+    bytes: Bytes,
 }
 
 #[derive(Default)]
@@ -115,8 +129,14 @@ impl Resource {
             prefix,
             kind: RwLock::new(kind),
             objects: RwLock::default(),
-            log: Mutex::new(Log { ring: VecDeque::new(), ring_bytes: 0, floor, watchers: Watchers::default() }),
+            log: Mutex::new(Log {
+                ring: VecDeque::new(),
+                ring_bytes: 0,
+                floor,
+                watchers: Watchers::default(),
+            }),
             changes: watch::Sender::new(0),
+            packed: Mutex::default(),
             applied,
             stats,
         }
@@ -135,7 +155,8 @@ impl Resource {
         self.changes.subscribe()
     }
 
-    pub fn len(&self) -> usize {
+    /// How many objects there are.
+    pub fn count(&self) -> usize {
         self.objects.read().set.len()
     }
 
@@ -171,6 +192,24 @@ impl Resource {
         log.floor = revision;
         self.end(&mut log);
         self.changes.send_modify(|n| *n += 1);
+    }
+
+    /// The compressed list that answers `key`, where the kind has not changed since.
+    pub fn packed(&self, key: &str, revision_min: u64) -> Option<Bytes> {
+        let changed = self.objects.read().revision;
+        let mut slot = self.packed.lock();
+        if slot.as_ref().is_some_and(|packed| packed.revision < changed) {
+            *slot = None;
+        }
+        let packed = slot.as_ref().filter(|packed| packed.key == key && packed.revision >= revision_min);
+        packed.map(|packed| packed.bytes.clone())
+    }
+
+    /// Keeps a compressed list of the state at `revision`.
+    pub fn keep_packed(&self, key: &str, revision: u64, bytes: &Bytes) {
+        if bytes.len() <= PACKED_BYTES_MAX {
+            *self.packed.lock() = Some(Packed { key: key.to_owned(), revision, bytes: bytes.clone() });
+        }
     }
 
     /// Ends all watches.
@@ -211,6 +250,8 @@ impl Resource {
             stats::add(&self.stats.watches_dropped_total, dropped);
             stats::sub(&self.stats.watchers, dropped);
         }
+        // Whoever lists next would find it stale; the memory is better free.
+        *self.packed.lock() = None;
         self.changes.send_modify(|n| *n += 1);
         previous
     }
@@ -255,12 +296,20 @@ impl Resource {
             return Page { entries: entry.into_iter().collect(), revision, more: false, remaining: None };
         }
         let (start, end) = bounds(&filter.namespace, after);
-        let range = objects.set.range::<str, _>((start.as_ref().map(String::as_str), end.as_ref().map(String::as_str)));
+        let range = objects
+            .set
+            .range::<str, _>((start.as_ref().map(String::as_str), end.as_ref().map(String::as_str)));
         page(range.map(|item| &item.0), filter, limit, revision)
     }
 
     /// The state at an older revision, as far as the recent changes reach back.
-    pub fn list_at(&self, at: u64, filter: &Filter, after: Option<&str>, limit: usize) -> Result<Page, TooOld> {
+    pub fn list_at(
+        &self,
+        at: u64,
+        filter: &Filter,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Page, TooOld> {
         let log = self.log.lock();
         let objects = self.objects.read();
         if at < log.floor {
@@ -297,7 +346,12 @@ impl Resource {
     }
 
     /// Starts a watch.
-    pub fn watch(self: &Arc<Self>, filter: Filter, since: Since, bookmarks: bool) -> Result<Subscription, TooOld> {
+    pub fn watch(
+        self: &Arc<Self>,
+        filter: Filter,
+        since: Since,
+        bookmarks: bool,
+    ) -> Result<Subscription, TooOld> {
         let mut log = self.log.lock();
         let objects = self.objects.read();
         let now = self.revision(&objects);
@@ -320,7 +374,8 @@ impl Resource {
         };
         drop(objects);
         let (sender, notices) = mpsc::channel(WATCHER_BACKLOG_MAX);
-        let id = log.watchers.add(Watcher { scope: Scope::of(&filter, self), filter, after, bookmarks, sender });
+        let id =
+            log.watchers.add(Watcher { scope: Scope::of(&filter, self), filter, after, bookmarks, sender });
         drop(log);
         stats::add(&self.stats.watchers, 1);
         let registration = Registration { resource: self.clone(), id };
@@ -351,7 +406,9 @@ fn single_path(filter: &Filter) -> Option<String> {
     (!filter.namespace.is_empty()).then(|| format!("{}/{name}", filter.namespace))
 }
 
-fn bounds(namespace: &str, after: Option<&str>) -> (Bound<String>, Bound<String>) {
+type Bounds = (Bound<String>, Bound<String>);
+
+fn bounds(namespace: &str, after: Option<&str>) -> Bounds {
     let (first, end) = if namespace.is_empty() {
         (Bound::Unbounded, Bound::Unbounded)
     } else {
@@ -369,7 +426,12 @@ fn bounds(namespace: &str, after: Option<&str>) -> (Bound<String>, Bound<String>
     }
 }
 
-fn page<'a>(mut range: impl Iterator<Item = &'a Arc<Entry>>, filter: &Filter, limit: usize, revision: u64) -> Page {
+fn page<'a>(
+    mut range: impl Iterator<Item = &'a Arc<Entry>>,
+    filter: &Filter,
+    limit: usize,
+    revision: u64,
+) -> Page {
     let all = filter.selects_all();
     let limit = if limit == 0 { usize::MAX } else { limit };
     let mut entries: Vec<Arc<Entry>> = Vec::new();
@@ -409,7 +471,9 @@ impl Scope {
             return Scope::Path(path);
         }
         let kind = resource.kind();
-        if !kind.namespaced && let Some(name) = filter.fields.exact("metadata.name") {
+        if !kind.namespaced
+            && let Some(name) = filter.fields.exact("metadata.name")
+        {
             return Scope::Path(name.to_owned());
         }
         let keys = kind.strategy.selectable_keys;

@@ -14,7 +14,9 @@ const NAME_TRIES_MAX: usize = 8;
 pub async fn serve(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
     let decoded = w.decode(bytes)?;
     if !w.ctx.info.name.is_empty() {
-        return Err(Status::method_not_allowed("the server does not allow this method on the requested resource"));
+        return Err(Status::method_not_allowed(
+            "the server does not allow this method on the requested resource",
+        ));
     }
     create(w, decoded).await
 }
@@ -26,13 +28,22 @@ pub async fn create(w: &mut Writing<'_>, decoded: Decoded) -> Result<Answer, Sta
     let mut object = decoded.value;
     enter_namespace(&mut object, kind.namespaced, &ctx.info.namespace)?;
     if !matches!(meta::resource_version(&object), "" | "0") {
-        return Err(Status::new(500, Reason::Empty, "resourceVersion should not be set on objects to be created"));
+        return Err(Status::new(
+            500,
+            Reason::Empty,
+            "resourceVersion should not be set on objects to be created",
+        ));
     }
     let generated = fill_system_fields(w, &mut object);
     let name = meta::name(&object).to_owned();
     w.admit(Operation::Create, Some(&mut object), None, &name).await?;
     let mut reservations = Some(w.allocate(Operation::Create, &mut object, None).await?);
-    if kind.has_status() && let Some(fields) = object.as_object_mut() {
+    // A node agent registers its Node together with the status it has found.
+    let keeps_status = kind.gvk.group.is_empty() && &*kind.gvk.kind == "Node";
+    if kind.has_status()
+        && !keeps_status
+        && let Some(fields) = object.as_object_mut()
+    {
         fields.remove("status");
     }
     (kind.strategy.prepare_create)(&mut object);
@@ -42,6 +53,8 @@ pub async fn create(w: &mut Writing<'_>, decoded: Decoded) -> Result<Answer, Sta
     let mut errors = names::validate_object_meta(&object, kind.namespaced, kind.name_rule);
     errors.extend(decoded.invalid);
     errors.extend((kind.strategy.validate)(&object));
+    errors.extend((kind.strategy.validate_create)(&object));
+    errors.extend((kind.strategy.validate_create)(&object));
     ctx.invalid(&name, &errors)?;
     w.warnings.extend((kind.strategy.warnings)(&object, None));
     w.admit_validated(Operation::Create, Some(&mut object), None, &name).await?;
@@ -57,7 +70,7 @@ pub async fn create(w: &mut Writing<'_>, decoded: Decoded) -> Result<Answer, Sta
             true
         } else {
             let key: Arc<str> = format!("{}{path}", resource.prefix).into();
-            match ctx.store(&key, Expect::Absent, &object).await {
+            match ctx.store(&key, Expect::Absent, &mut object).await {
                 Ok((body, revision)) => {
                     if let Some(reservations) = reservations.take() {
                         reservations.stored();

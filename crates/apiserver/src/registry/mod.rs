@@ -22,10 +22,10 @@ use crate::route::Served;
 use crate::server::ApiServer;
 use crate::table::Renderer;
 use bytes::Bytes;
-use http::header::{HeaderMap, HeaderName, HeaderValue, WARNING};
+use http::header::{HeaderMap, HeaderValue, WARNING};
 use http::request::Parts;
 use http::{Response, StatusCode};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 pub use options::{DeleteOptions, WriteOptions};
 use skeg_api::decode::{self, Encoding};
 use skeg_api::{Status, Value};
@@ -56,16 +56,17 @@ pub enum Answer {
 pub async fn serve(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Response<Body>, Status> {
     if !ctx.info.subresource.is_empty() || ctx.served.resource.is_none() {
         return match ctx.info.verb {
-            "get" => subresource::get(ctx, &parts.headers),
-            _ => write(ctx, parts, body).await,
+            "get" => subresource::get(ctx, &parts.headers).await,
+            _ => Box::pin(write(ctx, parts, body)).await,
         };
     }
     match ctx.info.verb {
-        "get" => read::get(ctx, &parts.headers),
-        "list" => read::list(ctx, &parts.headers).await,
-        "watch" => read::watch(ctx, &parts.headers).await,
-        "deletecollection" => delete::serve_collection(ctx, parts, body).await,
-        _ => write(ctx, parts, body).await,
+        "get" => read::get(ctx, &parts.headers).await,
+        // Each connection keeps room for its largest future: the large ones are boxed.
+        "list" => Box::pin(read::list(ctx, &parts.headers)).await,
+        "watch" => Box::pin(read::watch(ctx, &parts.headers)).await,
+        "deletecollection" => Box::pin(delete::serve_collection(ctx, parts, body)).await,
+        _ => Box::pin(write(ctx, parts, body)).await,
     }
 }
 
@@ -119,11 +120,29 @@ pub async fn read_body(body: Body) -> Result<Bytes, Status> {
     if http_body::Body::size_hint(&body).lower() > BODY_MAX_BYTES as u64 {
         return Err(too_large());
     }
-    match Limited::new(body, BODY_MAX_BYTES).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
-        Err(error) => Err(Status::bad_request(format!("unable to read the request body: {error}"))),
+    // Most bodies come in one frame, which is passed on without a copy.
+    let (mut first, mut rest) = (Bytes::new(), Vec::new());
+    let mut body = body;
+    while let Some(frame) = body.frame().await {
+        let frame = frame
+            .map_err(|error| Status::bad_request(format!("unable to read the request body: {error}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if first.len() + rest.len() + data.len() > BODY_MAX_BYTES {
+            return Err(too_large());
+        }
+        if first.is_empty() {
+            first = data;
+        } else {
+            rest.extend_from_slice(&data);
+        }
     }
+    if rest.is_empty() {
+        return Ok(first);
+    }
+    let mut whole = Vec::with_capacity(first.len() + rest.len());
+    whole.extend_from_slice(&first);
+    whole.extend_from_slice(&rest);
+    Ok(whole.into())
 }
 
 /// The longest warning and the most bytes of warnings that an answer carries.
@@ -151,7 +170,7 @@ pub fn warn(headers: &mut HeaderMap, warnings: &[String]) {
             return;
         }
         if let Ok(value) = HeaderValue::from_bytes(text.as_bytes()) {
-            headers.append(HeaderName::from(WARNING), value);
+            headers.append(WARNING, value);
         }
     }
 }
@@ -186,7 +205,8 @@ impl Context<'_> {
                 negotiate::respond_value(code, output, &value)
             }
             Answer::Value { code, value } => {
-                let is_object = value.get("kind").and_then(Value::as_str) == Some(&*self.served.kind.gvk.kind);
+                let is_object =
+                    value.get("kind").and_then(Value::as_str) == Some(&*self.served.kind.gvk.kind);
                 let value = if is_object && output.form != Form::Whole {
                     let revision = skeg_api::meta::resource_version(&value).parse().unwrap_or(0);
                     self.renderer(output.form)?.value(value, revision)
@@ -204,7 +224,8 @@ impl Writing<'_> {
     fn decode(&mut self, bytes: &[u8]) -> Result<object::Decoded, Status> {
         let encoding = self.encoding()?;
         let kind = &self.ctx.served.kind;
-        let read = decode::decode_object(bytes, encoding, &kind.gvk, &kind.schema, self.options.field_validation)?;
+        let read =
+            decode::decode_object(bytes, encoding, &kind.gvk, &kind.schema, self.options.field_validation)?;
         self.warnings.extend(read.warnings);
         let mut value = read.value;
         (kind.strategy.default)(&mut value);

@@ -69,18 +69,30 @@ impl<'a> Context<'a> {
     }
 
     /// Writes an object, given in the version of the request, and waits until reads show it.
-    pub(super) async fn store(&self, key: &Arc<str>, expect: Expect, object: &Value) -> Result<(Body, u64), Unstored> {
-        let mut object = object.clone();
-        meta::remove(&mut object, "resourceVersion");
-        convert::to_storage(&self.served.kind, &self.served.stored, &mut object);
+    /// `object` loses its resourceVersion.
+    pub(super) async fn store(
+        &self,
+        key: &Arc<str>,
+        expect: Expect,
+        object: &mut Value,
+    ) -> Result<(Body, u64), Unstored> {
+        meta::remove(object, "resourceVersion");
+        let mut converted;
+        let object = if self.served.native {
+            &*object
+        } else {
+            converted = object.clone();
+            convert::to_storage(&self.served.kind, &self.served.stored, &mut converted);
+            &converted
+        };
         let stored = &self.served.stored;
         let fail = |error: &dyn std::fmt::Display| Unstored::Status(Status::internal(error));
-        let record = record::encode(&stored.gvk.version, &object).map_err(|e| fail(&e))?;
+        let record = record::encode(&stored.gvk.version, object).map_err(|e| fail(&e))?;
         stats::add(&self.server.stats.encodes_total, 1);
         let body = record::decode(&record).map_err(|e| fail(&e))?;
         let ttl = (&*stored.gvk.kind == "Event" && stored.gvk.group.is_empty()).then_some(EVENT_TTL);
         let cache = &self.server.cache;
-        cache.expect(key, &record, Selectable::of(stored, &object));
+        cache.expect(key, &record, Selectable::of(stored, object));
         let write = Write { key: key.clone(), expect, value: Some(record.clone()), ttl };
         match cache.store().write(write).await {
             Ok(written) => {
@@ -112,10 +124,11 @@ impl<'a> Context<'a> {
 
     async fn unstored(&self, error: Error) -> Unstored {
         match error {
-            Error::Conflict { .. } => {
+            Error::Conflict { current } => {
                 // What won the race must be seen by the next read, or a client could read its
                 // refusal first and the older state afterwards.
-                self.server.cache.catch_up().await;
+                let seen = current.map_or(0, |current| current.modified.0);
+                self.server.cache.wait(seen.max(self.server.cache.store().revision().0)).await;
                 Unstored::Raced
             }
             Error::TooLarge { .. } => Unstored::Status(Status::too_large(format!(
@@ -131,7 +144,13 @@ impl<'a> Context<'a> {
 
 impl Writing<'_> {
     /// The plugins that may change the object.
-    pub(super) async fn admit(&mut self, operation: Operation, object: Option<&mut Value>, old: Option<&Value>, name: &str) -> Result<(), Status> {
+    pub(super) async fn admit(
+        &mut self,
+        operation: Operation,
+        object: Option<&mut Value>,
+        old: Option<&Value>,
+        name: &str,
+    ) -> Result<(), Status> {
         let ctx = self.ctx;
         let mut admission = self.admission(operation, object, old, name);
         for plugin in &ctx.server.hooks().admission {
@@ -141,7 +160,13 @@ impl Writing<'_> {
     }
 
     /// The plugins that may only refuse.
-    pub(super) async fn admit_validated(&mut self, operation: Operation, object: Option<&mut Value>, old: Option<&Value>, name: &str) -> Result<(), Status> {
+    pub(super) async fn admit_validated(
+        &mut self,
+        operation: Operation,
+        object: Option<&mut Value>,
+        old: Option<&Value>,
+        name: &str,
+    ) -> Result<(), Status> {
         let ctx = self.ctx;
         let mut admission = self.admission(operation, object, old, name);
         for plugin in &ctx.server.hooks().admission {
@@ -150,7 +175,13 @@ impl Writing<'_> {
         Ok(())
     }
 
-    fn admission<'b>(&'b mut self, operation: Operation, object: Option<&'b mut Value>, old: Option<&'b Value>, name: &'b str) -> Admission<'b> {
+    fn admission<'b>(
+        &'b mut self,
+        operation: Operation,
+        object: Option<&'b mut Value>,
+        old: Option<&'b Value>,
+        name: &'b str,
+    ) -> Admission<'b> {
         Admission {
             operation,
             kind: &self.ctx.served.kind,
@@ -165,10 +196,16 @@ impl Writing<'_> {
         }
     }
 
-    pub(super) async fn allocate(&self, operation: Operation, new: &mut Value, old: Option<&Value>) -> Result<Reservations, Status> {
+    pub(super) async fn allocate(
+        &self,
+        operation: Operation,
+        new: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<Reservations, Status> {
         let mut reservations = Reservations::default();
         for allocator in &self.ctx.server.hooks().allocators {
-            let begun = allocator.begin(operation, &self.ctx.served.kind, new, old, self.options.dry_run).await?;
+            let begun =
+                allocator.begin(operation, &self.ctx.served.kind, new, old, self.options.dry_run).await?;
             reservations.0.extend(begun);
         }
         Ok(reservations)

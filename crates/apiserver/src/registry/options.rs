@@ -35,7 +35,11 @@ impl WriteOptions {
         let text = query.text("fieldValidation");
         let field_validation = FieldValidation::parse(text);
         if field_validation.is_none() {
-            errors.push(FieldError::not_supported(Path::new("fieldValidation"), text, &FieldValidation::SUPPORTED));
+            errors.push(FieldError::not_supported(
+                Path::new("fieldValidation"),
+                text,
+                &FieldValidation::SUPPORTED,
+            ));
         }
         let field_manager = query.text("fieldManager");
         errors.extend(names::validate_field_manager(field_manager, &Path::new("fieldManager")));
@@ -92,14 +96,18 @@ impl DeleteOptions {
                 negotiate::Encoding::Yaml => serde_saphyr::from_slice(body).map_err(|e| e.to_string()),
             }
             .map_err(|error| {
-                Status::bad_request(format!("the object provided is unrecognized (must be of type DeleteOptions): {error}"))
+                Status::bad_request(format!(
+                    "the object provided is unrecognized (must be of type DeleteOptions): {error}"
+                ))
             })?
         };
         if let Some(kind) = options.kind.as_deref()
             && !kind.is_empty()
             && kind != "DeleteOptions"
         {
-            return Err(Status::bad_request(format!("decoded object cannot be converted to DeleteOptions: {kind}")));
+            return Err(Status::bad_request(format!(
+                "decoded object cannot be converted to DeleteOptions: {kind}"
+            )));
         }
         options.validate()?;
         if options.grace_period_seconds.is_some_and(|seconds| seconds < 0) {
@@ -139,7 +147,11 @@ impl DeleteOptions {
         }
         let dry_run: Vec<&str> = self.dry_run.iter().flatten().map(String::as_str).collect();
         errors.extend(dry_run_errors(&dry_run));
-        if errors.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &errors)) }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &errors))
+        }
     }
 
     pub fn policy(&self) -> &str {

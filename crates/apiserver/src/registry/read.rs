@@ -18,10 +18,12 @@ use std::time::Duration;
 /// Upstream's `--min-request-timeout`: watches without a timeout last this long or up to twice.
 const WATCH_TIMEOUT_MIN_S: u64 = 1800;
 
-pub fn get(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Body>, Status> {
+pub async fn get(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Body>, Status> {
     let output = Output::negotiate(headers, true)?;
     let resource = resource(ctx)?;
-    parse_revision(ctx.query.text("resourceVersion"))?;
+    if let Some(revision) = parse_revision(ctx.query.text("resourceVersion"))? {
+        wait(ctx, revision).await?;
+    }
     let entry = resource.get(&ctx.path()).ok_or_else(|| ctx.not_found())?;
     let answer = Answer::Stored { code: StatusCode::OK, body: entry.body.clone(), revision: entry.revision };
     ctx.respond(output, answer)
@@ -36,30 +38,49 @@ pub(super) fn resource<'a>(ctx: Context<'a>) -> Result<&'a Arc<Resource>, Status
 pub async fn list(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Body>, Status> {
     let output = Output::negotiate(headers, true)?;
     let options = ListOptions::parse(ctx.info, ctx.query, ctx.served)?;
+    // Only a list of the state now can be answered by the last one like it.
+    let plain = ctx.served.native && output.is_plain() && output.gzip;
+    let key = (plain && options.continue_token.is_empty() && options.resource_version.is_empty())
+        .then(|| format!("{}?{}", ctx.info.namespace, ctx.info.query));
+    if let Some(key) = &key
+        && let Some(bytes) = resource(ctx)?.packed(key, 0)
+    {
+        return Ok(negotiate::respond_packed(output, bytes));
+    }
     let page = match page(ctx, &options).await {
         Ok(page) => page,
         Err(Refusal::Status(status)) => return Err(status),
         Err(Refusal::Expired(token)) => return Ok(expired(&token, output.encoding)),
     };
-    respond_list(ctx, output, page, options.limit)
+    respond_list(ctx, output, page, key.as_deref())
 }
 
-/// Answers one page of objects.
-pub(super) fn respond_list(ctx: Context<'_>, output: Output, page: Page, limit: usize) -> Result<Response<Body>, Status> {
+/// Answers one page of objects; with a key, a compressed one is kept for the next who asks.
+pub(super) fn respond_list(
+    ctx: Context<'_>,
+    output: Output,
+    page: Page,
+    key: Option<&str>,
+) -> Result<Response<Body>, Status> {
     let mut meta = ListMeta { revision: page.revision, ..Default::default() };
-    if page.more && let Some(last) = page.entries.last() {
+    if page.more
+        && let Some(last) = page.entries.last()
+    {
         meta.continue_token = Token::new(Some(page.revision), last.path()).encode();
         meta.remaining = page.remaining;
     }
-    debug_assert!(limit == 0 || page.entries.len() <= limit);
     if !(ctx.served.native && output.is_plain()) {
         let value = ctx.renderer(output.form)?.list(&meta, &page.entries);
         return negotiate::respond_value(StatusCode::OK, output, &value);
     }
     let kind = &ctx.served.kind;
     let body = ListBody::new(list_head(&kind.gvk.api_version(), &kind.list_kind, &meta), page.entries);
-    if output.gzip && body.len() > GZIP_THRESHOLD_BYTES as u64 {
-        return Ok(negotiate::respond(StatusCode::OK, output, body.into_bytes().into()));
+    if output.gzip && body.left() > GZIP_THRESHOLD_BYTES as u64 {
+        let bytes = negotiate::gzip(&body.into_bytes());
+        if let Some(key) = key {
+            resource(ctx)?.keep_packed(key, page.revision, &bytes);
+        }
+        return Ok(negotiate::respond_packed(output, bytes));
     }
     let mut response = Response::new(body.boxed_unsync());
     response.headers_mut().insert(CONTENT_TYPE, output.encoding.content_type());
@@ -84,7 +105,10 @@ pub(super) async fn page(ctx: Context<'_>, options: &ListOptions) -> Result<Page
     let asked = options.revision()?;
     if !options.continue_token.is_empty() {
         if asked.is_some_and(|revision| revision > 0) {
-            return Err(Status::bad_request("specifying resource version is not allowed when using continue").into());
+            return Err(Status::bad_request(
+                "specifying resource version is not allowed when using continue",
+            )
+            .into());
         }
         let token = Token::decode(&options.continue_token)?;
         let Some(revision) = token.revision() else {
@@ -183,10 +207,18 @@ async fn wait(ctx: Context<'_>, revision: u64) -> Result<(), Status> {
         return Ok(());
     }
     let current = ctx.server.cache.revision();
-    let cause = Cause { reason: "ResourceVersionTooLarge".into(), message: "Too large resource version".into(), field: String::new() };
+    let cause = Cause {
+        reason: "ResourceVersionTooLarge".into(),
+        message: "Too large resource version".into(),
+        field: String::new(),
+    };
     let details = Details { causes: vec![cause], retry_after_seconds: 1, ..Default::default() };
-    Err(Status::new(504, Reason::Timeout, format!("Timeout: Too large resource version: {revision}, current: {current}"))
-        .with_details(details))
+    Err(Status::new(
+        504,
+        Reason::Timeout,
+        format!("Timeout: Too large resource version: {revision}, current: {current}"),
+    )
+    .with_details(details))
 }
 
 fn expired(token: &str, encoding: Encoding) -> Response<Body> {

@@ -52,7 +52,10 @@ pub async fn serve(w: &mut Writing<'_>, part: Part, bytes: &[u8]) -> Result<Answ
         let path = skeg_api::field::Path::new("metadata").child("resourceVersion");
         ctx.invalid(&ctx.info.name, &[FieldError::invalid(path, "", "must be specified for an update")])?;
     }
-    modify(w, part, &mut |_, _| Ok(Decoded { value: decoded.value.clone(), invalid: decoded.invalid.clone() })).await
+    modify(w, part, &mut |_, _| {
+        Ok(Decoded { value: decoded.value.clone(), invalid: decoded.invalid.clone() })
+    })
+    .await
 }
 
 /// The object must be the one that the path names.
@@ -69,7 +72,9 @@ pub(super) fn check_name(object: &Value, name: &str, namespace: &str) -> Result<
     }
     let own = meta::namespace(object);
     if !namespace.is_empty() && !own.is_empty() && own != namespace {
-        let text = format!("the namespace of the object ({own}) does not match the namespace on the request ({namespace})");
+        let text = format!(
+            "the namespace of the object ({own}) does not match the namespace on the request ({namespace})"
+        );
         return Err(Status::bad_request(text));
     }
     Ok(())
@@ -89,7 +94,7 @@ pub(super) async fn modify(w: &mut Writing<'_>, part: Part, make: Make<'_>) -> R
         // Warnings of a try that lost its race are not told twice.
         let warned = w.warnings.len();
         let made = make(&mut w.warnings, &old)?;
-        let unconditional = meta::resource_version(&made.value).is_empty();
+        let unconditional = matches!(meta::resource_version(&made.value), "" | "0");
         match attempt_once(w, part, &entry, &old, made).await {
             Ok(answer) => return Ok(answer),
             Err(Unstored::Raced) if unconditional && attempt < TRIES_MAX => w.warnings.truncate(warned),
@@ -107,7 +112,13 @@ impl From<Status> for Unstored {
     }
 }
 
-async fn attempt_once(w: &mut Writing<'_>, part: Part, entry: &Arc<Entry>, old: &Value, made: Decoded) -> Result<Answer, Unstored> {
+async fn attempt_once(
+    w: &mut Writing<'_>,
+    part: Part,
+    entry: &Arc<Entry>,
+    old: &Value,
+    made: Decoded,
+) -> Result<Answer, Unstored> {
     let ctx = w.ctx;
     let kind = &ctx.served.kind;
     let name = entry.name();
@@ -141,12 +152,17 @@ async fn attempt_once(w: &mut Writing<'_>, part: Part, entry: &Arc<Entry>, old: 
     }
     // An update that changes nothing writes nothing.
     if new == *old {
-        return Ok(Answer::Stored { code: StatusCode::OK, body: entry.body.clone(), revision: entry.revision });
+        return Ok(Answer::Stored {
+            code: StatusCode::OK,
+            body: entry.body.clone(),
+            revision: entry.revision,
+        });
     }
     if w.options.dry_run {
         return Ok(Answer::Value { code: StatusCode::OK, value: new });
     }
-    let (body, revision) = ctx.store(entry.key(), Expect::Modified(Revision(entry.revision)), &new).await?;
+    let (body, revision) =
+        ctx.store(entry.key(), Expect::Modified(Revision(entry.revision)), &mut new).await?;
     reservations.stored();
     Ok(Answer::Stored { code: StatusCode::OK, body, revision })
 }
@@ -234,12 +250,11 @@ fn prepare(kind: &Kind, part: Part, new: &mut Value, old: &Value) {
 
 /// Anything but metadata and status.
 fn spec_changed(new: &Value, old: &Value) -> bool {
-    let rest = |object: &Value| -> Vec<(String, Value)> {
-        let fields = object.as_object().into_iter().flatten();
-        let counted = fields.filter(|(key, _)| *key != "metadata" && *key != "status");
-        counted.map(|(key, value)| (key.clone(), value.clone())).collect()
+    let rest = |object| {
+        let fields = Value::as_object(object).into_iter().flatten();
+        fields.filter(|(key, _)| *key != "metadata" && *key != "status")
     };
-    rest(new) != rest(old)
+    !rest(new).eq(rest(old))
 }
 
 fn copy_field(new: &mut Value, old: &Value, field: &str) {

@@ -1,4 +1,7 @@
 //! Informers, recorder and leases against a scripted API: the test answers each request itself.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod lease;
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
@@ -7,7 +10,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use serde_json::{Value, json};
 use skeg_base::{Clock, Random};
-use skeg_client::{BoxError, Body, Change, Client, EventType, Informer, Informers, ObjectRef, Recorder};
+use skeg_client::{Body, BoxError, Change, Client, EventType, Informer, Informers, ObjectRef, Recorder};
 use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -137,7 +140,11 @@ async fn synced() -> World {
     let informers = Informers::new(client, Random::seeded(1), cancel.clone());
     let configs = informers.of::<ConfigMap>();
     let call = api.call().await;
-    assert!(call.uri.starts_with("/api/v1/configmaps?watch=true&resourceVersionMatch=NotOlderThan"), "{}", call.uri);
+    assert!(
+        call.uri.starts_with("/api/v1/configmaps?watch=true&resourceVersionMatch=NotOlderThan"),
+        "{}",
+        call.uri
+    );
     assert!(call.uri.contains("sendInitialEvents=true&allowWatchBookmarks=true"), "{}", call.uri);
     let frames = call.stream();
     assert!(configs.synced().now_or_never().is_none());
@@ -195,7 +202,10 @@ async fn what_vanished_unseen_is_deleted_with_its_last_state() {
     let mut world = synced().await;
     let diary = Diary::keep(&world.configs);
     diary.take();
-    world.frames.event("ERROR", &json!({"status": "Failure", "reason": "Expired", "message": "too old", "code": 410}));
+    world.frames.event(
+        "ERROR",
+        &json!({"status": "Failure", "reason": "Expired", "message": "too old", "code": 410}),
+    );
     let call = world.api.call().await;
     assert!(call.uri.contains("sendInitialEvents"), "{}", call.uri);
     let frames = call.stream();
@@ -253,14 +263,20 @@ async fn a_panicking_handler_harms_no_other() {
 async fn indexes_and_projections_follow() {
     let world = synced().await;
     world.configs.add_index("value", |c: &ConfigMap| vec![value(c).to_owned()]);
-    let keys = |v: &str| world.configs.keys_by_index("value", v).iter().map(ToString::to_string).collect::<Vec<_>>();
+    let keys =
+        |v: &str| world.configs.keys_by_index("value", v).iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(keys("1"), ["default/a"]);
     let lengths = world.configs.project(|c| value(c).len());
     let seen = Diary::default();
     lengths.subscribe({
         let seen = seen.clone();
         move |change| {
-            seen.0.lock().unwrap().push(format!("{} {:?} {:?}", change.key.name, change.old.as_deref(), change.new.as_deref()))
+            seen.0.lock().unwrap().push(format!(
+                "{} {:?} {:?}",
+                change.key.name,
+                change.old.as_deref(),
+                change.new.as_deref()
+            ))
         }
     });
     assert_eq!(seen.take(), ["a None Some(1)", "b None Some(1)"]);
@@ -289,7 +305,10 @@ async fn lists_where_the_server_does_not_stream_lists() {
     assert_eq!(call.uri, "/api/v1/configmaps");
     let mut item = config_map("a", 3, "1");
     item.as_object_mut().unwrap().remove("kind");
-    call.answer(200, &json!({"kind": "ConfigMapList", "metadata": {"resourceVersion": "4"}, "items": [item]}));
+    call.answer(
+        200,
+        &json!({"kind": "ConfigMapList", "metadata": {"resourceVersion": "4"}, "items": [item]}),
+    );
     let call = api.call().await;
     assert!(call.uri.contains("resourceVersion=4&"), "{}", call.uri);
     configs.synced().await;
@@ -332,7 +351,12 @@ async fn events_are_created_and_then_counted() {
     let cancel = CancellationToken::new();
     let clock = Clock::simulated("2026-01-01T00:00:00Z".parse().unwrap());
     let recorder = Recorder::new(&client, "default-scheduler", "", clock, &cancel);
-    let about = ObjectRef { kind: "Pod".into(), namespace: "default".into(), name: "web".into(), ..Default::default() };
+    let about = ObjectRef {
+        kind: "Pod".into(),
+        namespace: "default".into(),
+        name: "web".into(),
+        ..Default::default()
+    };
     for _ in 0..2 {
         recorder.event(&about, EventType::Normal, "Scheduled", "Successfully assigned default/web to n1");
     }

@@ -112,7 +112,10 @@ mod tests {
         set(&mut deployment, "team", "a");
         set(&mut deployment, REVISION, "9");
         assert!(set_on_new_set(&deployment, &mut rs, 1));
-        assert_eq!((get(&rs, REVISION), get(&rs, REVISION_HISTORY), get(&rs, "team")), (Some("1"), None, Some("a")));
+        assert_eq!(
+            (get(&rs, REVISION), get(&rs, REVISION_HISTORY), get(&rs, "team")),
+            (Some("1"), None, Some("a"))
+        );
         assert!(!set_on_new_set(&deployment, &mut rs, 1));
         assert!(set_on_new_set(&deployment, &mut rs, 3));
         assert_eq!((get(&rs, REVISION), get(&rs, REVISION_HISTORY)), (Some("3"), Some("1")));

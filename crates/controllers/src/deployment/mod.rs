@@ -55,7 +55,8 @@ pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers) {
     controller.sets.subscribe(move |change| of.set_changed(&change));
     let of = controller.clone();
     controller.pods.subscribe(move |change| of.pod_changed(&change));
-    let (deployments, sets, pods) = (controller.deployments.clone(), controller.sets.clone(), controller.pods.clone());
+    let (deployments, sets, pods) =
+        (controller.deployments.clone(), controller.sets.clone(), controller.pods.clone());
     let ready = async move {
         deployments.synced().await;
         sets.synced().await;
@@ -88,7 +89,11 @@ impl Controller {
 
     fn enqueue_owner(&self, set: &ReplicaSet, owner: &OwnerReference) {
         let namespace = meta::namespace(&set.metadata);
-        if self.deployments.entry(namespace, &owner.name).is_some_and(|deployment| deployment.uid() == owner.uid) {
+        if self
+            .deployments
+            .entry(namespace, &owner.name)
+            .is_some_and(|deployment| deployment.uid() == owner.uid)
+        {
             self.queue.add(ObjectKey::new(namespace, &owner.name));
         }
     }
@@ -117,7 +122,10 @@ impl Controller {
         if !ended {
             return;
         }
-        let Some(owner) = owner::controller_of(&pod.metadata).filter(|owner| owner.kind == "ReplicaSet") else { return };
+        let Some(owner) = owner::controller_of(&pod.metadata).filter(|owner| owner.kind == "ReplicaSet")
+        else {
+            return;
+        };
         let namespace = meta::namespace(&pod.metadata);
         let Some(set) = self.sets.get(namespace, &owner.name) else { return };
         let Some(owner) = owner_of(&set) else { return };
@@ -166,7 +174,12 @@ impl Controller {
             Step::Update { set, scaled } => {
                 let updated = self.set_api.update(namespace, meta::name(&set.metadata), &set).await?;
                 if let Some(message) = scaled {
-                    self.recorder.event(&object_ref(deployment), EventType::Normal, "ScalingReplicaSet", &message);
+                    self.recorder.event(
+                        &object_ref(deployment),
+                        EventType::Normal,
+                        "ScalingReplicaSet",
+                        &message,
+                    );
                 }
                 Ok(Some(meta::revision(&updated.metadata)))
             }
@@ -185,7 +198,12 @@ impl Controller {
                 let size = rollout::size(&created);
                 if size > 0 {
                     let message = format!("Scaled up replica set {name} from 0 to {size}");
-                    self.recorder.event(&object_ref(deployment), EventType::Normal, "ScalingReplicaSet", &message);
+                    self.recorder.event(
+                        &object_ref(deployment),
+                        EventType::Normal,
+                        "ScalingReplicaSet",
+                        &message,
+                    );
                 }
                 Ok(Some(meta::revision(&created.metadata)))
             }
@@ -203,8 +221,15 @@ impl Controller {
             Err(error) if error.is_namespace_terminating() => Ok(None),
             Err(error) => {
                 let message = format!("Failed to create new replica set \"{name}\": {error}");
-                self.recorder.event(&object_ref(deployment), EventType::Warning, "ReplicaSetCreateError", &message);
-                if let Some(failed) = plan::creation_failed(deployment, name, &error.to_string(), self.clock.now_seconds()) {
+                self.recorder.event(
+                    &object_ref(deployment),
+                    EventType::Warning,
+                    "ReplicaSetCreateError",
+                    &message,
+                );
+                if let Some(failed) =
+                    plan::creation_failed(deployment, name, &error.to_string(), self.clock.now_seconds())
+                {
                     self.write_status(&failed).await?;
                 }
                 Err(error.into())
@@ -243,7 +268,9 @@ impl Controller {
         if !adoptable.is_empty() && self.may_adopt(deployment).await? {
             let reference = owner::controller_reference("apps/v1", KIND, &deployment.metadata);
             for set in adoptable {
-                if let Some(adopted) = self.patch_owners(&set, &owner::adopt_patch(&reference, &set.metadata)).await? {
+                if let Some(adopted) =
+                    self.patch_owners(&set, &owner::adopt_patch(&reference, &set.metadata)).await?
+                {
                     claimed.push(Arc::new(adopted));
                 }
             }
@@ -255,7 +282,8 @@ impl Controller {
     async fn may_adopt(&self, deployment: &Deployment) -> Result<bool> {
         let meta = &deployment.metadata;
         let live = self.deployment_api.get_opt(meta::namespace(meta), meta::name(meta)).await?;
-        Ok(live.is_some_and(|live| live.metadata.uid == meta.uid && live.metadata.deletion_timestamp.is_none()))
+        Ok(live
+            .is_some_and(|live| live.metadata.uid == meta.uid && live.metadata.deletion_timestamp.is_none()))
     }
 
     /// The patched set; `None` if it is gone or controlled by another meanwhile.

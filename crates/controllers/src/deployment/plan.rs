@@ -29,7 +29,10 @@ pub(crate) struct Observed<'a> {
 pub(crate) enum Step {
     Create(Box<ReplicaSet>),
     /// `scaled` is the message of the event that tells of a new size.
-    Update { set: Box<ReplicaSet>, scaled: Option<String> },
+    Update {
+        set: Box<ReplicaSet>,
+        scaled: Option<String>,
+    },
     Delete(Box<ReplicaSet>),
 }
 
@@ -68,17 +71,30 @@ pub(crate) fn plan(observed: Observed<'_>, now: Timestamp) -> Plan {
         }
         return pass.finish(Outcome::Sized);
     }
-    if pass.limits.rolling { pass.roll() } else { pass.recreate(observed.pods) }
+    if pass.limits.rolling {
+        pass.roll()
+    } else {
+        pass.recreate(observed.pods)
+    }
     pass.finish(Outcome::Rolled)
 }
 
 /// The Deployment to write after its new ReplicaSet could not be created.
-pub(crate) fn creation_failed(deployment: &Deployment, set_name: &str, error: &str, now: Timestamp) -> Option<Deployment> {
+pub(crate) fn creation_failed(
+    deployment: &Deployment,
+    set_name: &str,
+    error: &str,
+    now: Timestamp,
+) -> Option<Deployment> {
     status::progress_deadline(deployment)?;
     let mut status = deployment.status.clone().unwrap_or_default();
     let message = format!("Failed to create new replica set \"{set_name}\": {error}");
-    status::set_condition(&mut status, status::new_condition(status::PROGRESSING, "False", "ReplicaSetCreateError", message, now));
-    (Some(&status) != deployment.status.as_ref()).then(|| Deployment { status: Some(status), ..deployment.clone() })
+    status::set_condition(
+        &mut status,
+        status::new_condition(status::PROGRESSING, "False", "ReplicaSetCreateError", message, now),
+    );
+    (Some(&status) != deployment.status.as_ref())
+        .then(|| Deployment { status: Some(status), ..deployment.clone() })
 }
 
 /// The Deployment to write after the name of its new ReplicaSet turned out to be taken.
@@ -90,7 +106,8 @@ pub(crate) fn collided(deployment: &Deployment) -> Deployment {
 
 /// Whether a set of the wanted name is the wanted set, made by a pass whose write we do not see yet.
 pub(crate) fn is_own_set(deployment: &Deployment, set: &ReplicaSet) -> bool {
-    let owned = owner::controller_of(&set.metadata).is_some_and(|o| Some(&o.uid) == deployment.metadata.uid.as_ref());
+    let owned =
+        owner::controller_of(&set.metadata).is_some_and(|o| Some(&o.uid) == deployment.metadata.uid.as_ref());
     owned && template_of(deployment).is_some_and(|template| has_template(set, template))
 }
 
@@ -203,7 +220,8 @@ impl<'a> Pass<'a> {
             && status::condition(&self.status, status::PROGRESSING).is_none()
         {
             let message = format!("Found new replica set \"{name}\"");
-            let found = status::new_condition(status::PROGRESSING, "True", "FoundNewReplicaSet", message, self.now);
+            let found =
+                status::new_condition(status::PROGRESSING, "True", "FoundNewReplicaSet", message, self.now);
             status::set_condition(&mut self.status, found);
         }
     }
@@ -225,7 +243,11 @@ impl<'a> Pass<'a> {
             spec.replicas = Some(count);
         }
         annotations::set_on_new_set(&self.deployment.metadata, &mut set.metadata, revision);
-        annotations::set_sizes(&mut set.metadata, self.limits.replicas, self.limits.replicas + self.limits.surge);
+        annotations::set_sizes(
+            &mut set.metadata,
+            self.limits.replicas,
+            self.limits.replicas + self.limits.surge,
+        );
         self.sets.push(set);
         let at = self.sets.len() - 1;
         self.new_set = Some(at);
@@ -233,7 +255,8 @@ impl<'a> Pass<'a> {
         self.revision = Some(revision.to_string());
         if status::progress_deadline(self.deployment).is_some() {
             let message = format!("Created new replica set \"{}\"", self.name_of(at));
-            let made = status::new_condition(status::PROGRESSING, "True", "NewReplicaSetCreated", message, self.now);
+            let made =
+                status::new_condition(status::PROGRESSING, "True", "NewReplicaSetCreated", message, self.now);
             status::set_condition(&mut self.status, made);
         }
         at
@@ -324,7 +347,8 @@ impl<'a> Pass<'a> {
     fn clean_up(&mut self) {
         let limit = self.deployment.spec.as_ref().and_then(|spec| spec.revision_history_limit);
         let Some(limit) = limit.filter(|limit| *limit != i32::MAX) else { return };
-        let alive = |at: &usize| Some(*at) != self.new_set && self.sets[*at].metadata.deletion_timestamp.is_none();
+        let alive =
+            |at: &usize| Some(*at) != self.new_set && self.sets[*at].metadata.deletion_timestamp.is_none();
         let mut old: Vec<usize> = (0..self.sets.len()).filter(alive).collect();
         let excess = old.len().saturating_sub(usize::try_from(limit).unwrap_or(0));
         // The sets are sorted by age, and the sort is stable.
@@ -341,22 +365,30 @@ impl<'a> Pass<'a> {
 
     fn finish(mut self, outcome: Outcome) -> Plan {
         let new_set = self.new_set.map(|at| self.sets[at].clone());
-        let arguments = (self.deployment, &self.status, &self.sets[..], new_set.as_ref(), self.limits, self.now);
+        let arguments =
+            (self.deployment, &self.status, &self.sets[..], new_set.as_ref(), self.limits, self.now);
         let (d, base, sets, new, limits, now) = arguments;
         let status = match outcome {
             Outcome::Sized => status::counted(d, base, sets, new, limits, now),
             Outcome::Rolled => status::of_rollout(d, base, sets, new, limits, now),
         };
         let mut deployment = d.clone();
-        let annotated =
-            self.revision.as_deref().is_some_and(|revision| annotations::set(&mut deployment.metadata, REVISION, revision));
+        let annotated = self
+            .revision
+            .as_deref()
+            .is_some_and(|revision| annotations::set(&mut deployment.metadata, REVISION, revision));
         let changed = annotated || !status::same(&status, &d.status.clone().unwrap_or_default());
         let wake_after = match outcome {
             Outcome::Rolled => status::deadline_check_after(d, &status, limits.replicas, now),
             Outcome::Sized => None,
         };
         deployment.status = Some(status);
-        Plan { steps: self.steps(), status: changed.then(|| Box::new(deployment)), wake_after, selects_all: false }
+        Plan {
+            steps: self.steps(),
+            status: changed.then(|| Box::new(deployment)),
+            wake_after,
+            selects_all: false,
+        }
     }
 
     fn steps(&mut self) -> Vec<Step> {
@@ -391,7 +423,11 @@ fn new_set(deployment: &Deployment) -> ReplicaSet {
             name: Some(format!("{}-{hash}", deployment.metadata.name.as_deref().unwrap_or_default())),
             namespace: deployment.metadata.namespace.clone(),
             labels: Some(labels),
-            owner_references: Some(vec![owner::controller_reference("apps/v1", "Deployment", &deployment.metadata)]),
+            owner_references: Some(vec![owner::controller_reference(
+                "apps/v1",
+                "Deployment",
+                &deployment.metadata,
+            )]),
             ..Default::default()
         },
         spec: Some(ReplicaSetSpec {

@@ -50,7 +50,8 @@ impl World {
     /// Runs one pass and applies it; whether it wrote anything.
     fn pass(&mut self) -> bool {
         let sets: Vec<_> = self.sets.iter().cloned().map(Arc::new).collect();
-        let plan = plan(Observed { deployment: &self.deployment, sets: &sets, pods: &self.pods }, at(self.second));
+        let plan =
+            plan(Observed { deployment: &self.deployment, sets: &sets, pods: &self.pods }, at(self.second));
         let wrote = !plan.steps.is_empty() || plan.status.is_some();
         for step in plan.steps {
             match step {
@@ -58,7 +59,8 @@ impl World {
                     self.serial += 1;
                     let name = format!("rs{}", self.serial);
                     set.metadata.uid = Some(name.clone());
-                    set.metadata.creation_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(self.second)));
+                    set.metadata.creation_timestamp =
+                        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(self.second)));
                     self.trace.push(format!("create {name} {}", size(&set)));
                     self.sets.push(*set);
                 }
@@ -66,7 +68,8 @@ impl World {
                     let old = self.sets.iter_mut().find(|old| old.metadata.uid == set.metadata.uid).unwrap();
                     let uid = set.metadata.uid.clone().unwrap();
                     let name = set.metadata.name.clone().unwrap();
-                    self.trace.push(scaled.map_or(format!("annotate {uid}"), |text| text.replace(&name, &uid)));
+                    self.trace
+                        .push(scaled.map_or(format!("annotate {uid}"), |text| text.replace(&name, &uid)));
                     *old = *set;
                 }
                 Step::Delete(set) => {
@@ -85,10 +88,13 @@ impl World {
     fn act(&mut self, healthy: impl Fn(&ReplicaSet) -> bool) {
         for set in &mut self.sets {
             let available = if healthy(set) { size(set) } else { 0 };
-            set.status = Some(serde_json::from_value(json!({
-                "replicas": size(set), "readyReplicas": available, "availableReplicas": available,
-                "terminatingReplicas": 0, "observedGeneration": set.metadata.generation,
-            })).unwrap());
+            set.status = Some(
+                serde_json::from_value(json!({
+                    "replicas": size(set), "readyReplicas": available, "availableReplicas": available,
+                    "terminatingReplicas": 0, "observedGeneration": set.metadata.generation,
+                }))
+                .unwrap(),
+            );
         }
     }
 
@@ -135,10 +141,16 @@ fn a_first_rollout() {
     let set = &world.sets[0];
     assert!(set.metadata.name.as_ref().unwrap().starts_with("web-"));
     let hash = &set.metadata.labels.as_ref().unwrap()["pod-template-hash"];
-    assert_eq!(set.spec.as_ref().unwrap().selector.match_labels.as_ref().unwrap()["pod-template-hash"], *hash);
+    assert_eq!(
+        set.spec.as_ref().unwrap().selector.match_labels.as_ref().unwrap()["pod-template-hash"],
+        *hash
+    );
     assert_eq!(annotations::get(&set.metadata, annotations::MAX_REPLICAS), Some("4"));
     let status = world.deployment.status.clone().unwrap();
-    assert_eq!((status.replicas, status.updated_replicas, status.available_replicas), (Some(3), Some(3), Some(3)));
+    assert_eq!(
+        (status.replicas, status.updated_replicas, status.available_replicas),
+        (Some(3), Some(3), Some(3))
+    );
     assert_eq!((status.unavailable_replicas, status.terminating_replicas), (None, Some(0)));
     assert!(!world.pass());
 }
@@ -150,18 +162,24 @@ fn a_rolling_update_and_its_undo() {
     world.trace();
     world.image("v2");
     world.settle();
-    assert_eq!(world.trace(), [
-        "create rs2 1",
-        "Scaled down replica set rs1 from 3 to 2",
-        "Scaled up replica set rs2 from 1 to 2",
-        "Scaled down replica set rs1 from 2 to 1",
-        "Scaled up replica set rs2 from 2 to 3",
-        "Scaled down replica set rs1 from 1 to 0",
-    ]);
+    assert_eq!(
+        world.trace(),
+        [
+            "create rs2 1",
+            "Scaled down replica set rs1 from 3 to 2",
+            "Scaled up replica set rs2 from 1 to 2",
+            "Scaled down replica set rs1 from 2 to 1",
+            "Scaled up replica set rs2 from 2 to 3",
+            "Scaled down replica set rs1 from 1 to 0",
+        ]
+    );
     assert_eq!(world.revision(), "2");
     world.image("v1");
     world.settle();
-    assert_eq!(world.trace()[..2], ["Scaled up replica set rs1 from 0 to 1", "Scaled down replica set rs2 from 3 to 2"]);
+    assert_eq!(
+        world.trace()[..2],
+        ["Scaled up replica set rs1 from 0 to 1", "Scaled down replica set rs2 from 3 to 2"]
+    );
     assert_eq!((world.revision(), world.sets.len()), ("3", 2));
     assert_eq!(annotations::get(&world.sets[0].metadata, annotations::REVISION_HISTORY), Some("1"));
 }
@@ -196,7 +214,9 @@ fn a_stuck_rollout_exceeds_its_deadline() {
         }
     }
     let sets: Vec<_> = world.sets.iter().cloned().map(Arc::new).collect();
-    let wait = plan(Observed { deployment: &world.deployment, sets: &sets, pods: &[] }, at(world.second)).wake_after.unwrap();
+    let wait = plan(Observed { deployment: &world.deployment, sets: &sets, pods: &[] }, at(world.second))
+        .wake_after
+        .unwrap();
     assert_eq!(wait, Duration::from_secs(11));
     world.second += 11;
     assert!(world.pass());
@@ -234,7 +254,10 @@ fn old_revisions_are_cleaned_up() {
         world.settle();
     }
     assert!(world.trace().contains(&"delete rs1".to_owned()));
-    assert_eq!(world.sets.iter().map(|set| set.metadata.uid.clone().unwrap()).collect::<Vec<_>>(), ["rs2", "rs3"]);
+    assert_eq!(
+        world.sets.iter().map(|set| set.metadata.uid.clone().unwrap()).collect::<Vec<_>>(),
+        ["rs2", "rs3"]
+    );
 }
 
 #[test]

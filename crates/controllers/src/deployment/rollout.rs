@@ -103,7 +103,8 @@ pub(crate) fn shrink_old(limits: Limits, sets: &[ReplicaSet], new_set: usize) ->
 }
 
 fn by_creation(a: &ReplicaSet, b: &ReplicaSet) -> std::cmp::Ordering {
-    (&a.metadata.creation_timestamp, &a.metadata.name).cmp(&(&b.metadata.creation_timestamp, &b.metadata.name))
+    (&a.metadata.creation_timestamp, &a.metadata.name)
+        .cmp(&(&b.metadata.creation_timestamp, &b.metadata.name))
 }
 
 pub(crate) fn oldest_first(sets: &mut [ReplicaSet]) {
@@ -112,7 +113,12 @@ pub(crate) fn oldest_first(sets: &mut [ReplicaSet]) {
 
 /// The sizes after the Deployment was scaled, outside of a rollout step. The second value of each
 /// row is the size; rows whose size stays still want their annotations refreshed.
-pub(crate) fn scale(deployment: &Deployment, limits: Limits, sets: &[ReplicaSet], new_set: Option<usize>) -> Vec<Resize> {
+pub(crate) fn scale(
+    deployment: &Deployment,
+    limits: Limits,
+    sets: &[ReplicaSet],
+    new_set: Option<usize>,
+) -> Vec<Resize> {
     let active: Vec<usize> = (0..sets.len()).filter(|at| size(&sets[*at]) > 0).collect();
     if let Some(only) = active_or_latest(sets, new_set, &active) {
         return if size(&sets[only]) == limits.replicas { Vec::new() } else { vec![(only, limits.replicas)] };
@@ -137,12 +143,19 @@ fn active_or_latest(sets: &[ReplicaSet], new_set: Option<usize>, active: &[usize
 
 fn is_saturated(limits: Limits, set: &ReplicaSet) -> bool {
     let desired = annotations::number::<i32>(&set.metadata, annotations::DESIRED_REPLICAS);
-    size(set) == limits.replicas && desired == Some(limits.replicas) && status::available(set) == limits.replicas
+    size(set) == limits.replicas
+        && desired == Some(limits.replicas)
+        && status::available(set) == limits.replicas
 }
 
 /// Shares a change of size among the active sets in proportion to what they have; what rounding
 /// leaves goes to the largest.
-fn proportional(deployment: &Deployment, limits: Limits, sets: &[ReplicaSet], mut active: Vec<usize>) -> Vec<Resize> {
+fn proportional(
+    deployment: &Deployment,
+    limits: Limits,
+    sets: &[ReplicaSet],
+    mut active: Vec<usize>,
+) -> Vec<Resize> {
     let allowed = if limits.replicas > 0 { limits.replicas.saturating_add(limits.surge) } else { 0 };
     let to_add = allowed - active.iter().map(|at| size(&sets[*at])).sum::<i32>();
     let age = |at: &usize| (sets[*at].metadata.creation_timestamp.clone(), sets[*at].metadata.name.clone());
@@ -171,7 +184,8 @@ fn share(deployment: &Deployment, limits: Limits, set: &ReplicaSet) -> i32 {
     }
     let max_now = limits.replicas.saturating_add(limits.surge);
     let before = annotations::number::<i32>(&set.metadata, annotations::MAX_REPLICAS).filter(|max| *max != 0);
-    let before = before.or_else(|| deployment.status.as_ref().and_then(|status| status.replicas)).unwrap_or(0);
+    let before =
+        before.or_else(|| deployment.status.as_ref().and_then(|status| status.replicas)).unwrap_or(0);
     if before == 0 {
         return 0;
     }

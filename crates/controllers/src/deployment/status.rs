@@ -17,7 +17,13 @@ pub(crate) fn condition<'a>(status: &'a DeploymentStatus, type_: &str) -> Option
     status.conditions.iter().flatten().find(|condition| condition.type_ == type_)
 }
 
-pub(crate) fn new_condition(type_: &str, status: &str, reason: &str, message: String, now: Timestamp) -> DeploymentCondition {
+pub(crate) fn new_condition(
+    type_: &str,
+    status: &str,
+    reason: &str,
+    message: String,
+    now: Timestamp,
+) -> DeploymentCondition {
     DeploymentCondition {
         type_: type_.to_owned(),
         status: status.to_owned(),
@@ -54,7 +60,8 @@ pub(crate) fn remove_condition(status: &mut DeploymentStatus, type_: &str) {
 
 /// The largest number means that there is no deadline.
 pub(crate) fn progress_deadline(deployment: &Deployment) -> Option<SignedDuration> {
-    let seconds = deployment.spec.as_ref()?.progress_deadline_seconds.filter(|seconds| *seconds != i32::MAX)?;
+    let seconds =
+        deployment.spec.as_ref()?.progress_deadline_seconds.filter(|seconds| *seconds != i32::MAX)?;
     Some(SignedDuration::from_secs(i64::from(seconds)))
 }
 
@@ -90,7 +97,8 @@ pub(crate) fn counted(
     let available = sum(&available);
     let unavailable = (total(sets) - available).max(0);
     // Sets of an older server do not count terminating Pods; then neither does the Deployment.
-    let terminating = sets.iter().map(|set| set.status.as_ref().map_or(Some(0), |status| status.terminating_replicas));
+    let terminating =
+        sets.iter().map(|set| set.status.as_ref().map_or(Some(0), |status| status.terminating_replicas));
     let mut status = DeploymentStatus {
         observed_generation: deployment.metadata.generation,
         replicas: non_zero(sum(&actual)),
@@ -149,7 +157,13 @@ pub(crate) fn of_rollout(
             let message = format!("{who} has successfully progressed.");
             set_condition(&mut status, new_condition(PROGRESSING, "True", NEW_SET_AVAILABLE, message, now));
         } else if has_progressed(base, &status) {
-            let mut new = new_condition(PROGRESSING, "True", "ReplicaSetUpdated", format!("{who} is progressing."), now);
+            let mut new = new_condition(
+                PROGRESSING,
+                "True",
+                "ReplicaSetUpdated",
+                format!("{who} is progressing."),
+                now,
+            );
             // The update time tells of progress even where status and reason stay the same.
             if let Some(current) = current {
                 if current.status == "True" {
@@ -198,7 +212,12 @@ fn has_timed_out(status: &DeploymentStatus, deadline: SignedDuration, now: Times
 
 /// When a rollout that stands still will have exceeded its deadline. Condition times are whole
 /// seconds, so one more second makes sure that it has.
-pub(crate) fn deadline_check_after(deployment: &Deployment, status: &DeploymentStatus, replicas: i32, now: Timestamp) -> Option<Duration> {
+pub(crate) fn deadline_check_after(
+    deployment: &Deployment,
+    status: &DeploymentStatus,
+    replicas: i32,
+    now: Timestamp,
+) -> Option<Duration> {
     let deadline = progress_deadline(deployment)?;
     let progressing = condition(status, PROGRESSING)?;
     if is_complete(deployment, status, replicas) || progressing.reason.as_deref() == Some(TIMED_OUT) {

@@ -1,8 +1,8 @@
 //! From a Service and its Pods to its Endpoints object. Pure.
 //! Upstream counterparts: `pkg/controller/endpoint`, `pkg/api/v1/endpoints`.
 
-use crate::service::{self, PodPort};
 use crate::pod;
+use crate::service::{self, PodPort};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     EndpointAddress, EndpointPort, EndpointSubset, Endpoints, ObjectReference, Pod, Service,
@@ -21,7 +21,12 @@ const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 const ADDRESSES_MAX: usize = 1000;
 
 /// The object to write, if what is there differs. One with a resourceVersion is replaced.
-pub(crate) fn plan(service: &Service, pods: &[Arc<Pod>], old: Option<&Endpoints>, trigger: Option<Timestamp>) -> Option<Endpoints> {
+pub(crate) fn plan(
+    service: &Service,
+    pods: &[Arc<Pod>],
+    old: Option<&Endpoints>,
+    trigger: Option<Timestamp>,
+) -> Option<Endpoints> {
     let mut subsets = subsets(service, pods);
     let truncated = truncate(&mut subsets);
     let mut labels: BTreeMap<String, String> = service.metadata.labels.clone().unwrap_or_default();
@@ -71,7 +76,8 @@ struct Key {
 
 /// Ports that the same addresses serve go together in one subset.
 fn subsets(service: &Service, pods: &[Arc<Pod>]) -> Vec<EndpointSubset> {
-    let tolerate_unready = service.spec.as_ref().and_then(|spec| spec.publish_not_ready_addresses).unwrap_or(false);
+    let tolerate_unready =
+        service.spec.as_ref().and_then(|spec| spec.publish_not_ready_addresses).unwrap_or(false);
     let no_ports = service.spec.as_ref().is_none_or(|spec| spec.ports.as_ref().is_none_or(Vec::is_empty));
     let v6 = service::ip_families(service).next();
     let mut addresses: BTreeMap<Key, EndpointAddress> = BTreeMap::new();
@@ -81,7 +87,11 @@ fn subsets(service: &Service, pods: &[Arc<Pod>]) -> Vec<EndpointSubset> {
             continue;
         }
         let Some((ip, address)) = address(service, pod, v6) else { continue };
-        let key = Key { ip, uid: pod.metadata.uid.clone().unwrap_or_default(), ready: tolerate_unready || pod::is_ready(pod) };
+        let key = Key {
+            ip,
+            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            ready: tolerate_unready || pod::is_ready(pod),
+        };
         addresses.insert(key.clone(), address);
         if no_ports && service::is_headless(service) {
             by_port.entry(None).or_default().insert(key.clone());
@@ -95,7 +105,11 @@ fn subsets(service: &Service, pods: &[Arc<Pod>]) -> Vec<EndpointSubset> {
         by_addresses.entry(keys).or_default().push(port);
     }
     let select = |keys: &BTreeSet<Key>, ready: bool| {
-        let chosen: Vec<_> = keys.iter().filter(|key| key.ready == ready).filter_map(|key| addresses.get(key).cloned()).collect();
+        let chosen: Vec<_> = keys
+            .iter()
+            .filter(|key| key.ready == ready)
+            .filter_map(|key| addresses.get(key).cloned())
+            .collect();
         (!chosen.is_empty()).then_some(chosen)
     };
     let mut subsets: Vec<(Vec<Option<PodPort>>, EndpointSubset)> = Vec::new();
@@ -187,9 +201,13 @@ mod tests {
 
     #[test]
     fn ports_group_by_who_serves_them() {
-        let endpoints = plan(&service(), &[pod(9, true, true), pod(1, true, false), pod(2, false, true)], None, None).unwrap();
+        let endpoints =
+            plan(&service(), &[pod(9, true, true), pod(1, true, false), pod(2, false, true)], None, None)
+                .unwrap();
         let subsets = endpoints.subsets.as_ref().unwrap();
-        let ips = |list: &Option<Vec<EndpointAddress>>| list.iter().flatten().map(|a| a.ip.clone()).collect::<Vec<_>>();
+        let ips = |list: &Option<Vec<EndpointAddress>>| {
+            list.iter().flatten().map(|a| a.ip.clone()).collect::<Vec<_>>()
+        };
         assert_eq!(subsets.len(), 2);
         assert_eq!(ips(&subsets[0].addresses), ["10.1.0.2", "10.1.0.10"]);
         assert_eq!(ips(&subsets[0].not_ready_addresses), ["10.1.0.3"]);
@@ -197,7 +215,12 @@ mod tests {
         assert_eq!(subsets[1].ports.as_ref().unwrap()[0].port, 9);
         let labels = endpoints.metadata.labels.as_ref().unwrap();
         assert_eq!((labels["team"].as_str(), labels[MANAGED_BY].as_str()), ("a", MANAGER));
-        let again = plan(&service(), &[pod(2, false, true), pod(1, true, false), pod(9, true, true)], Some(&endpoints), None);
+        let again = plan(
+            &service(),
+            &[pod(2, false, true), pod(1, true, false), pod(9, true, true)],
+            Some(&endpoints),
+            None,
+        );
         assert_eq!(again, None);
     }
 

@@ -61,7 +61,8 @@ pub(crate) fn plan(observed: &Observed<'_>) -> Plan {
 /// The address types of the Service's families; a Service without families gets those its
 /// cluster addresses show, and a headless one IPv4.
 fn address_types(service: &Service) -> BTreeSet<&'static str> {
-    let types: BTreeSet<_> = service::ip_families(service).map(|v6| if v6 { "IPv6" } else { "IPv4" }).collect();
+    let types: BTreeSet<_> =
+        service::ip_families(service).map(|v6| if v6 { "IPv6" } else { "IPv4" }).collect();
     if types.is_empty() { BTreeSet::from(["IPv4"]) } else { types }
 }
 
@@ -72,7 +73,10 @@ fn plan_family(observed: &Observed<'_>, family: &str, plan: &mut Plan) {
     let mut groups: BTreeMap<Vec<PodPort>, BTreeMap<String, Endpoint>> = BTreeMap::new();
     for pod in observed.pods.iter().filter(|pod| service::is_endpoint(pod)) {
         let Some(endpoint) = endpoint(observed, pod, family) else { continue };
-        groups.entry(service::pod_ports(observed.service, pod)).or_default().insert(identity(&endpoint), endpoint);
+        groups
+            .entry(service::pod_ports(observed.service, pod))
+            .or_default()
+            .insert(identity(&endpoint), endpoint);
     }
     // Each endpoint stays in the slice it is in, if the ports are still the same.
     let mut slices: Vec<Assignment<'_>> = Vec::new();
@@ -92,7 +96,8 @@ fn plan_family(observed: &Observed<'_>, family: &str, plan: &mut Plan) {
     // A Service without endpoints still has one slice, so that a consumer can tell that there are
     // none from that they are not known yet.
     if slices.iter().all(|(_, _, endpoints)| endpoints.is_empty()) {
-        let placeholder = slices.iter().position(|(_, ports, _)| ports.is_empty()).or(slices.len().checked_sub(1));
+        let placeholder =
+            slices.iter().position(|(_, ports, _)| ports.is_empty()).or(slices.len().checked_sub(1));
         let slice = placeholder.and_then(|at| slices.remove(at).0);
         write(observed, family, (slice, Vec::new(), Vec::new()), plan);
     }
@@ -146,7 +151,8 @@ fn write(observed: &Observed<'_>, family: &str, (old, ports, endpoints): Assignm
         None => plan.create.push(wanted),
         Some(old) => {
             let same = old.metadata.labels == wanted.metadata.labels
-                && old.endpoints.as_deref().unwrap_or_default() == wanted.endpoints.as_deref().unwrap_or_default()
+                && old.endpoints.as_deref().unwrap_or_default()
+                    == wanted.endpoints.as_deref().unwrap_or_default()
                 && old.ports.as_deref().unwrap_or_default() == wanted.ports.as_deref().unwrap_or_default();
             if !same {
                 wanted.metadata.resource_version.clone_from(&old.metadata.resource_version);
@@ -160,16 +166,25 @@ fn write(observed: &Observed<'_>, family: &str, (old, ports, endpoints): Assignm
 fn endpoint(observed: &Observed<'_>, pod: &Pod, family: &str) -> Option<Endpoint> {
     let service = observed.service;
     let spec = service.spec.as_ref()?;
-    let address = pod::ips(pod).into_iter().find(|ip| ip.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6() == (family == "IPv6")))?;
+    let address = pod::ips(pod)
+        .into_iter()
+        .find(|ip| ip.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6() == (family == "IPv6")))?;
     let serving = pod::is_ready(pod);
     let terminating = pod::is_deleting(pod);
     let ready = spec.publish_not_ready_addresses.unwrap_or(false) || (serving && !terminating);
     let node_name = Some(pod::node_name(pod)).filter(|name| !name.is_empty()).map(str::to_owned);
     let node = node_name.as_ref().and_then(|name| observed.nodes.get(name));
-    let zone = node.and_then(|node| node.metadata.labels.as_ref()?.get(TOPOLOGY_ZONE)).filter(|zone| !zone.is_empty()).cloned();
+    let zone = node
+        .and_then(|node| node.metadata.labels.as_ref()?.get(TOPOLOGY_ZONE))
+        .filter(|zone| !zone.is_empty())
+        .cloned();
     Some(Endpoint {
         addresses: vec![address.to_owned()],
-        conditions: Some(EndpointConditions { ready: Some(ready), serving: Some(serving), terminating: Some(terminating) }),
+        conditions: Some(EndpointConditions {
+            ready: Some(ready),
+            serving: Some(serving),
+            terminating: Some(terminating),
+        }),
         deprecated_topology: None,
         hints: hints(service, ready, zone.as_deref(), node_name.as_deref()),
         hostname: service::hostname(service, pod),
@@ -210,7 +225,12 @@ fn identity(endpoint: &Endpoint) -> String {
 }
 
 fn to_port(port: PodPort) -> EndpointPort {
-    EndpointPort { name: Some(port.name), port: Some(port.port), protocol: Some(port.protocol), app_protocol: port.app_protocol }
+    EndpointPort {
+        name: Some(port.name),
+        port: Some(port.port),
+        protocol: Some(port.protocol),
+        app_protocol: port.app_protocol,
+    }
 }
 
 fn ports_of(slice: &EndpointSlice) -> Vec<PodPort> {
@@ -230,7 +250,8 @@ fn metadata(observed: &Observed<'_>, old: Option<&EndpointSlice>) -> ObjectMeta 
     let service = &observed.service.metadata;
     let name = service.name.clone().unwrap_or_default();
     let reserved = |key: &str| [HEADLESS, SERVICE_NAME, MANAGED_BY].contains(&key);
-    let mut labels: BTreeMap<String, String> = service.labels.iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+    let mut labels: BTreeMap<String, String> =
+        service.labels.iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
     labels.retain(|key, _| !reserved(key));
     labels.insert(SERVICE_NAME.into(), name.clone());
     labels.insert(MANAGED_BY.into(), MANAGER.into());
@@ -319,13 +340,19 @@ mod tests {
         let slice = &plan.create[0];
         let endpoint = &slice.endpoints.as_ref().unwrap()[0];
         assert_eq!(endpoint.addresses, ["10.0.0.1"]);
-        assert_eq!(endpoint.conditions, Some(EndpointConditions { ready: Some(true), serving: Some(true), terminating: Some(false) }));
+        assert_eq!(
+            endpoint.conditions,
+            Some(EndpointConditions { ready: Some(true), serving: Some(true), terminating: Some(false) })
+        );
         assert_eq!((endpoint.node_name.as_deref(), endpoint.zone.as_deref()), (Some("n1"), Some("z")));
         assert_eq!(endpoint.hostname.as_deref(), Some("h"));
         let port = &slice.ports.as_ref().unwrap()[0];
         assert_eq!((port.name.as_deref(), port.port), (Some("http"), Some(8080)));
         let labels = slice.metadata.labels.as_ref().unwrap();
-        assert_eq!((labels["team"].as_str(), labels[MANAGED_BY].as_str(), labels[SERVICE_NAME].as_str()), ("a", MANAGER, "web"));
+        assert_eq!(
+            (labels["team"].as_str(), labels[MANAGED_BY].as_str(), labels[SERVICE_NAME].as_str()),
+            ("a", MANAGER, "web")
+        );
         assert!(!labels.contains_key(HEADLESS));
     }
 
@@ -341,7 +368,10 @@ mod tests {
         apply(plan, &mut slices);
         assert_eq!(run(&service, &[pod(0, true)], &slices), Plan::default());
         let plan = run(&service, &[pod(0, false)], &slices);
-        assert_eq!(plan.update[0].endpoints.as_ref().unwrap()[0].conditions.as_ref().unwrap().ready, Some(false));
+        assert_eq!(
+            plan.update[0].endpoints.as_ref().unwrap()[0].conditions.as_ref().unwrap().ready,
+            Some(false)
+        );
         apply(run(&service, &[], &slices), &mut slices);
         assert_eq!((slices.len(), slices[0].endpoints.as_deref()), (1, Some(&[][..])));
     }
@@ -352,13 +382,19 @@ mod tests {
         let mut slices = Vec::new();
         let mut pods: Vec<_> = (0..250).map(|n| pod(n, true)).collect();
         apply(run(&service, &pods, &slices), &mut slices);
-        let sizes = |slices: &[Arc<EndpointSlice>]| slices.iter().map(|s| s.endpoints.as_ref().unwrap().len()).collect::<Vec<_>>();
+        let sizes = |slices: &[Arc<EndpointSlice>]| {
+            slices.iter().map(|s| s.endpoints.as_ref().unwrap().len()).collect::<Vec<_>>()
+        };
         assert_eq!(sizes(&slices), [100, 100, 50]);
         assert_eq!(run(&service, &pods, &slices), Plan::default());
         pods.remove(7);
         pods.push(pod(300, true));
         let plan = run(&service, &pods, &slices);
-        assert_eq!((plan.create.len(), plan.update.len(), plan.delete.len()), (0, 1, 0), "one write for both");
+        assert_eq!(
+            (plan.create.len(), plan.update.len(), plan.delete.len()),
+            (0, 1, 0),
+            "one write for both"
+        );
         apply(plan, &mut slices);
         apply(run(&service, &pods[..3], &slices), &mut slices);
         assert_eq!(sizes(&slices), [3]);
@@ -376,17 +412,23 @@ mod tests {
 
     #[test]
     fn families_headless_terminating_and_hints() {
-        let dual = service(json!({"ipFamilies": ["IPv4", "IPv6"], "clusterIP": "None", "trafficDistribution": "PreferSameZone"}));
+        let dual = service(
+            json!({"ipFamilies": ["IPv4", "IPv6"], "clusterIP": "None", "trafficDistribution": "PreferSameZone"}),
+        );
         let plan = run(&dual, &[pod(0, true)], &[]);
         assert_eq!(plan.create.iter().map(|s| s.address_type.as_str()).collect::<Vec<_>>(), ["IPv4", "IPv6"]);
         assert!(plan.create[0].metadata.labels.as_ref().unwrap().contains_key(HEADLESS));
         let endpoint = &plan.create[0].endpoints.as_ref().unwrap()[0];
         assert_eq!(endpoint.hints.as_ref().unwrap().for_zones.as_ref().unwrap()[0].name, "z");
         let mut going = Pod::clone(&pod(0, true));
-        going.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH));
+        going.metadata.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH));
         let plan = run(&service(json!({})), &[Arc::new(going)], &[]);
         let conditions = plan.create[0].endpoints.as_ref().unwrap()[0].conditions.clone().unwrap();
-        assert_eq!(conditions, EndpointConditions { ready: Some(false), serving: Some(true), terminating: Some(true) });
+        assert_eq!(
+            conditions,
+            EndpointConditions { ready: Some(false), serving: Some(true), terminating: Some(true) }
+        );
         // A family that is gone takes its slices along.
         let mut slices = Vec::new();
         apply(run(&dual, &[], &slices), &mut slices);

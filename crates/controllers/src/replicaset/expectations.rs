@@ -68,7 +68,12 @@ impl Expectations {
     }
 
     /// Deletions are about to be sent.
-    pub(crate) fn deleting<'a>(&mut self, key: &str, uids: impl IntoIterator<Item = &'a str>, now: Timestamp) {
+    pub(crate) fn deleting<'a>(
+        &mut self,
+        key: &str,
+        uids: impl IntoIterator<Item = &'a str>,
+        now: Timestamp,
+    ) {
         let pending = self.at(key, now);
         pending.deleting.extend(uids.into_iter().map(str::to_owned));
         self.tidy(key);

@@ -19,8 +19,8 @@ use plan::Failure;
 use skeg_api::selector::LabelSelector;
 use skeg_base::Clock;
 use skeg_client::{
-    Api, Change, EventType, Informer, ListOptions, ObjectKey, PartialObjectMetadata, PatchKind, Queue, Recorder, gvr_of,
-    object_ref,
+    Api, Change, EventType, Informer, ListOptions, ObjectKey, PartialObjectMetadata, PatchKind, Queue,
+    Recorder, gvr_of, object_ref,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,7 +112,9 @@ impl Controller {
         }
         let relabeled = old.metadata.labels != new.metadata.labels;
         match new_owner {
-            Some(owner) if handed_over || relabeled || counts_differently(old, new) => self.enqueue_owner(new, owner),
+            Some(owner) if handed_over || relabeled || counts_differently(old, new) => {
+                self.enqueue_owner(new, owner)
+            }
             None if handed_over || relabeled => self.enqueue_matching(new),
             _ => {}
         }
@@ -187,7 +189,8 @@ impl Controller {
             return Ok(());
         }
         let selector = selector_of(set)?.to_string();
-        let list = self.pod_metadata.list(meta::namespace(&set.metadata), &ListOptions::labels(selector)).await?;
+        let list =
+            self.pod_metadata.list(meta::namespace(&set.metadata), &ListOptions::labels(selector)).await?;
         let newest = list.items.iter().map(|pod| meta::revision(&pod.metadata)).max().unwrap_or(0);
         self.pods.wait_for(newest).await;
         self.expectations.lock().forget(uid);
@@ -222,7 +225,9 @@ impl Controller {
     /// The cache may not know yet that the set is being deleted, or is another one by now.
     async fn may_adopt(&self, set: &ReplicaSet) -> Result<bool> {
         let live = self.set_api.get_opt(meta::namespace(&set.metadata), meta::name(&set.metadata)).await?;
-        Ok(live.is_some_and(|live| live.metadata.uid == set.metadata.uid && live.metadata.deletion_timestamp.is_none()))
+        Ok(live.is_some_and(|live| {
+            live.metadata.uid == set.metadata.uid && live.metadata.deletion_timestamp.is_none()
+        }))
     }
 
     async fn adopt(&self, set: &ReplicaSet, pod: &Pod) -> Result<bool> {
@@ -249,10 +254,18 @@ impl Controller {
     fn related(&self, set: &ReplicaSet, own: &[Arc<Pod>]) -> Vec<Arc<Pod>> {
         let Some(owner) = owner::controller_of(&set.metadata) else { return own.to_vec() };
         let siblings = owner_index::owned(&self.sets, &owner.uid);
-        siblings.iter().flat_map(|sibling| owner_index::owned(&self.pods, meta::uid(&sibling.metadata))).collect()
+        siblings
+            .iter()
+            .flat_map(|sibling| owner_index::owned(&self.pods, meta::uid(&sibling.metadata)))
+            .collect()
     }
 
-    async fn create_all(&self, set: &ReplicaSet, count: usize, now: Timestamp) -> Option<(Failure, skeg_client::Error)> {
+    async fn create_all(
+        &self,
+        set: &ReplicaSet,
+        count: usize,
+        now: Timestamp,
+    ) -> Option<(Failure, skeg_client::Error)> {
         let pod = plan::new_pod(set);
         let (_, error) = batch::slow_start(count, || self.create(set, &pod, now)).await;
         let error = error.filter(|error| !error.is_namespace_terminating())?;
@@ -286,7 +299,12 @@ impl Controller {
         }
     }
 
-    async fn delete_all(&self, set: &ReplicaSet, pods: Vec<Arc<Pod>>, now: Timestamp) -> Option<(Failure, skeg_client::Error)> {
+    async fn delete_all(
+        &self,
+        set: &ReplicaSet,
+        pods: Vec<Arc<Pod>>,
+        now: Timestamp,
+    ) -> Option<(Failure, skeg_client::Error)> {
         let uids = pods.iter().map(|pod| meta::uid(&pod.metadata));
         self.expectations.lock().deleting(meta::uid(&set.metadata), uids, now);
         let results = futures_util::future::join_all(pods.iter().map(|pod| self.delete(set, pod))).await;
@@ -316,13 +334,22 @@ impl Controller {
         }
     }
 
-    async fn write_status(&self, set: &ReplicaSet, active: &[Arc<Pod>], terminating: usize, failure: Option<&Failure>) -> Result<()> {
+    async fn write_status(
+        &self,
+        set: &ReplicaSet,
+        active: &[Arc<Pod>],
+        terminating: usize,
+        failure: Option<&Failure>,
+    ) -> Result<()> {
         let status = plan::status(set, active, terminating, failure, self.clock.now_seconds());
         if set.status.as_ref().is_some_and(|old| plan::same_status(old, &status)) {
             return Ok(());
         }
         let wanted = ReplicaSet { status: Some(status), ..set.clone() };
-        let written = self.set_api.update_status(meta::namespace(&set.metadata), meta::name(&set.metadata), &wanted).await;
+        let written = self
+            .set_api
+            .update_status(meta::namespace(&set.metadata), meta::name(&set.metadata), &wanted)
+            .await;
         match written {
             // The next pass of this set must not look at the status of before.
             Ok(written) => self.sets.wait_for(meta::revision(&written.metadata)).await,

@@ -5,7 +5,7 @@
 use crate::{owner, pod};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -86,7 +86,13 @@ fn created(pod: &Pod) -> Option<Timestamp> {
 
 /// The younger Pod goes first, where ages differ by a power of two; within one power the uid
 /// decides, which spreads removals over Pods of about the same age.
-fn newer_first(a_at: Option<Timestamp>, b_at: Option<Timestamp>, a: &Pod, b: &Pod, now: Timestamp) -> Ordering {
+fn newer_first(
+    a_at: Option<Timestamp>,
+    b_at: Option<Timestamp>,
+    a: &Pod,
+    b: &Pod,
+    now: Timestamp,
+) -> Ordering {
     let (Some(a_at), Some(b_at)) = (a_at, b_at) else {
         return a_at.is_some().cmp(&b_at.is_some());
     };
@@ -102,7 +108,8 @@ fn newer_first(a_at: Option<Timestamp>, b_at: Option<Timestamp>, a: &Pod, b: &Po
 
 /// The annotation `controller.kubernetes.io/pod-deletion-cost`; a malformed one counts as 0.
 fn deletion_cost(pod: &Pod) -> i32 {
-    let Some(text) = pod.metadata.annotations.as_ref().and_then(|a| a.get("controller.kubernetes.io/pod-deletion-cost"))
+    let Some(text) =
+        pod.metadata.annotations.as_ref().and_then(|a| a.get("controller.kubernetes.io/pod-deletion-cost"))
     else {
         return 0;
     };
@@ -199,7 +206,8 @@ pub(crate) fn same_status(a: &ReplicaSetStatus, b: &ReplicaSetStatus) -> bool {
 /// When the next ready Pod becomes available, if `minReadySeconds` makes one wait.
 pub(crate) fn wake_after(set: &ReplicaSet, active: &[Arc<Pod>], now: Timestamp) -> Option<Duration> {
     let seconds = min_ready_seconds(set);
-    let next = active.iter().filter_map(|pod| pod::available_at(pod, seconds)).filter(|at| *at > now).min()?;
+    let next =
+        active.iter().filter_map(|pod| pod::available_at(pod, seconds)).filter(|at| *at > now).min()?;
     now.duration_until(next).try_into().ok()
 }
 
@@ -218,7 +226,7 @@ pub(crate) fn new_pod(set: &ReplicaSet) -> Pod {
             owner_references: Some(vec![owner::controller_reference("apps/v1", "ReplicaSet", &set.metadata)]),
             ..Default::default()
         },
-        spec: Some(template.spec.unwrap_or_else(PodSpec::default)),
+        spec: Some(template.spec.unwrap_or_default()),
         status: None,
     }
 }
@@ -266,7 +274,8 @@ mod tests {
     #[test]
     fn removes_what_serves_least_first() {
         let not_ready = json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}});
-        let cost = |n: &str| json!({"metadata": {"annotations": {"controller.kubernetes.io/pod-deletion-cost": n}}});
+        let cost =
+            |n: &str| json!({"metadata": {"annotations": {"controller.kubernetes.io/pod-deletion-cost": n}}});
         let want = [
             pod("unassigned", json!({"spec": {"nodeName": null}})),
             pod("pending", json!({"status": {"phase": "Pending"}})),
@@ -274,17 +283,24 @@ mod tests {
             pod("not-ready", not_ready),
             pod("cheap", cost("-5")),
             pod("crowded", json!({"spec": {"nodeName": "full"}})),
-            pod("ready-late", json!({"status": {"conditions": [
-                {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:59:00Z"}]}})),
-            pod("restarted", json!({"status": {"containerStatuses": [
-                {"name": "a", "image": "", "imageID": "", "ready": true, "restartCount": 3}]}})),
+            pod(
+                "ready-late",
+                json!({"status": {"conditions": [
+                {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:59:00Z"}]}}),
+            ),
+            pod(
+                "restarted",
+                json!({"status": {"containerStatuses": [
+                {"name": "a", "image": "", "imageID": "", "ready": true, "restartCount": 3}]}}),
+            ),
             pod("young", json!({"metadata": {"creationTimestamp": "2026-01-01T00:50:00Z"}})),
             pod("old", json!({})),
             pod("dear", cost("5")),
         ];
         let mut related = want.to_vec();
         related.extend((0..20).map(|n| pod(&format!("s{n}"), json!({"spec": {"nodeName": "full"}}))));
-        let names = |pods: &[Arc<Pod>]| pods.iter().map(|p| p.metadata.name.clone().unwrap()).collect::<Vec<_>>();
+        let names =
+            |pods: &[Arc<Pod>]| pods.iter().map(|p| p.metadata.name.clone().unwrap()).collect::<Vec<_>>();
         for shift in 0..want.len() {
             let mut shuffled = want.to_vec();
             shuffled.rotate_left(shift);
@@ -326,7 +342,10 @@ mod tests {
         let failure = Failure { creating: true, message: "no quota".into() };
         let failed = status(&set, &[], 0, Some(&failure), now());
         let condition = &failed.conditions.as_ref().unwrap()[0];
-        assert_eq!((condition.type_.as_str(), condition.reason.as_deref()), ("ReplicaFailure", Some("FailedCreate")));
+        assert_eq!(
+            (condition.type_.as_str(), condition.reason.as_deref()),
+            ("ReplicaFailure", Some("FailedCreate"))
+        );
         set.status = Some(failed.clone());
         assert!(same_status(&failed, &status(&set, &[], 0, Some(&failure), now())));
         assert_eq!(status(&set, &[], 0, None, now()).conditions, None);

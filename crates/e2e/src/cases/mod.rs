@@ -1,6 +1,7 @@
 //! The tables of cases.
 
 mod cli;
+mod guest;
 mod kubectl;
 mod network;
 mod pods;
@@ -15,6 +16,9 @@ pub const SHARED: &[&[Case]] = &[rollout::CASES, kubectl::CASES, pods::CASES, ne
 
 /// Cases that start and end clusters of their own.
 pub const ALONE: &[&[Case]] = &[restart::CASES, cli::CASES];
+
+/// Cases that need no cluster of this host.
+pub const APART: &[&[Case]] = &[guest::CASES];
 
 /// A Pod of busybox containers: name and shell script each.
 fn pod(name: &str, containers: &[(&str, &str)]) -> Value {

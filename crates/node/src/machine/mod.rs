@@ -122,6 +122,8 @@ pub struct Run {
     pub reason: String,
     pub message: String,
     pub image_id: String,
+    /// How it wants to be stopped.
+    pub stop_signal: i32,
     /// The image as the status shows it.
     pub image: String,
 }

@@ -216,6 +216,7 @@ mod tests {
             reason: String::new(),
             message: String::new(),
             image_id: String::new(),
+            stop_signal: 15,
             image: String::new(),
         }
     }

@@ -12,9 +12,17 @@ use skeg_api::predicates::is_sidecar;
 pub const CONTAINER_ID_SCHEME: &str = "skeg://";
 
 /// The part of the status that belongs to the node.
-pub fn status(pod: &Pod, memory: &Memory, host_ips: &[String], qos_class: &str, now: Timestamp) -> PodStatus {
+///
+/// `old` is what the node wrote last: its times stay where nothing changed.
+pub fn status(
+    pod: &Pod,
+    old: Option<&PodStatus>,
+    memory: &Memory,
+    host_ips: &[String],
+    qos_class: &str,
+    now: Timestamp,
+) -> PodStatus {
     let spec = spec(pod);
-    let old = pod.status.as_ref();
     let init = init_containers(spec);
     let initialized = initialized(spec, memory);
     let statuses = |containers: &[Container], is_init: bool| -> Vec<ContainerStatus> {
@@ -22,7 +30,7 @@ pub fn status(pod: &Pod, memory: &Memory, host_ips: &[String], qos_class: &str, 
     };
     let init_statuses = statuses(init, true);
     let main_statuses = statuses(&spec.containers, false);
-    let phase = phase(spec, memory, initialized);
+    let phase = phase(pod, memory, initialized);
     let ended = memory.ended.as_ref();
     let mut out = PodStatus {
         phase: Some(phase.to_owned()),
@@ -38,10 +46,10 @@ pub fn status(pod: &Pod, memory: &Memory, host_ips: &[String], qos_class: &str, 
         observed_generation: pod.metadata.generation,
         ..Default::default()
     };
-    out.conditions = Some(conditions(pod, memory, phase, initialized, &init_statuses, &main_statuses, now));
+    out.conditions = Some(conditions(pod, old, memory, phase, initialized, &init_statuses, &main_statuses, now));
     // A Pod the node turned away never had containers.
     let rejected = ended.is_some() && memory.start_time.is_some() && memory.containers.is_empty();
-    if !rejected || old.is_some_and(|s| s.container_statuses.is_some()) {
+    if !rejected {
         out.container_statuses = Some(main_statuses);
         out.init_container_statuses = (!init_statuses.is_empty()).then_some(init_statuses);
     }
@@ -49,7 +57,8 @@ pub fn status(pod: &Pod, memory: &Memory, host_ips: &[String], qos_class: &str, 
 }
 
 /// Upstream's `getPhase`.
-fn phase(spec: &PodSpec, memory: &Memory, initialized: bool) -> &'static str {
+fn phase(pod: &Pod, memory: &Memory, initialized: bool) -> &'static str {
+    let spec = spec(pod);
     if let Some(ended) = &memory.ended {
         return ended.phase;
     }
@@ -64,7 +73,7 @@ fn phase(spec: &PodSpec, memory: &Memory, initialized: bool) -> &'static str {
         match memory.container(&container.name).and_then(ContainerMemory::run) {
             None => waiting += 1,
             Some(run) if run.is_exited() => {
-                if restarts(spec, container, false, run.exit_code) {
+                if !is_deleting(pod) && restarts(spec, container, false, run.exit_code) {
                     restarting += 1;
                 } else if run.exit_code == 0 {
                     succeeded += 1;
@@ -181,6 +190,7 @@ fn container_status(
             .map(|m| k8s_openapi::api::core::v1::VolumeMountStatus {
                 mount_path: m.mount_path.clone(),
                 name: m.name.clone(),
+                volume_status: None,
                 read_only: m.read_only.filter(|ro| *ro),
                 recursive_read_only: (m.read_only == Some(true))
                     .then(|| m.recursive_read_only.clone().unwrap_or_else(|| "Disabled".into())),
@@ -238,6 +248,7 @@ fn terminated(run: &Run) -> ContainerState {
 
 fn conditions(
     pod: &Pod,
+    old: Option<&PodStatus>,
     memory: &Memory,
     phase: &str,
     initialized: bool,
@@ -246,7 +257,8 @@ fn conditions(
     now: Timestamp,
 ) -> Vec<PodCondition> {
     let spec = spec(pod);
-    let old = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    let old = old.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    let shown = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
     let mut out = Vec::new();
     let mut add = |kind: &str, verdict: Result<(), (&str, String)>, completed: bool| {
         let (status, reason, message) = match verdict {
@@ -297,7 +309,7 @@ fn conditions(
         .flatten()
         .filter_map(|gate| {
             let kind = &gate.condition_type;
-            match old.iter().find(|c| c.type_ == *kind) {
+            match shown.iter().find(|c| c.type_ == *kind) {
                 None => Some(format!("corresponding condition of pod readiness gate \"{kind}\" does not exist.")),
                 Some(c) if c.status != "True" => Some(format!(
                     "the status of pod readiness gate \"{kind}\" is not \"True\", but {}",
@@ -314,7 +326,9 @@ fn conditions(
     add("Ready", ready, false);
     add("ContainersReady", containers_ready, false);
     // The scheduler's condition; Pods bound without it get it from the node.
-    add("PodScheduled", Ok(()), false);
+    if !shown.iter().any(|c| c.type_ == "PodScheduled" && c.status == "True") {
+        add("PodScheduled", Ok(()), false);
+    }
     out
 }
 
@@ -340,6 +354,7 @@ mod tests {
             reason: if exit == Some(0) { "Completed".into() } else { "Error".into() },
             message: String::new(),
             image_id: "img@sha256:1".into(),
+            stop_signal: 15,
             image: "img".into(),
         }
     }
@@ -367,7 +382,7 @@ mod tests {
     fn a_running_ready_container_makes_the_pod_ready() {
         let probes = Probes { started: true, ready: true, ..Default::default() };
         let known = ContainerMemory { current: Some(run(0, None)), probes, ..Default::default() };
-        let status = status(&pod("Always"), &memory(known), &["10.0.0.1".into()], "BestEffort", now());
+        let status = status(&pod("Always"), None, &memory(known), &["10.0.0.1".into()], "BestEffort", now());
         assert_eq!(status.phase.as_deref(), Some("Running"));
         assert_eq!(condition(&status, "Ready").status, "True");
         assert_eq!(condition(&status, "Ready").observed_generation, Some(3));
@@ -380,7 +395,7 @@ mod tests {
     fn a_crash_loop_shows_waiting_with_the_last_state() {
         let mut known = ContainerMemory { current: Some(run(2, Some(1))), ..Default::default() };
         known.backoff = Some(CrashBackoff { delay: Duration::from_secs(80), updated: known.current.as_ref().unwrap().finished_at.unwrap() });
-        let status = status(&pod("Always"), &memory(known), &[], "BestEffort", now());
+        let status = status(&pod("Always"), None, &memory(known), &[], "BestEffort", now());
         assert_eq!(status.phase.as_deref(), Some("Running"));
         let container = &status.container_statuses.as_ref().unwrap()[0];
         let waiting = container.state.as_ref().unwrap().waiting.as_ref().unwrap();
@@ -396,7 +411,7 @@ mod tests {
             [("Never", 0, "Succeeded", "PodCompleted"), ("Never", 1, "Failed", "PodFailed"), ("OnFailure", 0, "Succeeded", "PodCompleted")]
         {
             let known = ContainerMemory { current: Some(run(0, Some(code))), ..Default::default() };
-            let status = status(&pod(policy), &memory(known), &[], "BestEffort", now());
+            let status = status(&pod(policy), None, &memory(known), &[], "BestEffort", now());
             assert_eq!(status.phase.as_deref(), Some(phase));
             assert_eq!(condition(&status, "Ready").reason.as_deref(), Some(reason));
         }
@@ -404,11 +419,10 @@ mod tests {
 
     #[test]
     fn times_stay_while_a_condition_does() {
-        let mut old = pod("Always");
-        let first = status(&old, &memory(ContainerMemory::default()), &[], "BestEffort", now());
-        old.status = Some(first.clone());
+        let pod = pod("Always");
+        let first = status(&pod, None, &memory(ContainerMemory::default()), &[], "BestEffort", now());
         let later = Timestamp::from_second(1_700_000_200).unwrap();
-        let again = status(&old, &memory(ContainerMemory::default()), &[], "BestEffort", later);
+        let again = status(&pod, Some(&first), &memory(ContainerMemory::default()), &[], "BestEffort", later);
         assert_eq!(first, again);
         let waiting = again.container_statuses.as_ref().unwrap()[0].state.as_ref().unwrap().waiting.as_ref().unwrap();
         assert_eq!(waiting.reason.as_deref(), Some("ContainerCreating"));

@@ -43,8 +43,7 @@ const ALWAYS: &str = "accept accept4 access adjtimex alarm bind brk cachestat ca
 #[cfg(target_arch = "x86_64")]
 const MACHINE: &str = "arch_prctl modify_ldt";
 #[cfg(not(target_arch = "x86_64"))]
-const MACHINE: &str =
-    "arm_fadvise64_64 arm_sync_file_range sync_file_range2 breakpoint cacheflush set_tls";
+const MACHINE: &str = "arm_fadvise64_64 arm_sync_file_range sync_file_range2 breakpoint cacheflush set_tls";
 
 /// Allowed with a capability.
 const WITH_CAPABILITY: [(&str, &str); 14] = [

@@ -110,7 +110,10 @@ const ARCHS: [Arch; 2] = [
 ];
 #[cfg(target_arch = "aarch64")]
 const ARCHS: [Arch; 2] = [
-    Arch { audit: 0xc000_00b7, number: |n| syscalls::aarch64::Sysno::from_str(n).ok().map(|s| s.id() as u32) },
+    Arch {
+        audit: 0xc000_00b7,
+        number: |n| syscalls::aarch64::Sysno::from_str(n).ok().map(|s| s.id() as u32),
+    },
     Arch { audit: 0x4000_0028, number: |n| syscalls::arm::Sysno::from_str(n).ok().map(|s| s.id() as u32) },
 ];
 
@@ -274,7 +277,10 @@ pub fn install(filter: &[Insn]) -> io::Result<()> {
     const SET_MODE_FILTER: libc::c_uint = 1;
     const FILTER_LEN_MAX: usize = 4096;
     if filter.len() > FILTER_LEN_MAX {
-        return Err(io::Error::other(format!("the seccomp filter has {} of at most {FILTER_LEN_MAX} instructions", filter.len())));
+        return Err(io::Error::other(format!(
+            "the seccomp filter has {} of at most {FILTER_LEN_MAX} instructions",
+            filter.len()
+        )));
     }
     let program = Program { len: filter.len() as u16, insns: filter.as_ptr() };
     // SAFETY: the program and its instructions are valid for the call; the kernel copies them.

@@ -1,0 +1,276 @@
+//! Warnings about objects that are accepted but surely not meant so.
+
+use super::at::At;
+use crate::field::Path;
+use crate::{meta, names};
+use serde_json::Value;
+
+/// Annotations that do nothing any more.
+const ANNOTATIONS: &[(&str, &str)] = &[
+    (
+        "scheduler.alpha.kubernetes.io/critical-pod",
+        "non-functional in v1.16+; use the \"priorityClassName\" field instead",
+    ),
+    ("security.alpha.kubernetes.io/sysctls", "non-functional in v1.11+; use the \"sysctls\" field instead"),
+    (
+        "security.alpha.kubernetes.io/unsafe-sysctls",
+        "non-functional in v1.11+; use the \"sysctls\" field instead",
+    ),
+];
+const VOLUMES: &[(&str, &str)] = &[
+    ("photonPersistentDisk", "deprecated in v1.11, non-functional in v1.16+"),
+    ("gitRepo", "deprecated in v1.11, and disabled by default in v1.33+"),
+    ("scaleIO", "deprecated in v1.16, non-functional in v1.22+"),
+    ("flocker", "deprecated in v1.22, non-functional in v1.25+"),
+    ("storageos", "deprecated in v1.22, non-functional in v1.25+"),
+    ("quobyte", "deprecated in v1.22, non-functional in v1.25+"),
+    ("glusterfs", "deprecated in v1.25, non-functional in v1.26+"),
+    ("cephfs", "deprecated in v1.28, non-functional in v1.31+"),
+    ("rbd", "deprecated in v1.28, non-functional in v1.31+"),
+];
+const LABELS: &[(&str, &str)] = &[
+    (
+        "failure-domain.beta.kubernetes.io/zone",
+        "deprecated since v1.17; use \"topology.kubernetes.io/zone\" instead",
+    ),
+    (
+        "failure-domain.beta.kubernetes.io/region",
+        "deprecated since v1.17; use \"topology.kubernetes.io/region\" instead",
+    ),
+    ("beta.kubernetes.io/arch", "deprecated since v1.14; use \"kubernetes.io/arch\" instead"),
+    ("beta.kubernetes.io/os", "deprecated since v1.14; use \"kubernetes.io/os\" instead"),
+    (
+        "beta.kubernetes.io/instance-type",
+        "deprecated since v1.17; use \"node.kubernetes.io/instance-type\" instead",
+    ),
+];
+
+fn label(key: &str) -> Option<&'static str> {
+    LABELS.iter().find(|(known, _)| *known == key).map(|(_, message)| *message)
+}
+
+pub(super) fn for_pod(new: &Value, _: Option<&Value>) -> Vec<String> {
+    let mut out = pod_and_metadata(&At::root(new));
+    if meta::name(new).contains('.') {
+        let why = names::is_dns1123_label(meta::name(new)).join(", ");
+        out.push(format!("metadata.name: this is used in the Pod's hostname, which can result in surprising behavior; a DNS label is recommended: [{why}]"));
+    }
+    out
+}
+
+/// Of workloads: their template.
+pub(super) fn for_workload(new: &Value, old: Option<&Value>) -> Vec<String> {
+    let template = |object: &Value| object.get("spec").and_then(|s| s.get("template")).cloned();
+    if old.is_some_and(|old| template(old) == template(new)) {
+        return Vec::new();
+    }
+    pod_and_metadata(&At::root(new).child("spec").child("template"))
+}
+
+fn pod_and_metadata(root: &At<'_>) -> Vec<String> {
+    let (mut out, spec) = (Vec::new(), root.child("spec"));
+    for (key, _) in spec.entries("nodeSelector") {
+        out.extend(label(key).map(|message| format!("{}: {message}", spec.at("nodeSelector").key(key))));
+    }
+    node_affinity(&spec, &mut out);
+    for at in spec.items("topologySpreadConstraints") {
+        let key = at.str("topologyKey");
+        out.extend(label(key).map(|message| format!("{}: {key} is {message}", at.at("topologyKey"))));
+        if !at.has("labelSelector") {
+            out.push(format!("{}: a null labelSelector results in matching no pod", at.at("labelSelector")));
+        }
+    }
+    for (key, message) in ANNOTATIONS.iter().filter(|(key, _)| meta::annotation(root.value, key).is_some()) {
+        out.push(format!("{}: {message}", root.at("metadata").child("annotations").key(key)));
+    }
+    for at in spec.items("volumes") {
+        for (source, message) in VOLUMES.iter().filter(|(source, _)| at.has(source)) {
+            out.push(format!("{}: {message}", at.at(source)));
+        }
+    }
+    lists(&spec, &mut out);
+    fractions(spec.value.get("overhead"), &spec.at("overhead"), &mut out);
+    for (field, i, container) in crate::pod::all_containers(spec.value) {
+        let at = At::new(Some(container), spec.at(field).index(i));
+        let resources = at.child("resources");
+        for list in ["limits", "requests"] {
+            fractions(resources.value.get(list), &resources.at(list), &mut out);
+        }
+        environment(&at, &mut out);
+        for port in
+            at.items("ports").filter(|p| !p.str("hostIP").is_empty() && p.int("hostPort").unwrap_or(0) == 0)
+        {
+            out.push(format!("{}: hostIP set without hostPort: {}", port.path, port.value));
+        }
+    }
+    ports(&spec, &mut out);
+    if spec.int("terminationGracePeriodSeconds").is_some_and(|s| s < 0) {
+        out.push(format!(
+            "{}: must be >= 0; negative values are invalid and will be treated as 1",
+            spec.at("terminationGracePeriodSeconds")
+        ));
+    }
+    out
+}
+
+fn node_affinity(spec: &At<'_>, out: &mut Vec<String>) {
+    let at = spec.child("affinity").child("nodeAffinity");
+    let required = at.child("requiredDuringSchedulingIgnoredDuringExecution");
+    let preferred =
+        at.items("preferredDuringSchedulingIgnoredDuringExecution").map(|p| p.child("preference"));
+    for term in required.items("nodeSelectorTerms").chain(preferred) {
+        for expression in term.items("matchExpressions") {
+            let key = expression.str("key");
+            out.extend(label(key).map(|message| format!("{}: {key} is {message}", expression.at("key"))));
+        }
+    }
+}
+
+fn lists(spec: &At<'_>, out: &mut Vec<String>) {
+    for (list, field, what) in [("hostAliases", "ip", "ip"), ("imagePullSecrets", "name", "name")] {
+        let mut seen: Vec<&str> = Vec::new();
+        for at in spec.items(list) {
+            let value = at.str(field);
+            if seen.contains(&value) {
+                out.push(format!("{}: duplicate {what} {value:?}", at.at(field)));
+            }
+            seen.push(value);
+            if list == "imagePullSecrets" && value.is_empty() {
+                out.push(format!("{}: invalid empty name \"\"", at.at(field)));
+            }
+        }
+    }
+}
+
+/// Bytes come whole.
+fn fractions(list: Option<&Value>, path: &Path, out: &mut Vec<String>) {
+    for name in ["memory", "ephemeral-storage"] {
+        let amount =
+            list.and_then(|l| l.get(name)).and_then(|v| crate::quantity::Quantity::from_value(v).ok());
+        if let Some(amount) = amount.filter(|amount| !amount.is_whole()) {
+            let amount = amount.to_string();
+            out.push(format!(
+                "{}: fractional byte value {amount:?} is invalid, must be an integer",
+                path.key(name)
+            ));
+        }
+    }
+}
+
+/// A later variable of the same name wins, but apply merges by name and may drop one.
+fn environment(container: &At<'_>, out: &mut Vec<String>) {
+    let mut seen: Vec<&str> = Vec::new();
+    for at in container.items("env") {
+        let name = at.str("name");
+        if seen.contains(&name) {
+            let reference = format!("$({name})");
+            let value = at.str("value");
+            if at.has("valueFrom") || value == reference || !value.contains(&reference) {
+                let path = &at.path;
+                out.push(format!(
+                    "{path}: hides previous definition of {name:?}, which may be dropped when using apply"
+                ));
+            }
+        }
+        seen.push(name);
+    }
+}
+
+fn ports(spec: &At<'_>, out: &mut Vec<String>) {
+    let mut seen: Vec<At<'_>> = Vec::new();
+    for (field, i, container) in crate::pod::all_containers(spec.value) {
+        for port in At::new(Some(container), spec.at(field).index(i)).items("ports") {
+            let same = |other: &At<'_>, field: &str| other.value.get(field) == port.value.get(field);
+            for other in seen.iter().filter(|other| same(other, "containerPort") && same(other, "protocol")) {
+                let (host, other_host) =
+                    (port.int("hostPort").unwrap_or(0), other.int("hostPort").unwrap_or(0));
+                let any_ip = port.str("hostIP").is_empty() || other.str("hostIP").is_empty();
+                if host == other_host && port.str("hostIP") == other.str("hostIP") {
+                    out.push(format!("{}: duplicate port definition with {}", port.path, other.path));
+                } else if host == 0 || other_host == 0 {
+                    out.push(format!("{}: overlapping port definition with {}", port.path, other.path));
+                } else if host == other_host && any_ip {
+                    out.push(format!(
+                        "{}: dangerously ambiguous port definition with {}",
+                        port.path, other.path
+                    ));
+                }
+            }
+            seen.push(port);
+        }
+    }
+}
+
+pub(super) fn for_service(new: &Value, old: Option<&Value>) -> Vec<String> {
+    let spec = At::root(new).child("spec");
+    let mut out = Vec::new();
+    if spec.has("loadBalancerIP") && !spec.str("loadBalancerIP").is_empty() {
+        out.push("spec.loadBalancerIP: deprecated in v1.24+".to_owned());
+    }
+    let kind = spec.str("type");
+    if kind == "ExternalName" && !spec.list("externalIPs").is_empty() {
+        let path = spec.at("externalIPs");
+        out.push(format!("{path}: is ignored when spec.type is \"ExternalName\""));
+    }
+    let headless = spec.str("clusterIP") == "None";
+    if headless && !spec.str("loadBalancerIP").is_empty() {
+        out.push("spec.loadBalancerIP: is ignored for headless services".to_owned());
+    }
+    if headless && !spec.list("externalIPs").is_empty() {
+        out.push("spec.externalIPs: is ignored when spec.clusterIP is \"None\"".to_owned());
+    }
+    if headless && !matches!(spec.str("sessionAffinity"), "" | "None") {
+        out.push("spec.SessionAffinity: is ignored for headless services".to_owned());
+    }
+    if old.is_none_or(|old| old.get("spec") != new.get("spec")) {
+        for list in ["clusterIPs", "externalIPs"] {
+            for (i, ip) in spec.strings(list).enumerate().filter(|(_, ip)| *ip != "None") {
+                out.extend(names::ip_warning(&spec.at(list).index(i), ip));
+            }
+        }
+    }
+    out
+}
+
+pub(super) fn for_node(new: &Value, old: Option<&Value>) -> Vec<String> {
+    let spec = At::root(new).child("spec");
+    let mut out = Vec::new();
+    if spec.has("configSource") {
+        out.push("spec.configSource: the feature is removed in v1.24".to_owned());
+    }
+    if !spec.str("externalID").is_empty() && old.is_none() {
+        out.push(
+            "spec.externalID: deprecated; this field is deprecated and will be removed in a future release"
+                .to_owned(),
+        );
+    }
+    out
+}
+
+pub(super) fn for_endpoints(new: &Value, old: Option<&Value>) -> Vec<String> {
+    if old.is_some_and(|old| old.get("subsets") == new.get("subsets")) {
+        return Vec::new();
+    }
+    let mut out = Vec::new();
+    for subset in At::root(new).items("subsets") {
+        for at in subset.items("addresses").chain(subset.items("notReadyAddresses")) {
+            out.extend(names::ip_warning(&at.at("ip"), at.str("ip")));
+        }
+    }
+    out
+}
+
+pub(super) fn for_endpoint_slice(new: &Value, old: Option<&Value>) -> Vec<String> {
+    if old.is_some_and(|old| old.get("endpoints") == new.get("endpoints"))
+        || new.get("addressType").and_then(Value::as_str) == Some("FQDN")
+    {
+        return Vec::new();
+    }
+    let mut out = Vec::new();
+    for endpoint in At::root(new).items("endpoints") {
+        for (i, address) in endpoint.strings("addresses").enumerate() {
+            out.extend(names::ip_warning(&endpoint.at("addresses").index(i), address));
+        }
+    }
+    out
+}

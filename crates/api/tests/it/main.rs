@@ -1,0 +1,6 @@
+//! Tests of the crate through its public face.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod invalid;
+mod robust;

@@ -1,0 +1,244 @@
+//! What every cluster has from its first moment: namespaces, default roles and bindings, priority
+//! classes and the `kubernetes` Service. Written straight to the store before the server opens, in
+//! one batch; a start that finds it all writes nothing.
+//! Upstream counterpart: the post-start hooks of `pkg/controlplane` and `pkg/registry/rbac`.
+
+pub mod aggregation;
+pub mod rbac;
+
+use crate::cache::ROOT;
+use crate::record;
+use crate::resources;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use skeg_api::{Gvr, Kinds, meta};
+use skeg_base::{Clock, Random};
+use skeg_store::{Error, Expect, Revision, Store, Write};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+pub const NAMESPACES: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kube-system"];
+
+/// Where the API server is reached.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The address of the `kubernetes` Service: the first of the service range.
+    pub service_ip: IpAddr,
+    /// Addresses at which Pods reach this API server; the first family of them is used.
+    pub endpoints: Vec<IpAddr>,
+    pub port: u16,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum BootstrapError {
+    #[error("store: {0}")]
+    Store(#[from] Error),
+    #[error("{0} is no known kind")]
+    Kind(String),
+    #[error("{key}: {error}")]
+    Record { key: String, error: record::RecordError },
+}
+
+/// An object that must be there, and what is made of one that is there already.
+struct Wanted {
+    gvr: &'static Gvr,
+    object: Value,
+    reconcile: fn(&Value, &Value) -> Option<Value>,
+}
+
+fn keep(_existing: &Value, _default: &Value) -> Option<Value> {
+    None
+}
+
+/// Writes what is missing and returns how many objects that were.
+pub async fn run(
+    store: &dyn Store,
+    kinds: &Kinds,
+    clock: Clock,
+    random: &Random,
+    settings: &Settings,
+) -> Result<usize, BootstrapError> {
+    let wanted = wanted(settings);
+    let existing = existing(store, kinds, &wanted).await?;
+    let mut writes = Vec::new();
+    for Wanted { gvr, object, reconcile } in wanted {
+        let kind = kinds.snapshot().by_gvr(gvr).cloned().ok_or_else(|| BootstrapError::Kind(gvr.group_resource()))?;
+        let key = kind
+            .key(meta::namespace(&object), meta::name(&object))
+            .ok_or_else(|| BootstrapError::Kind(gvr.group_resource()))?;
+        let (mut object, expect) = match existing.get(&key) {
+            None => {
+                let mut object = object;
+                meta::set_uid(&mut object, &random.uuid());
+                meta::set_creation_timestamp(&mut object, clock.now_seconds());
+                if kind.has_generation {
+                    meta::set_generation(&mut object, 1);
+                }
+                (kind.strategy.default)(&mut object);
+                (object, Expect::Absent)
+            }
+            Some((revision, existing)) => match reconcile(existing, &object) {
+                Some(object) => (object, Expect::Modified(*revision)),
+                None => continue,
+            },
+        };
+        meta::remove(&mut object, "resourceVersion");
+        let value = record::encode(&kind.gvk.version, &object)
+            .map_err(|error| BootstrapError::Record { key: key.clone(), error })?;
+        writes.push(Write { key: key.into(), expect, value: Some(value), ttl: None });
+    }
+    let count = writes.len();
+    for written in join_all(writes.into_iter().map(|write| store.write(write))).await {
+        match written {
+            // Another server was quicker.
+            Ok(_) | Err(Error::Conflict { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(count)
+}
+
+type Existing = BTreeMap<String, (Revision, Value)>;
+
+/// What is stored of the wanted kinds: whole kinds where they are few, single objects else.
+async fn existing(store: &dyn Store, kinds: &Kinds, wanted: &[Wanted]) -> Result<Existing, BootstrapError> {
+    let snapshot = kinds.snapshot();
+    let mut found = Existing::new();
+    let mut add = |record: skeg_store::Record| {
+        let key = record.key.to_string();
+        let body = record::decode(&record.value)
+            .map_err(|error| BootstrapError::Record { key: key.clone(), error })?;
+        let value = serde_json::from_slice(&body.json).map_err(|e| BootstrapError::Record {
+            key: key.clone(),
+            error: record::RecordError::Encode(e.to_string()),
+        })?;
+        found.insert(key, (record.modified, value));
+        Ok::<(), BootstrapError>(())
+    };
+    let mut listed: Vec<&Gvr> = Vec::new();
+    for Wanted { gvr, object, .. } in wanted {
+        let kind = snapshot.by_gvr(gvr).ok_or_else(|| BootstrapError::Kind(gvr.group_resource()))?;
+        let storage = kind.storage.as_deref().ok_or_else(|| BootstrapError::Kind(gvr.group_resource()))?;
+        if &*gvr.group == "rbac.authorization.k8s.io" {
+            if !listed.contains(gvr) {
+                listed.push(gvr);
+                let page = store.list(&format!("{ROOT}{storage}"), None, None, 0).await?;
+                page.records.into_iter().try_for_each(&mut add)?;
+            }
+        } else if let Some(key) = kind.key(meta::namespace(object), meta::name(object))
+            && let (Some(record), _) = store.get(&key).await?
+        {
+            add(record)?;
+        }
+    }
+    Ok(found)
+}
+
+fn wanted(settings: &Settings) -> Vec<Wanted> {
+    let mut all: Vec<Wanted> = NAMESPACES
+        .iter()
+        .map(|name| Wanted { gvr: &resources::NAMESPACES, object: namespace(name), reconcile: keep })
+        .collect();
+    all.extend(rbac::objects().into_iter().map(|(gvr, object)| Wanted { gvr, object, reconcile: rbac::reconcile }));
+    for (name, value, description) in [
+        ("system-cluster-critical", 2_000_000_000, "For Pods the cluster cannot do without, on whichever node they run."),
+        ("system-node-critical", 2_000_001_000, "For Pods their node cannot do without."),
+    ] {
+        let object = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
+            "metadata": {"name": name}, "value": value, "description": description,
+            "preemptionPolicy": "PreemptLowerPriority"});
+        all.push(Wanted { gvr: &resources::PRIORITY_CLASSES, object, reconcile: keep });
+    }
+    all.push(Wanted { gvr: &resources::SERVICES, object: service(settings), reconcile: reconcile_ports });
+    if !settings.endpoints.is_empty() {
+        all.push(Wanted { gvr: &resources::ENDPOINTS, object: endpoints(settings), reconcile: reconcile_subsets });
+        all.push(Wanted { gvr: &resources::ENDPOINT_SLICES, object: slice(settings), reconcile: reconcile_slice });
+    }
+    all
+}
+
+fn namespace(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
+        "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}})
+}
+
+fn family(ip: &IpAddr) -> &'static str {
+    if ip.is_ipv4() { "IPv4" } else { "IPv6" }
+}
+
+fn service(settings: &Settings) -> Value {
+    let ip = settings.service_ip.to_string();
+    json!({"apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "kubernetes", "namespace": "default",
+            "labels": {"component": "apiserver", "provider": "kubernetes"}},
+        "spec": {
+            "clusterIP": ip, "clusterIPs": [ip], "type": "ClusterIP", "sessionAffinity": "None",
+            "internalTrafficPolicy": "Cluster", "ipFamilies": [family(&settings.service_ip)],
+            "ipFamilyPolicy": "SingleStack",
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": settings.port}],
+        },
+        "status": {"loadBalancer": {}}})
+}
+
+/// The addresses of the family of the first one.
+fn addresses(settings: &Settings) -> impl Iterator<Item = &IpAddr> {
+    let v4 = settings.endpoints.first().is_some_and(IpAddr::is_ipv4);
+    settings.endpoints.iter().filter(move |ip| ip.is_ipv4() == v4)
+}
+
+fn endpoints(settings: &Settings) -> Value {
+    let ips: Vec<Value> = addresses(settings).map(|ip| json!({"ip": ip.to_string()})).collect();
+    json!({"apiVersion": "v1", "kind": "Endpoints",
+        "metadata": {"name": "kubernetes", "namespace": "default",
+            "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+        "subsets": [{"addresses": ips, "ports": [{"name": "https", "port": settings.port, "protocol": "TCP"}]}]})
+}
+
+fn slice(settings: &Settings) -> Value {
+    let endpoints: Vec<Value> =
+        addresses(settings).map(|ip| json!({"addresses": [ip.to_string()], "conditions": {"ready": true}})).collect();
+    json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "kubernetes", "namespace": "default",
+            "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": settings.endpoints.first().map_or("IPv4", family),
+        "endpoints": endpoints,
+        "ports": [{"name": "https", "port": settings.port, "protocol": "TCP"}]})
+}
+
+fn replaced(existing: &Value, default: &Value, fields: &[&[&str]]) -> Option<Value> {
+    let mut merged = existing.clone();
+    for path in fields {
+        let (mut to, mut from) = (&mut merged, default);
+        for name in *path {
+            to = &mut to[*name];
+            from = &from[*name];
+        }
+        *to = from.clone();
+    }
+    (merged != *existing).then_some(merged)
+}
+
+fn reconcile_ports(existing: &Value, default: &Value) -> Option<Value> {
+    let mut merged = replaced(existing, default, &[&["spec", "ports"], &["spec", "type"]])?;
+    let generation = meta::generation(existing);
+    if generation > 0 {
+        meta::set_generation(&mut merged, generation + 1);
+    }
+    Some(merged)
+}
+
+fn reconcile_subsets(existing: &Value, default: &Value) -> Option<Value> {
+    replaced(existing, default, &[&["subsets"]])
+}
+
+fn reconcile_slice(existing: &Value, default: &Value) -> Option<Value> {
+    // Another address family is another slice upstream; this field cannot change in place, but
+    // nothing is served yet.
+    let mut merged = replaced(existing, default, &[&["addressType"], &["endpoints"], &["ports"]])?;
+    let generation = meta::generation(existing);
+    if generation > 0 {
+        meta::set_generation(&mut merged, generation + 1);
+    }
+    Some(merged)
+}

@@ -1,0 +1,128 @@
+//! Listeners: TCP, TLS, HTTP/1.1 and HTTP/2. Any number of them, added at run time. Hands each
+//! request to the server with the certificate chain of its connection; strips nothing and trusts
+//! nothing else.
+
+use crate::local::BoxError;
+use crate::server::{ApiServer, Origin};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use rustls::ServerConfig;
+use rustls_pki_types::CertificateDer;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+/// Connections served at once, per listener; more wait in the kernel's queue.
+const CONNECTIONS_MAX: usize = 8192;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may take to send its request headers.
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(30);
+/// Upstream's `--http2-max-streams-per-connection` default.
+const STREAMS_PER_CONNECTION_MAX: u32 = 250;
+/// How long requests under way may take to end once the server stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pings find connections whose other end is gone, as upstream's do.
+const PING_EVERY: Duration = Duration::from_secs(30);
+
+/// A listener that runs until it is dropped or the server stops.
+pub struct Listening {
+    pub address: SocketAddr,
+    stop: CancellationToken,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl ApiServer {
+    /// Serves HTTPS on a bound socket. Client certificates are those that `tls` verifies.
+    pub fn listen(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        tls: Arc<ServerConfig>,
+    ) -> std::io::Result<Listening> {
+        let address = listener.local_addr()?;
+        let (tasks, stop) = self.tasks();
+        let stop = stop.child_token();
+        tasks.spawn(accept(self.clone(), listener, TlsAcceptor::from(tls), stop.clone()));
+        Ok(Listening { address, stop })
+    }
+}
+
+async fn accept(server: Arc<ApiServer>, listener: TcpListener, tls: TlsAcceptor, stop: CancellationToken) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            accepted = async {
+                let slot = slots.clone().acquire_owned().await;
+                (slot, listener.accept().await)
+            } => accepted,
+        };
+        match accepted {
+            (Ok(slot), Ok((stream, _))) => {
+                let (server, tls, stop) = (server.clone(), tls.clone(), stop.clone());
+                let tasks = server.tasks().0.clone();
+                tasks.spawn(async move {
+                    if let Err(error) = connection(server, stream, tls, stop).await {
+                        tracing::debug!(%error, "connection ended");
+                    }
+                    drop(slot);
+                });
+            }
+            (_, Err(error)) => {
+                // Out of file descriptors, mostly: ending connections free them.
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            (Err(_), _) => return,
+        }
+    }
+}
+
+async fn connection(
+    server: Arc<ApiServer>,
+    stream: TcpStream,
+    tls: TlsAcceptor,
+    stop: CancellationToken,
+) -> Result<(), BoxError> {
+    stream.set_nodelay(true)?;
+    let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await??;
+    let chain: Arc<[CertificateDer<'static>]> =
+        stream.get_ref().1.peer_certificates().unwrap_or_default().iter().cloned().collect();
+    let service = service_fn(move |request: http::Request<Incoming>| {
+        let (server, chain) = (server.clone(), chain.clone());
+        async move {
+            let request = request.map(|body| body.map_err(BoxError::from).boxed_unsync());
+            Ok::<_, Infallible>(server.handle(request, Origin::Network(chain)).await)
+        }
+    });
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_EVERY);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+            biased;
+        ended = connection.as_mut() => return ended,
+        () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    // What does not end by itself is cut.
+    tokio::time::timeout(DRAIN_TIMEOUT, connection).await.unwrap_or(Ok(()))
+}

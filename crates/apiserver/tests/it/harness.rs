@@ -1,0 +1,232 @@
+//! A server over the in-memory store, and requests to it.
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{Method, Request, Response};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use skeg_api::{Kinds, Status};
+use skeg_apiserver::hooks::{Authenticator, Authorizer};
+use skeg_apiserver::request::{Attributes, Decision};
+use skeg_apiserver::{ApiServer, Body, Config, Hooks, Identity, LocalService};
+use skeg_base::{Clock, Random};
+use skeg_store::Memory;
+use std::sync::Arc;
+use std::time::Duration;
+use tower::ServiceExt;
+
+struct Nobody;
+
+impl Authenticator for Nobody {
+    fn authenticate<'a>(
+        &'a self,
+        _request: &'a http::request::Parts,
+        _certificates: &'a [rustls_pki_types::CertificateDer<'static>],
+    ) -> BoxFuture<'a, Result<Identity, Status>> {
+        Box::pin(std::future::ready(Err(Status::unauthorized())))
+    }
+}
+
+/// Takes every request from the network as the same user.
+pub struct Everybody;
+
+impl Authenticator for Everybody {
+    fn authenticate<'a>(
+        &'a self,
+        _request: &'a http::request::Parts,
+        _certificates: &'a [rustls_pki_types::CertificateDer<'static>],
+    ) -> BoxFuture<'a, Result<Identity, Status>> {
+        Box::pin(std::future::ready(Ok(Identity::system("remote", &[]))))
+    }
+}
+
+/// Refuses the user `nobody`, allows all others.
+struct AllBut;
+
+impl Authorizer for AllBut {
+    fn authorize(&self, attributes: &Attributes<'_>) -> Decision {
+        if attributes.identity.user() == "nobody" {
+            Decision::NoOpinion(String::new())
+        } else {
+            Decision::Allow(String::new())
+        }
+    }
+}
+
+pub struct Server {
+    pub api: Arc<ApiServer>,
+    pub service: LocalService,
+}
+
+pub struct Answer {
+    pub code: u16,
+    pub headers: http::HeaderMap,
+    pub bytes: Bytes,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.bytes).unwrap_or_else(|e| panic!("{e}: {:?}", self.text()))
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes).into_owned()
+    }
+
+    #[track_caller]
+    pub fn expect(self, code: u16) -> Value {
+        assert_eq!(self.code, code, "{}", self.text());
+        self.json()
+    }
+
+    pub fn warnings(&self) -> Vec<String> {
+        self.headers.get_all("warning").iter().map(|v| v.to_str().unwrap().to_owned()).collect()
+    }
+}
+
+pub async fn start() -> Server {
+    start_on(Arc::new(Memory::new())).await
+}
+
+pub async fn start_on(store: Arc<dyn skeg_store::Store>) -> Server {
+    start_with(store, Arc::new(Nobody)).await
+}
+
+pub async fn start_with(store: Arc<dyn skeg_store::Store>, authenticator: Arc<dyn Authenticator>) -> Server {
+    open(store, authenticator, Clock::system(), Random::seeded(1)).await
+}
+
+/// A server of the simulation.
+pub async fn start_at(clock: Clock, random: Random) -> Server {
+    open(Arc::new(Memory::new()), Arc::new(Nobody), clock, random).await
+}
+
+async fn open(
+    store: Arc<dyn skeg_store::Store>,
+    authenticator: Arc<dyn Authenticator>,
+    clock: Clock,
+    random: Random,
+) -> Server {
+    let config = Config {
+        kinds: Arc::new(Kinds::new(skeg_api::builtin::builtin())),
+        hooks: Box::new(move |_| Hooks {
+            authenticator,
+            authorizer: Arc::new(AllBut),
+            admission: Vec::new(),
+            endpoints: Vec::new(),
+            allocators: Vec::new(),
+        }),
+    };
+    let api = ApiServer::open(config, store, clock, random).await.unwrap();
+    let service = api.client_service(Identity::system("tester", &["system:masters"]));
+    Server { api, service }
+}
+
+impl Server {
+    pub async fn raw(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Response<Body> {
+        let mut request = Request::builder().method(Method::from_bytes(method.as_bytes()).unwrap()).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let body = http_body_util::Full::new(body.into());
+        self.service.clone().oneshot(request.body(body).unwrap()).await.unwrap()
+    }
+
+    pub async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Answer {
+        let response = self.raw(method, path, headers, body).await;
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        Answer { code: parts.status.as_u16(), headers: parts.headers, bytes }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, &[], "").await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send("POST", path, &[("content-type", "application/json")], body.to_string()).await
+    }
+
+    pub async fn put(&self, path: &str, body: &Value) -> Answer {
+        self.send("PUT", path, &[("content-type", "application/json")], body.to_string()).await
+    }
+
+    pub async fn patch(&self, path: &str, kind: &str, body: &Value) -> Answer {
+        let kind = format!("application/{kind}");
+        self.send("PATCH", path, &[("content-type", kind.as_str())], body.to_string()).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send("DELETE", path, &[], "").await
+    }
+
+    pub async fn watch(&self, path: &str) -> Watch {
+        let response = self.raw("GET", path, &[], "").await;
+        assert_eq!(response.status(), 200);
+        Watch { body: response.into_body(), buffer: Vec::new() }
+    }
+
+    pub fn encodes(&self) -> u64 {
+        self.api.stats().encodes()
+    }
+}
+
+pub struct Watch {
+    body: Body,
+    buffer: Vec<u8>,
+}
+
+impl Watch {
+    /// The next event, or `None` at the end of the watch.
+    pub async fn next(&mut self) -> Option<Value> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return Some(serde_json::from_slice(&line).unwrap());
+            }
+            let frame = tokio::time::timeout(Duration::from_secs(20), self.body.frame())
+                .await
+                .expect("an event in time")?;
+            self.buffer.extend_from_slice(&frame.unwrap().into_data().unwrap());
+        }
+    }
+
+    /// Type and name of the next event.
+    pub async fn event(&mut self) -> (String, String) {
+        let event = self.next().await.expect("an event");
+        let text =
+            |pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        (text("/type"), text("/object/metadata/name"))
+    }
+}
+
+pub fn config_map(name: &str, data: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data})
+}
+
+pub fn pod(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}},
+        "spec": {"containers": [{"name": "c", "image": "nginx"}]}})
+}
+
+pub fn deployment(name: &str) -> Value {
+    json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": {
+        "replicas": 3, "selector": {"matchLabels": {"app": name}},
+        "template": {"metadata": {"labels": {"app": name}}, "spec": {"containers": [{"name": "c", "image": "nginx"}]}}}})
+}
+
+pub const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
+pub const PODS: &str = "/api/v1/namespaces/default/pods";
+pub const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";

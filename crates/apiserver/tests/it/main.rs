@@ -1,0 +1,11 @@
+//! The API server driven through its in-process service and over TLS.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+mod concurrency;
+mod crud;
+mod harness;
+mod invalid;
+mod kinds;
+mod network;
+mod watching;

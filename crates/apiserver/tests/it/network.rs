@@ -1,0 +1,126 @@
+//! The same server behind TLS.
+
+use crate::harness::*;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use serde_json::json;
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+type Stream = TlsStream<TcpStream>;
+
+struct Remote {
+    server: Server,
+    listening: skeg_apiserver::net::Listening,
+    client: Arc<rustls::ClientConfig>,
+}
+
+async fn remote() -> Remote {
+    let server = start_with(Arc::new(skeg_store::Memory::new()), Arc::new(Everybody)).await;
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let certificate: CertificateDer<'static> = made.cert.der().clone();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], key)
+        .unwrap();
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate).unwrap();
+    let client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listening = server.api.listen(listener, Arc::new(tls)).unwrap();
+    Remote { server, listening, client: Arc::new(client) }
+}
+
+impl Remote {
+    async fn connect(&self) -> Stream {
+        let stream = TcpStream::connect(self.listening.address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        TlsConnector::from(self.client.clone()).connect(name, stream).await.unwrap()
+    }
+}
+
+/// Sends one request and reads the head and as much of the body as its length says.
+async fn ask(stream: &mut Stream, request: &str) -> (String, Vec<u8>) {
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut read = Vec::new();
+    let end = loop {
+        if let Some(at) = read.windows(4).position(|w| w == b"\r\n\r\n") {
+            break at + 4;
+        }
+        assert_ne!(stream.read_buf(&mut read).await.unwrap(), 0, "the connection ended");
+    };
+    let head = String::from_utf8(read[..end].to_vec()).unwrap().to_lowercase();
+    let length = head
+        .split("content-length: ")
+        .nth(1)
+        .map_or(0, |rest| rest.split("\r\n").next().unwrap().parse().unwrap());
+    while read.len() < end + length {
+        assert_ne!(stream.read_buf(&mut read).await.unwrap(), 0, "the connection ended");
+    }
+    (head, read[end..].to_vec())
+}
+
+fn request(method: &str, path: &str, body: &str) -> String {
+    format!(
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_come_over_tls() {
+    let remote = remote().await;
+    let mut stream = remote.connect().await;
+    let body = config_map("a", json!({"k": "v"})).to_string();
+    let (head, _) = ask(&mut stream, &request("POST", CONFIG_MAPS, &body)).await;
+    assert!(head.starts_with("http/1.1 201"), "{head}");
+    assert!(head.contains("audit-id: ") && head.contains("cache-control: no-cache, private"), "{head}");
+    let (head, body) = ask(&mut stream, &request("GET", &format!("{CONFIG_MAPS}/a"), "")).await;
+    assert!(head.starts_with("http/1.1 200"), "{head}");
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&body).unwrap()["data"]["k"], "v");
+    let (head, body) = ask(&mut stream, &request("GET", CONFIG_MAPS, "")).await;
+    assert!(head.contains("content-length: "), "{head}");
+    assert_eq!(
+        serde_json::from_slice::<serde_json::Value>(&body).unwrap()["items"].as_array().unwrap().len(),
+        1
+    );
+    // A body over the limit is answered, not waited for.
+    let large = format!("POST {CONFIG_MAPS} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", 4 << 20);
+    let (head, _) = ask(&mut stream, &large).await;
+    assert!(head.starts_with("http/1.1 413"), "{head}");
+    remote.server.api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_goes_away_ends_its_watch() {
+    let remote = remote().await;
+    let mut stream = remote.connect().await;
+    let (head, _) = ask(&mut stream, &request("GET", &format!("{CONFIG_MAPS}?watch=true"), "")).await;
+    assert!(head.contains("transfer-encoding: chunked"), "{head}");
+    let watchers = || remote.server.api.stats().watchers.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(watchers(), 1);
+    drop(stream);
+    let gone = async {
+        while watchers() != 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), gone).await.expect("the watch ends");
+    // An open watch does not hold up the end of the server.
+    let mut stream = remote.connect().await;
+    ask(&mut stream, &request("GET", &format!("{CONFIG_MAPS}?watch=true"), "")).await;
+    tokio::time::timeout(std::time::Duration::from_secs(20), remote.server.api.stop())
+        .await
+        .expect("the server stops");
+}

@@ -1,0 +1,216 @@
+//! list and watch: pages, selectors, revisions, bookmarks, other forms.
+
+use crate::harness::*;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+fn names(list: &Value) -> Vec<&str> {
+    list["items"].as_array().unwrap().iter().map(|i| i["metadata"]["name"].as_str().unwrap()).collect()
+}
+
+async fn fill(s: &Server, n: usize) {
+    for i in 0..n {
+        s.post(CONFIG_MAPS, &config_map(&format!("c{i}"), json!({}))).await.expect(201);
+    }
+}
+
+#[tokio::test]
+async fn pages_show_one_moment() {
+    let s = start().await;
+    fill(&s, 5).await;
+    let first = s.get(&format!("{CONFIG_MAPS}?limit=2")).await.expect(200);
+    assert_eq!(names(&first), ["c0", "c1"]);
+    assert_eq!(first["metadata"]["remainingItemCount"], 3);
+    let token = first["metadata"]["continue"].as_str().unwrap();
+    s.delete(&format!("{CONFIG_MAPS}/c2")).await.expect(200);
+    s.post(CONFIG_MAPS, &config_map("c22", json!({}))).await.expect(201);
+    let second = s.get(&format!("{CONFIG_MAPS}?limit=2&continue={token}")).await.expect(200);
+    assert_eq!(names(&second), ["c2", "c3"]);
+    assert_eq!(second["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"]);
+    let token = second["metadata"]["continue"].as_str().unwrap();
+    let third = s.get(&format!("{CONFIG_MAPS}?limit=2&continue={token}")).await.expect(200);
+    assert_eq!(names(&third), ["c4"]);
+    assert!(third["metadata"].get("continue").is_none());
+    let rv = first["metadata"]["resourceVersion"].as_str().unwrap();
+    let exact =
+        s.get(&format!("{CONFIG_MAPS}?resourceVersion={rv}&resourceVersionMatch=Exact")).await.expect(200);
+    assert_eq!(names(&exact), ["c0", "c1", "c2", "c3", "c4"]);
+    let now = s
+        .get(&format!("{CONFIG_MAPS}?resourceVersion={rv}&resourceVersionMatch=NotOlderThan"))
+        .await
+        .expect(200);
+    assert_eq!(names(&now), ["c0", "c1", "c22", "c3", "c4"]);
+    s.get(&format!("{CONFIG_MAPS}?continue=nonsense")).await.expect(400);
+    s.get(&format!("{CONFIG_MAPS}?resourceVersionMatch=Exact")).await.expect(422);
+}
+
+#[tokio::test]
+async fn an_expired_token_can_go_on_inconsistently() {
+    let s = start().await;
+    fill(&s, 4).await;
+    let first = s.get(&format!("{CONFIG_MAPS}?limit=2")).await.expect(200);
+    let token = first["metadata"]["continue"].as_str().unwrap();
+    s.delete(&format!("{CONFIG_MAPS}/c3")).await.expect(200);
+    let now = s.api.cache().revision();
+    s.api.seams().store.compact(skeg_store::Revision(now)).await.unwrap();
+    s.api.cache().forget(now);
+    let expired = s.get(&format!("{CONFIG_MAPS}?limit=2&continue={token}")).await.expect(410);
+    assert_eq!(expired["reason"], "Expired");
+    let token = expired["metadata"]["continue"].as_str().unwrap();
+    let rest = s.get(&format!("{CONFIG_MAPS}?limit=2&continue={token}")).await.expect(200);
+    assert_eq!(names(&rest), ["c2"]);
+}
+
+#[tokio::test]
+async fn pages_reach_back_into_the_store() {
+    let s = start().await;
+    fill(&s, 5).await;
+    let first = s.get(&format!("{CONFIG_MAPS}?limit=2")).await.expect(200);
+    let token = first["metadata"]["continue"].as_str().unwrap();
+    s.delete(&format!("{CONFIG_MAPS}/c2")).await.expect(200);
+    // The cache has forgotten, the store has not.
+    s.api.cache().forget(s.api.cache().revision());
+    let second = s.get(&format!("{CONFIG_MAPS}?limit=2&continue={token}")).await.expect(200);
+    assert_eq!(names(&second), ["c2", "c3"]);
+    assert_eq!(second["metadata"]["remainingItemCount"], 1);
+}
+
+#[tokio::test]
+async fn selectors_select() {
+    let s = start().await;
+    for (name, node) in [("a", "n1"), ("b", "n2"), ("c", "n1")] {
+        let mut object = pod(name);
+        object["spec"]["nodeName"] = node.into();
+        s.post(PODS, &object).await.expect(201);
+    }
+    let list = s.get(&format!("{PODS}?fieldSelector=spec.nodeName%3Dn1")).await.expect(200);
+    assert_eq!(names(&list), ["a", "c"]);
+    let list = s
+        .get("/api/v1/pods?fieldSelector=spec.nodeName!%3Dn1,metadata.namespace%3Ddefault")
+        .await
+        .expect(200);
+    assert_eq!(names(&list), ["b"]);
+    let list = s.get(&format!("{PODS}?fieldSelector=metadata.name%3Db")).await.expect(200);
+    assert_eq!(names(&list), ["b"]);
+    let list = s.get(&format!("{PODS}?labelSelector=app+in+(a,b)")).await.expect(200);
+    assert_eq!(names(&list), ["a", "b"]);
+    let refused = s.get(&format!("{PODS}?fieldSelector=spec.foo%3D1")).await.expect(400);
+    assert_eq!(refused["message"], "field label not supported: spec.foo");
+    s.get(&format!("{PODS}?labelSelector=%3D%3D")).await.expect(400);
+}
+
+#[tokio::test]
+async fn a_watch_follows_its_selector() {
+    let s = start().await;
+    let mut all = s.watch(&format!("{PODS}?watch=true")).await;
+    let mut bound = s.watch("/api/v1/pods?watch=true&fieldSelector=spec.nodeName%3Dn1").await;
+    let mut free = s.watch("/api/v1/pods?watch=true&fieldSelector=spec.nodeName%3D").await;
+    let mut other = s.watch("/api/v1/namespaces/other/pods?watch=true").await;
+    s.post(PODS, &pod("a")).await.expect(201);
+    let binding = json!({"metadata": {"name": "a"}, "target": {"kind": "Node", "name": "n1"}});
+    s.post(&format!("{PODS}/a/binding"), &binding).await.expect(201);
+    s.delete(&format!("{PODS}/a?gracePeriodSeconds=0")).await.expect(200);
+    for expected in ["ADDED", "MODIFIED", "DELETED"] {
+        assert_eq!(all.event().await.0, expected);
+    }
+    for expected in ["ADDED", "DELETED"] {
+        assert_eq!(bound.event().await.0, expected);
+    }
+    assert_eq!(free.event().await.0, "ADDED");
+    let left = free.next().await.unwrap();
+    // Its last state, at the revision of the change.
+    assert_eq!(left["type"], "DELETED");
+    assert!(left["object"]["spec"].get("nodeName").is_none());
+    s.post("/api/v1/namespaces/other/pods", &pod("b")).await.expect(201);
+    assert_eq!(other.event().await, ("ADDED".to_owned(), "b".to_owned()));
+}
+
+#[tokio::test]
+async fn a_watch_resumes_after_a_revision() {
+    let s = start().await;
+    fill(&s, 3).await;
+    let list = s.get(&format!("{CONFIG_MAPS}?limit=1")).await.expect(200);
+    let rv = list["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    s.delete(&format!("{CONFIG_MAPS}/c1")).await.expect(200);
+    s.post(CONFIG_MAPS, &config_map("d", json!({}))).await.expect(201);
+    let mut watch = s.watch(&format!("{CONFIG_MAPS}?watch=true&resourceVersion={rv}")).await;
+    let event = watch.next().await.unwrap();
+    assert_eq!((&event["type"], &event["object"]["metadata"]["name"]), (&json!("DELETED"), &json!("c1")));
+    assert!(
+        event["object"]["metadata"]["resourceVersion"].as_str().unwrap().parse::<u64>().unwrap()
+            > rv.parse().unwrap()
+    );
+    assert_eq!(watch.event().await, ("ADDED".to_owned(), "d".to_owned()));
+    s.api.cache().forget(s.api.cache().revision());
+    let mut late = s.watch(&format!("{CONFIG_MAPS}?watch=true&resourceVersion={rv}")).await;
+    let error = late.next().await.unwrap();
+    assert_eq!((&error["type"], &error["object"]["code"]), (&json!("ERROR"), &json!(410)));
+    assert!(late.next().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn initial_events_end_with_a_bookmark() {
+    let s = start().await;
+    fill(&s, 2).await;
+    let query = "watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&timeoutSeconds=90";
+    let mut watch = s.watch(&format!("{CONFIG_MAPS}?{query}")).await;
+    for _ in 0..2 {
+        assert_eq!(watch.event().await.0, "ADDED");
+    }
+    let mark = watch.next().await.unwrap();
+    assert_eq!(mark["type"], "BOOKMARK");
+    assert_eq!(mark["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
+    assert_eq!(mark["object"]["kind"], "ConfigMap");
+    tokio::time::advance(Duration::from_secs(61)).await;
+    assert_eq!(watch.event().await.0, "BOOKMARK");
+    tokio::time::advance(Duration::from_secs(30)).await;
+    assert_eq!(watch.event().await.0, "BOOKMARK");
+    assert!(watch.next().await.is_none());
+    s.get(&format!("{CONFIG_MAPS}?watch=true&sendInitialEvents=true")).await.expect(422);
+}
+
+#[tokio::test]
+async fn tables_and_metadata() {
+    let s = start().await;
+    s.post(PODS, &pod("a")).await.expect(201);
+    let table = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io,application/json")];
+    let got = s.send("GET", PODS, &table, "").await.expect(200);
+    assert_eq!(got["kind"], "Table");
+    assert_eq!(got["columnDefinitions"][0]["name"], "Name");
+    assert_eq!(got["rows"][0]["cells"][0], "a");
+    assert_eq!(got["rows"][0]["object"]["kind"], "PartialObjectMetadata");
+    let one = s.send("GET", &format!("{PODS}/a?includeObject=Object"), &table, "").await.expect(200);
+    assert_eq!(one["rows"][0]["object"]["kind"], "Pod");
+    let partial = [("accept", "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io")];
+    let got = s.send("GET", PODS, &partial, "").await.expect(200);
+    assert_eq!(got["kind"], "PartialObjectMetadataList");
+    assert!(got["items"][0].get("spec").is_none());
+}
+
+#[tokio::test]
+async fn both_event_groups_show_one_event() {
+    let s = start().await;
+    let object = json!({"metadata": {"name": "e"}, "involvedObject": {"kind": "Pod", "namespace": "default", "name": "p"},
+        "reason": "Started", "message": "text", "type": "Normal", "count": 2, "firstTimestamp": "2026-01-01T00:00:00Z",
+        "lastTimestamp": "2026-01-01T00:00:01Z", "source": {"component": "kubelet"}});
+    s.post("/api/v1/namespaces/default/events", &object).await.expect(201);
+    let path = "/apis/events.k8s.io/v1/namespaces/default/events";
+    let got = s.get(&format!("{path}/e")).await.expect(200);
+    assert_eq!(got["apiVersion"], "events.k8s.io/v1");
+    assert_eq!((&got["note"], &got["regarding"]["name"]), (&json!("text"), &json!("p")));
+    assert_eq!(
+        (&got["deprecatedCount"], &got["deprecatedSource"]["component"]),
+        (&json!(2), &json!("kubelet"))
+    );
+    let list = s.get(&format!("{path}?fieldSelector=regarding.name%3Dp")).await.expect(200);
+    assert_eq!(list["kind"], "EventList");
+    assert_eq!(list["items"][0]["note"], "text");
+    let mut watch = s.watch(&format!("{path}?watch=true")).await;
+    assert_eq!(watch.next().await.unwrap()["object"]["note"], "text");
+    let core = "/api/v1/namespaces/default/events/e";
+    s.patch(core, "merge-patch+json", &json!({"count": 3})).await.expect(200);
+    let event = watch.next().await.unwrap();
+    assert_eq!((&event["type"], &event["object"]["deprecatedCount"]), (&json!("MODIFIED"), &json!(3)));
+    let refused = s.patch(&format!("{path}/e"), "merge-patch+json", &json!({"note": "other"})).await;
+    assert_eq!(refused.code, 422, "{}", refused.text());
+}

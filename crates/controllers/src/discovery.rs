@@ -1,0 +1,142 @@
+//! Which kinds the server serves, kept up to date. The controllers that work on every kind, even
+//! on one registered a moment ago, read it from here.
+//! Upstream counterpart: `k8s.io/client-go/discovery`.
+
+use crate::context::{ControllerContext, Controllers};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{APIGroupList, APIResourceList};
+use skeg_api::Gvr;
+use skeg_base::Backoff;
+use skeg_client::{Client, RawRequest};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// One resource, in the version its group prefers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Resource {
+    pub gvr: Gvr,
+    pub kind: String,
+    pub namespaced: bool,
+    pub verbs: Vec<String>,
+}
+
+impl Resource {
+    pub(crate) fn has(&self, verbs: &[&str]) -> bool {
+        verbs.iter().all(|verb| self.verbs.iter().any(|own| own == verb))
+    }
+}
+
+/// All resources served, in a fixed order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Served {
+    /// By group and resource name.
+    resources: BTreeMap<(String, String), Resource>,
+}
+
+impl Served {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Resource> {
+        self.resources.values()
+    }
+
+    /// The resource of a kind, whatever version of its group an owner reference names.
+    pub(crate) fn of_kind(&self, api_version: &str, kind: &str) -> Option<&Resource> {
+        let group = api_version.split_once('/').map_or("", |(group, _)| group);
+        self.iter().find(|resource| &*resource.gvr.group == group && resource.kind == kind)
+    }
+
+    /// Adds the resources of one version, unless a preferred version has them already.
+    fn add(&mut self, group: &str, version: &str, list: APIResourceList) {
+        for found in list.resources {
+            if found.name.contains('/') {
+                continue;
+            }
+            let resource = Resource {
+                gvr: Gvr::new(group, version, &found.name),
+                kind: found.kind,
+                namespaced: found.namespaced,
+                verbs: found.verbs,
+            };
+            self.resources.entry((group.to_owned(), found.name)).or_insert(resource);
+        }
+    }
+}
+
+async fn fetch(client: &Client) -> skeg_client::Result<Served> {
+    let mut served = Served::default();
+    served.add("", "v1", client.json(&RawRequest::get("/api/v1")).await?);
+    let groups: APIGroupList = client.json(&RawRequest::get("/apis")).await?;
+    for group in groups.groups {
+        let preferred = group.preferred_version.map(|preferred| preferred.version);
+        let others = group.versions.into_iter().map(|other| other.version);
+        let others: Vec<_> = others.filter(|version| Some(version) != preferred.as_ref()).collect();
+        for version in preferred.into_iter().chain(others) {
+            let list = client.json(&RawRequest::get(format!("/apis/{}/{version}", group.name))).await?;
+            served.add(&group.name, &version, list);
+        }
+    }
+    Ok(served)
+}
+
+/// Starts to follow what is served. Nothing is served until the first answer.
+pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers) -> watch::Receiver<Arc<Served>> {
+    let (sender, receiver) = watch::channel(Arc::new(Served::default()));
+    let client = ctx.client("generic-garbage-collector");
+    let mut kinds_changed = ctx.kinds_changed.clone();
+    let (cancel, random) = (ctx.cancel.clone(), ctx.random.clone());
+    let follow = async move {
+        let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(10));
+        loop {
+            kinds_changed.mark_unchanged();
+            match fetch(&client).await {
+                Ok(served) => {
+                    backoff.reset();
+                    sender.send_if_modified(|old| {
+                        let changed = **old != served;
+                        *old = Arc::new(served);
+                        changed
+                    });
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "cannot tell which kinds are served, will be retried");
+                    tokio::time::sleep(random.jitter(backoff.next(), 0.5)).await;
+                    continue;
+                }
+            }
+            if kinds_changed.changed().await.is_err() {
+                // No kind can come or go any more; keep the last answer readable.
+                sender.closed().await;
+                return;
+            }
+        }
+    };
+    controllers.0.spawn(async move {
+        cancel.run_until_cancelled(follow).await;
+    });
+    receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn preferred_versions_win_and_subresources_are_left_out() {
+        let list = |kind: &str| -> APIResourceList {
+            serde_json::from_value(json!({"groupVersion": "x", "resources": [
+                {"name": "widgets", "kind": kind, "namespaced": true, "singularName": "", "verbs": ["get", "list"]},
+                {"name": "widgets/status", "kind": kind, "namespaced": true, "singularName": "", "verbs": ["get"]}]}))
+            .unwrap()
+        };
+        let mut served = Served::default();
+        served.add("example.com", "v2", list("Widget"));
+        served.add("example.com", "v1", list("Old"));
+        let all: Vec<_> = served.iter().collect();
+        assert_eq!(all.len(), 1);
+        assert_eq!(&*all[0].gvr.version, "v2");
+        assert!(all[0].has(&["list"]) && !all[0].has(&["list", "delete"]));
+        assert_eq!(served.of_kind("example.com/v1", "Widget"), Some(all[0]));
+        assert_eq!(served.of_kind("v1", "Widget"), None);
+    }
+}

@@ -1,0 +1,305 @@
+//! Pods, Services and names in network namespaces of the tests' own: needs root and `nft`.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use skeg_network::*;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Runs a test as if on a host of its own: a fresh network namespace for its thread and all
+/// threads it starts.
+fn on_a_host<F: Future<Output = ()>>(test: impl FnOnce(tempfile::TempDir) -> F + Send + 'static) {
+    std::thread::spawn(move || {
+        // SAFETY: no memory is involved.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "these tests need root");
+        run("ip", &["link", "set", "lo", "up"]);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(test(tempfile::tempdir().unwrap()));
+    })
+    .join()
+    .unwrap_or_else(|e| std::panic::resume_unwind(e));
+}
+
+fn run(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A Pod's network namespace.
+struct Pod(File);
+
+impl Pod {
+    fn new() -> Pod {
+        std::thread::spawn(|| {
+            // SAFETY: no memory is involved.
+            assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+            Pod(File::open("/proc/thread-self/ns/net").unwrap())
+        })
+        .join()
+        .unwrap()
+    }
+
+    fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
+    }
+
+    fn inside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> std::thread::JoinHandle<T> {
+        let ns = self.0.try_clone().unwrap();
+        std::thread::spawn(move || {
+            // SAFETY: no memory is involved.
+            assert_eq!(unsafe { libc::setns(ns.as_raw_fd(), libc::CLONE_NEWNET) }, 0);
+            work()
+        })
+    }
+
+    /// Answers every connection with `name` and the client's address.
+    fn serve(&self, name: &'static str, port: u16) {
+        let listener =
+            self.inside(move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()).join().unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let peer = stream.peer_addr().unwrap().ip();
+                let _ = write!(stream, "{name} {peer}");
+            }
+        });
+    }
+
+    fn get(&self, address: impl Into<SocketAddr>) -> std::io::Result<String> {
+        let address = address.into();
+        self.inside(move || get(address)).join().unwrap()
+    }
+}
+
+fn get(address: impl Into<SocketAddr>) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address.into(), TIMEOUT)?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn config(dir: &tempfile::TempDir, id: &str, net: u8) -> NetworkConfig {
+    NetworkConfig {
+        id: id.to_owned(),
+        state_dir: dir.path().join(id),
+        pod_cidr: format!("10.{net}.0.0/24").parse().unwrap(),
+        service_cidr: format!("10.{net}.128.0/24").parse().unwrap(),
+        cluster_domain: "cluster.local".to_owned(),
+        dns_ip: Some(Ipv4Addr::new(10, net, 128, 10)),
+        resolv_conf: dir.path().join("resolv.conf"),
+    }
+}
+
+fn service(ip: Ipv4Addr, endpoints: &[(Ipv4Addr, u16)]) -> ServicePort {
+    ServicePort {
+        cluster_ip: ip,
+        port: 80,
+        protocol: Protocol::Tcp,
+        endpoints: endpoints.iter().map(|(ip, port)| SocketAddrV4::new(*ip, *port)).collect(),
+        node_port: None,
+        affinity_s: None,
+    }
+}
+
+#[test]
+fn pods_and_services() {
+    on_a_host(|dir| async move {
+        let network = Network::open(config(&dir, "one", 71)).await.unwrap();
+        let (a, b) = (Pod::new(), Pod::new());
+        let ip_a = network.attach("a", &a.path(), &[]).await.unwrap().ip;
+        let ip_b = network.attach("b", &b.path(), &[]).await.unwrap().ip;
+        assert_eq!((ip_a, network.gateway()), (Ipv4Addr::new(10, 71, 0, 2), Ipv4Addr::new(10, 71, 0, 1)));
+        a.serve("a", 8080);
+        b.serve("b", 8081);
+        // Between Pods and from the host, with the client's own address.
+        assert_eq!(b.get((ip_a, 8080)).unwrap(), format!("a {ip_b}"));
+        assert_eq!(get((ip_b, 8081)).unwrap(), "b 10.71.0.1");
+        assert_eq!(a.get((Ipv4Addr::LOCALHOST, 8080)).unwrap(), "a 127.0.0.1");
+
+        let vip = Ipv4Addr::new(10, 71, 128, 1);
+        let mut both = service(vip, &[(ip_a, 8080), (ip_b, 8081)]);
+        both.node_port = Some(30080);
+        let nobody = service(Ipv4Addr::new(10, 71, 128, 2), &[]);
+        network.set_services(vec![both.clone(), nobody.clone()]).await.unwrap();
+        for _ in 0..2 {
+            let mut seen = BTreeSet::new();
+            for _ in 0..60 {
+                seen.insert(b.get((vip, 80)).unwrap());
+            }
+            // b reaches itself too, as the gateway; and a sees b's own address.
+            assert_eq!(seen.into_iter().collect::<Vec<_>>(), [format!("a {ip_b}"), "b 10.71.0.1".to_owned()]);
+            // The second round runs on the table as replaced by a restarted process.
+        }
+        assert!(["a 10.71.0.1", "b 10.71.0.1"].contains(&get((vip, 80)).unwrap().as_str()));
+        assert!(get((network.gateway(), 30080)).is_ok() && b.get((network.gateway(), 30080)).is_ok());
+        let refused = |result: std::io::Result<String>| {
+            result.unwrap_err().kind() == std::io::ErrorKind::ConnectionRefused
+        };
+        assert!(refused(b.get((nobody.cluster_ip, 80))) && refused(get((nobody.cluster_ip, 80))));
+
+        // Affinity keeps a client with its endpoint.
+        both.affinity_s = Some(100);
+        network.set_services(vec![both.clone()]).await.unwrap();
+        let first = a.get((vip, 80)).unwrap();
+        for _ in 0..20 {
+            assert_eq!(a.get((vip, 80)).unwrap(), first);
+        }
+        both.endpoints.remove(0);
+        network.set_services(vec![both.clone()]).await.unwrap();
+        assert_eq!(a.get((vip, 80)).unwrap(), format!("b {ip_a}"));
+        network.set_services(vec![]).await.unwrap();
+        assert!(refused(a.get((vip, 80))));
+        network.purge().await.unwrap();
+        assert_eq!(run("nft", &["list", "ruleset"]), "");
+        assert!(!run("ip", &["-o", "link"]).contains("skeg"));
+    });
+}
+
+#[test]
+fn the_outside_sees_the_host() {
+    on_a_host(|dir| async move {
+        let network = Network::open(config(&dir, "two", 72)).await.unwrap();
+        // Another machine on the host's own net.
+        let outside = Pod::new();
+        let outside_path = outside.path();
+        let ns = outside_path.to_str().unwrap().replace("self", &std::process::id().to_string());
+        run("ip", &["link", "add", "wan", "type", "veth", "peer", "name", "eth0", "netns", &ns]);
+        run("ip", &["addr", "add", "192.0.2.1/24", "dev", "wan"]);
+        run("ip", &["link", "set", "wan", "up"]);
+        outside
+            .inside(|| {
+                run("ip", &["addr", "add", "192.0.2.9/24", "dev", "eth0"]);
+                run("ip", &["link", "set", "eth0", "up"]);
+            })
+            .join()
+            .unwrap();
+        outside.serve("outside", 7);
+        let pod = Pod::new();
+        let port = HostPort { host_ip: None, host_port: 8888, protocol: Protocol::Tcp, container_port: 9 };
+        network.attach("p", &pod.path(), std::slice::from_ref(&port)).await.unwrap();
+        pod.serve("pod", 9);
+        let far = Ipv4Addr::new(192, 0, 2, 9);
+        assert_eq!(pod.get((far, 7)).unwrap(), "outside 192.0.2.1");
+        // The host port leads in, and the Pod sees who came.
+        assert_eq!(outside.get((Ipv4Addr::new(192, 0, 2, 1), 8888)).unwrap(), "pod 192.0.2.9");
+        assert_eq!(network.attached()[0].host_ports, [port]);
+        // It is there again after a restart, and gone with the Pod.
+        drop(network);
+        tokio::task::yield_now().await;
+        let network = reopen(config(&dir, "two", 72)).await;
+        assert_eq!(outside.get((Ipv4Addr::new(192, 0, 2, 1), 8888)).unwrap(), "pod 192.0.2.9");
+        network.reconcile(&BTreeSet::new()).await.unwrap();
+        assert!(outside.get((Ipv4Addr::new(192, 0, 2, 1), 8888)).is_err());
+        assert!(network.attached().is_empty());
+        assert_eq!(run("ip", &["-o", "link"]).matches("skegv").count(), 0);
+        network.purge().await.unwrap();
+    });
+}
+
+/// Opens once the sockets of the one before are closed.
+async fn reopen(config: NetworkConfig) -> Arc<Network> {
+    tokio::time::timeout(TIMEOUT, async {
+        loop {
+            if let Ok(network) = Network::open(config.clone()).await {
+                return network;
+            }
+        }
+    })
+    .await
+    .unwrap()
+}
+
+#[test]
+fn names_and_instances_side_by_side() {
+    on_a_host(|dir| async move {
+        let one = Network::open(config(&dir, "x", 73)).await.unwrap();
+        let two = Network::open(config(&dir, "y", 74)).await.unwrap();
+        let pod = Pod::new();
+        let first = one.attach("p", &pod.path(), &[]).await.unwrap();
+        // Again: the same address; in a new namespace: a new link.
+        assert_eq!(one.attach("p", &pod.path(), &[]).await.unwrap(), first);
+        let pod = Pod::new();
+        assert_eq!(one.attach("p", &pod.path(), &[]).await.unwrap(), first);
+        one.set_records(Records {
+            addresses: [("web.d.svc.cluster.local".to_owned(), vec![Ipv4Addr::new(10, 73, 128, 1)])].into(),
+            ..Records::default()
+        });
+        let mut query = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for label in ["web", "d", "svc", "cluster", "local"] {
+            query.push(label.len() as u8);
+            query.extend_from_slice(label.as_bytes());
+        }
+        query.extend_from_slice(&[0, 0, 1, 0, 1]);
+        // By the Service's address, which is translated, from the Pod and from the host.
+        let ask = move || {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+            socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+            socket.connect((Ipv4Addr::new(10, 73, 128, 10), 53)).unwrap();
+            socket.send(&query).unwrap();
+            let mut answer = [0; 512];
+            let len = socket.recv(&mut answer).unwrap();
+            answer[len - 4..len].to_vec()
+        };
+        let from_pod = pod.inside(ask.clone());
+        let from_host = tokio::task::spawn_blocking(ask);
+        let from_pod = tokio::task::spawn_blocking(move || from_pod.join().unwrap());
+        assert_eq!(from_host.await.unwrap(), [10, 73, 128, 1]);
+        assert_eq!(from_pod.await.unwrap(), [10, 73, 128, 1]);
+        one.purge().await.unwrap();
+        assert!(run("nft", &["list", "tables"]).contains("skeg-y"));
+        two.purge().await.unwrap();
+        let overlapping =
+            NetworkConfig { service_cidr: "10.75.0.0/16".parse().unwrap(), ..config(&dir, "z", 75) };
+        assert!(Network::open(overlapping).await.is_err_and(|e| e.to_string().contains("overlap")));
+    });
+}
+
+#[test]
+fn figures() {
+    on_a_host(|dir| async move {
+        let network = Network::open(config(&dir, "f", 76)).await.unwrap();
+        let pods: Vec<Pod> = (0..20).map(|_| Pod::new()).collect();
+        let mut times = [vec![], vec![]];
+        for (i, pod) in pods.iter().enumerate() {
+            let started = tokio::time::Instant::now();
+            network.attach(&i.to_string(), &pod.path(), &[]).await.unwrap();
+            times[0].push(started.elapsed());
+        }
+        for i in 0..pods.len() {
+            let started = tokio::time::Instant::now();
+            network.detach(&i.to_string()).await.unwrap();
+            times[1].push(started.elapsed());
+        }
+        let services: Vec<_> = (1..200)
+            .map(|i| service(Ipv4Addr::new(10, 76, 128, i), &[(Ipv4Addr::new(10, 76, 0, 9), 80)]))
+            .collect();
+        let started = tokio::time::Instant::now();
+        network.set_services(services.clone()).await.unwrap();
+        let many = started.elapsed();
+        let started = tokio::time::Instant::now();
+        network.set_services(services[1..].to_vec()).await.unwrap();
+        times.iter_mut().for_each(|t| t.sort());
+        eprintln!(
+            "attach p50 {:?} max {:?}, detach p50 {:?} max {:?}, 199 services {many:?}, one change {:?}",
+            times[0][10],
+            times[0][19],
+            times[1][10],
+            times[1][19],
+            started.elapsed()
+        );
+        network.purge().await.unwrap();
+    });
+}

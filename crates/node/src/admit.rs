@@ -1,0 +1,108 @@
+//! Whether a Pod that was bound here may run here: the scheduler may have been wrong or left out.
+//! Pure. Upstream counterpart: `pkg/kubelet/lifecycle/predicate.go`.
+
+use crate::machine::Ended;
+use crate::text;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use skeg_api::predicates::{
+    allocatable, find_untolerated_taint, host_ports, host_ports_conflict, matches_node_selection, pod_requests, taints,
+    tolerations,
+};
+use skeg_api::quantity::Quantity;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The verdict over `pod`, given the node and the other Pods that count on it.
+pub fn admit(pod: &Pod, node: &Node, others: &[Arc<Pod>]) -> Result<(), Ended> {
+    let rejected = |reason: String, why: String| {
+        Err(Ended { phase: "Failed", reason, message: format!("Pod was rejected: {why}") })
+    };
+    let room = allocatable(node);
+    let pods_max = room.get("pods").map_or(i64::MAX, |q| q.units());
+    if others.len() as i64 >= pods_max {
+        let why = format!(
+            "Node didn't have enough resource: pods, requested: 1, used: {}, capacity: {pods_max}",
+            others.len()
+        );
+        return rejected("OutOfpods".into(), why);
+    }
+    let mut used: BTreeMap<String, Quantity> = BTreeMap::new();
+    for other in others {
+        for (name, amount) in pod_requests(other) {
+            *used.entry(name).or_default() += amount;
+        }
+    }
+    for (name, wanted) in pod_requests(pod) {
+        if wanted.is_zero() {
+            continue;
+        }
+        let has = room.get(&name).copied().unwrap_or_default();
+        let taken = used.get(&name).copied().unwrap_or_default();
+        let mut sum = taken;
+        sum += wanted;
+        if sum > has {
+            // CPU is counted in thousandths.
+            let shown = |q: Quantity| if name == "cpu" { q.millis() } else { q.units() };
+            let why = format!(
+                "Node didn't have enough resource: {name}, requested: {}, used: {}, capacity: {}",
+                shown(wanted),
+                shown(taken),
+                shown(has)
+            );
+            return rejected(format!("OutOf{name}"), why);
+        }
+    }
+    let predicate = |name: &str, why: &str| rejected(name.to_owned(), format!("Predicate {name} failed: {why}"));
+    if !matches_node_selection(pod, node) {
+        return predicate("NodeAffinity", "node(s) didn't match Pod's node affinity/selector");
+    }
+    let wanted = host_ports(pod);
+    let taken: Vec<_> = others.iter().flat_map(|p| host_ports(p)).collect();
+    if host_ports_conflict(&wanted, &taken) {
+        return predicate("NodePorts", "node(s) didn't have free ports for the requested pod ports");
+    }
+    if find_untolerated_taint(taints(node), tolerations(pod), &["NoExecute"]).is_some() {
+        return predicate("TaintToleration", "node(s) had taints that the pod didn't tolerate");
+    }
+    let os = pod.spec.as_ref().and_then(|s| s.os.as_ref()).map(|o| o.name.as_str());
+    if os.is_some_and(|os| os != "linux") {
+        let why = "Failed to admit pod as the OS field doesn't match node OS".to_owned();
+        return rejected("PodOSNotSupported".into(), why);
+    }
+    Ok(())
+}
+
+/// Whether a Pod takes room on the node.
+pub fn counts(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().map(|s| text(&s.phase)).unwrap_or_default();
+    !matches!(phase, "Succeeded" | "Failed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_does_not_fit_is_turned_away() {
+        let node: Node = serde_json::from_value(json!({"metadata": {"name": "n", "labels": {"disk": "ssd"}},
+            "status": {"allocatable": {"cpu": "1", "memory": "1Gi", "pods": "2"}}}))
+        .unwrap();
+        let pod = |cpu: &str, extra: serde_json::Value| -> Pod {
+            let mut spec = json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]});
+            spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap()
+        };
+        let other = Arc::new(pod("250m", json!({})));
+        assert_eq!(admit(&pod("500m", json!({})), &node, &[other.clone()]), Ok(()));
+        let out = admit(&pod("4", json!({})), &node, &[other.clone()]).unwrap_err();
+        assert_eq!(out.reason, "OutOfcpu");
+        assert_eq!(
+            out.message,
+            "Pod was rejected: Node didn't have enough resource: cpu, requested: 4000, used: 250, capacity: 1000"
+        );
+        assert_eq!(admit(&pod("1m", json!({})), &node, &[other.clone(), other.clone()]).unwrap_err().reason, "OutOfpods");
+        let picky = pod("1m", json!({"nodeSelector": {"disk": "hdd"}}));
+        assert_eq!(admit(&picky, &node, &[]).unwrap_err().reason, "NodeAffinity");
+    }
+}

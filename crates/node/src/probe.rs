@@ -1,0 +1,156 @@
+//! The probes of one running container: a task per probe, on tokio's timer wheel. Upstream
+//! counterpart: `pkg/kubelet/prober/worker.go`.
+
+use crate::hook::{Place, probe};
+use crate::text;
+use k8s_openapi::api::core::v1::{Container, Probe};
+use skeg_client::{EventType, ObjectRef, Recorder};
+use skeg_runtime::PodRuntime;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Startup,
+    Readiness,
+    Liveness,
+}
+
+impl Kind {
+    fn label(self) -> &'static str {
+        match self {
+            Kind::Startup => "Startup",
+            Kind::Readiness => "Readiness",
+            Kind::Liveness => "Liveness",
+        }
+    }
+}
+
+/// A probe crossed its threshold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    pub container: String,
+    pub id: String,
+    pub kind: Kind,
+    pub healthy: bool,
+}
+
+/// What the tasks need.
+#[derive(Clone)]
+pub struct Subject {
+    pub runtime: Arc<dyn PodRuntime>,
+    pub recorder: Recorder,
+    pub about: ObjectRef,
+    pub field_path: String,
+    pub uid: String,
+    pub id: String,
+    pub container: Container,
+    pub pod_ip: String,
+}
+
+/// The running probes; dropping it ends them.
+pub struct Probes {
+    _tasks: JoinSet<()>,
+    started: watch::Sender<bool>,
+}
+
+impl Probes {
+    /// Starts the container's probes. Readiness and liveness wait until `started` (see
+    /// [`Probes::startup_passed`]); startup probes begin at once.
+    pub fn start(subject: Subject, running_for: Duration, started: bool, verdicts: mpsc::Sender<Verdict>) -> Self {
+        let mut tasks = JoinSet::new();
+        let (sender, receiver) = watch::channel(started);
+        let container = &subject.container;
+        let all = [
+            (Kind::Startup, &container.startup_probe),
+            (Kind::Readiness, &container.readiness_probe),
+            (Kind::Liveness, &container.liveness_probe),
+        ];
+        for (kind, spec) in all {
+            if let Some(spec) = spec
+                && !(kind == Kind::Startup && started)
+            {
+                let task = run(kind, spec.clone(), subject.clone(), running_for, receiver.clone(), verdicts.clone());
+                tasks.spawn(task);
+            }
+        }
+        Probes { _tasks: tasks, started: sender }
+    }
+
+    pub fn startup_passed(&self) {
+        self.started.send_replace(true);
+    }
+}
+
+async fn run(
+    kind: Kind,
+    spec: Probe,
+    subject: Subject,
+    running_for: Duration,
+    mut started: watch::Receiver<bool>,
+    verdicts: mpsc::Sender<Verdict>,
+) {
+    let began = tokio::time::Instant::now();
+    if kind != Kind::Startup && started.wait_for(|started| *started).await.is_err() {
+        return;
+    }
+    let delay = Duration::from_secs(spec.initial_delay_seconds.unwrap_or(0).max(0) as u64);
+    let first = delay.saturating_sub(running_for);
+    // The delay counts from the container's start, also for probes that waited for the startup one.
+    tokio::time::sleep_until(began + first).await;
+    let mut ticks = tokio::time::interval(Duration::from_secs(spec.period_seconds.unwrap_or(10).max(1) as u64));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let success_threshold = spec.success_threshold.unwrap_or(1).max(1);
+    let failure_threshold = spec.failure_threshold.unwrap_or(3).max(1);
+    let (mut last, mut run_length) = (None, 0);
+    let mut told = None;
+    loop {
+        ticks.tick().await;
+        let place = Place {
+            runtime: &*subject.runtime,
+            uid: &subject.uid,
+            id: &subject.id,
+            container: &subject.container,
+            pod_ip: &subject.pod_ip,
+        };
+        let result = probe(&place, &spec).await;
+        let healthy = result.is_ok();
+        if let Err(why) = &result {
+            let message = format!("{} probe failed: {why}", kind.label());
+            subject.recorder.event_at(&subject.about, &subject.field_path, EventType::Warning, "Unhealthy", &message);
+        }
+        run_length = if last == Some(healthy) { run_length + 1 } else { 1 };
+        last = Some(healthy);
+        let threshold = if healthy { success_threshold } else { failure_threshold };
+        if run_length < threshold || told == Some(healthy) {
+            continue;
+        }
+        told = Some(healthy);
+        let verdict =
+            Verdict { container: subject.container.name.clone(), id: subject.id.clone(), kind, healthy };
+        if verdicts.send(verdict).await.is_err() {
+            return;
+        }
+        // A startup probe is done once it passed; a container is restarted after either failure.
+        if kind == Kind::Startup || kind == Kind::Liveness && !healthy {
+            return;
+        }
+    }
+}
+
+/// The grace that a failed probe asks for, where it has its own.
+pub fn grace(container: &Container, kind: Kind) -> Option<i64> {
+    let probe = match kind {
+        Kind::Startup => &container.startup_probe,
+        Kind::Liveness => &container.liveness_probe,
+        Kind::Readiness => &None,
+    };
+    probe.as_ref().and_then(|p| p.termination_grace_period_seconds)
+}
+
+/// `Container web failed liveness probe`
+pub fn kill_message(container: &Container, kind: Kind) -> String {
+    format!("Container {} failed {} probe", text(&Some(container.name.clone())), kind.label().to_ascii_lowercase())
+}

@@ -1,0 +1,216 @@
+//! The Node object: made at start, its status kept true, its lease renewed.
+//! Upstream counterparts: `kubelet_node_status.go`, `nodelease`.
+
+use crate::{Context, text};
+use k8s_openapi::api::core::v1::{
+    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus, Taint,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use serde_json::{Value, json};
+use skeg_base::{Backoff, Timestamp};
+use skeg_client::{EventType, LeaseKeeper, ObjectRef, PatchKind, Result};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+/// The lease is renewed four times in this, every ten seconds.
+const LEASE_DURATION: Duration = Duration::from_secs(40);
+/// The status is written this often even if nothing changed.
+const STATUS_INTERVAL: Duration = Duration::from_secs(300);
+const NOT_READY_TAINT: &str = "node.kubernetes.io/not-ready";
+
+/// Registers the node, marks it ready, and keeps both its status and its lease fresh.
+pub async fn run(ctx: Arc<Context>, registered: tokio::sync::oneshot::Sender<()>, cancel: CancellationToken) {
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(7));
+    let node = loop {
+        match register(&ctx).await {
+            Ok(node) => break node,
+            Err(error) => tracing::warn!(%error, "cannot register the node"),
+        }
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep(backoff.next()) => {}
+        }
+    };
+    let _ = registered.send(());
+    let name = ctx.config.name.clone();
+    let uid = text(&node.metadata.uid).to_owned();
+    let about = ObjectRef {
+        api_version: "v1".into(),
+        kind: "Node".into(),
+        name: name.clone(),
+        uid: name.clone(),
+        ..Default::default()
+    };
+    ctx.recorder.event(&about, EventType::Normal, "Starting", "Starting kubelet.");
+    ctx.recorder.event(&about, EventType::Normal, "NodeReady", &format!("Node {name} status is now: NodeReady"));
+    let lease = LeaseKeeper {
+        client: ctx.client.clone(),
+        namespace: LEASE_NAMESPACE.into(),
+        name: name.clone(),
+        holder: name.clone(),
+        duration: LEASE_DURATION,
+        owner: Some(OwnerReference { api_version: "v1".into(), kind: "Node".into(), name, uid, ..Default::default() }),
+        clock: ctx.clock,
+    };
+    tokio::join!(lease.run(&cancel), keep_status(&ctx, &cancel));
+}
+
+async fn keep_status(ctx: &Context, cancel: &CancellationToken) {
+    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+    let mut wait = STATUS_INTERVAL;
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+        let result = async {
+            let node = ctx.client.api::<Node>().get("", &ctx.config.name).await?;
+            write_status(ctx, &node).await
+        };
+        wait = match result.await {
+            Ok(()) => {
+                backoff.reset();
+                STATUS_INTERVAL
+            }
+            // Somebody deleted the Node object: it is made again, as upstream's kubelet does at its start.
+            Err(error) if error.is_not_found() => match register(ctx).await {
+                Ok(_) => STATUS_INTERVAL,
+                Err(_) => backoff.next(),
+            },
+            Err(error) => {
+                tracing::debug!(%error, "cannot write the node status");
+                backoff.next()
+            }
+        };
+    }
+}
+
+fn labels(ctx: &Context) -> BTreeMap<String, String> {
+    let arch = &ctx.host.info.architecture;
+    let mut labels = ctx.config.labels.clone();
+    for (key, value) in [
+        ("beta.kubernetes.io/arch", arch.as_str()),
+        ("beta.kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", arch.as_str()),
+        ("kubernetes.io/hostname", ctx.config.name.as_str()),
+        ("kubernetes.io/os", "linux"),
+    ] {
+        labels.insert(key.to_owned(), value.to_owned());
+    }
+    labels
+}
+
+async fn register(ctx: &Context) -> Result<Node> {
+    let api = ctx.client.api::<Node>();
+    let node = Node {
+        metadata: ObjectMeta {
+            name: Some(ctx.config.name.clone()),
+            labels: Some(labels(ctx)),
+            ..Default::default()
+        },
+        spec: Some(NodeSpec {
+            pod_cidr: ctx.config.pod_cidr.clone(),
+            pod_cidrs: ctx.config.pod_cidr.clone().map(|c| vec![c]),
+            ..Default::default()
+        }),
+        // Ready from the first moment: the agent registers once it can run Pods.
+        status: Some(status(ctx, None)),
+    };
+    let node = match api.create("", &node).await {
+        Ok(node) => node,
+        Err(error) if error.is_already_exists() => {
+            let known = api.get("", &ctx.config.name).await?;
+            let wanted = labels(ctx);
+            let have = known.metadata.labels.clone().unwrap_or_default();
+            if wanted.iter().any(|(k, v)| have.get(k) != Some(v)) {
+                let patch = json!({"metadata": {"labels": wanted}});
+                api.patch("", &ctx.config.name, PatchKind::Merge, &patch, None).await?
+            } else {
+                known
+            }
+        }
+        Err(error) => return Err(error),
+    };
+    write_status(ctx, &node).await?;
+    remove_not_ready_taint(ctx).await?;
+    Ok(node)
+}
+
+async fn write_status(ctx: &Context, node: &Node) -> Result<()> {
+    let patch = json!({"status": status(ctx, node.status.as_ref())});
+    let api = ctx.client.api::<Node>();
+    api.patch("", &ctx.config.name, PatchKind::Strategic, &patch, Some("status")).await.map(drop)
+}
+
+/// The node lifecycle controller would do it a little later; a node that says it is ready may
+/// itself take the taint away that admission put on it at birth.
+async fn remove_not_ready_taint(ctx: &Context) -> Result<()> {
+    let api = ctx.client.api::<Node>();
+    let node = api.get("", &ctx.config.name).await?;
+    let taints: Vec<Taint> = node.spec.and_then(|s| s.taints).unwrap_or_default();
+    if !taints.iter().any(|t| t.key == NOT_READY_TAINT) {
+        return Ok(());
+    }
+    let rest: Vec<&Taint> = taints.iter().filter(|t| t.key != NOT_READY_TAINT).collect();
+    let value: Value = if rest.is_empty() { Value::Null } else { json!(rest) };
+    let patch = json!({
+        "metadata": {"resourceVersion": node.metadata.resource_version},
+        "spec": {"taints": value}
+    });
+    match api.patch("", &ctx.config.name, PatchKind::Merge, &patch, None).await {
+        // NodeRestriction lets only the controllers change taints: they will.
+        Err(error) if error.code() == Some(403) || error.is_conflict() => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+fn status(ctx: &Context, old: Option<&NodeStatus>) -> NodeStatus {
+    let amounts = |map: &BTreeMap<String, skeg_api::quantity::Quantity>| {
+        Some(map.iter().map(|(k, v)| (k.clone(), v.to_text())).collect())
+    };
+    let mut addresses: Vec<NodeAddress> = ctx
+        .config
+        .addresses
+        .iter()
+        .map(|ip| NodeAddress { type_: "InternalIP".into(), address: ip.to_string() })
+        .collect();
+    addresses.push(NodeAddress { type_: "Hostname".into(), address: ctx.config.name.clone() });
+    NodeStatus {
+        addresses: Some(addresses),
+        capacity: amounts(&ctx.host.capacity),
+        allocatable: amounts(&ctx.host.allocatable),
+        conditions: Some(conditions(ctx.clock.now_seconds(), old)),
+        daemon_endpoints: ctx.config.server.as_ref().map(|server| NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(server.port) }),
+        }),
+        node_info: Some(ctx.host.info.clone()),
+        ..Default::default()
+    }
+}
+
+fn conditions(now: Timestamp, old: Option<&NodeStatus>) -> Vec<NodeCondition> {
+    let table = [
+        ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        ("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+    ];
+    let old = old.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    table
+        .iter()
+        .map(|(kind, status, reason, message)| {
+            let same = old.iter().find(|c| c.type_ == *kind && c.status == *status);
+            NodeCondition {
+                type_: (*kind).into(),
+                status: (*status).into(),
+                reason: Some((*reason).into()),
+                message: Some((*message).into()),
+                last_heartbeat_time: Some(Time(now)),
+                last_transition_time: same.and_then(|c| c.last_transition_time.clone()).or(Some(Time(now))),
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,633 @@
+//! A Pod's volumes on the host: made before its containers, kept up to date, removed after them.
+//! Files from the API change as a whole, by one rename, as upstream's atomic writer does it.
+//! Upstream counterparts: `pkg/volume/{emptydir,configmap,secret,downwardapi,projected,hostpath}`.
+
+use crate::env::{Facts, field, resource};
+use crate::sources::{References, Sources};
+use crate::{Context, machine, text};
+use k8s_openapi::api::core::v1::{
+    Container, DownwardAPIVolumeFile, KeyToPath, Pod, ServiceAccount, ServiceAccountTokenProjection, Volume,
+};
+use parking_lot::Mutex;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use serde_json::{Value, json};
+use skeg_api::quantity::Quantity;
+use skeg_base::Timestamp;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+const DEFAULT_MODE: i32 = 0o644;
+/// A token is renewed when this part of its life is over, or after a day.
+const TOKEN_REFRESH_PART: f64 = 0.8;
+const TOKEN_REFRESH_MAX: Duration = Duration::from_secs(24 * 3600);
+const DEFAULT_TOKEN_SECONDS: i64 = 3600;
+
+/// Which volume failed, and why.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VolumeError {
+    pub volume: String,
+    pub why: String,
+}
+
+impl std::fmt::Display for VolumeError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MountVolume.SetUp failed for volume \"{}\" : {}", self.volume, self.why)
+    }
+}
+
+/// Tokens of one Pod, by audience and lifetime.
+#[derive(Default)]
+pub struct Tokens(Mutex<BTreeMap<(String, i64), Token>>);
+
+#[derive(Clone)]
+struct Token {
+    text: String,
+    refresh_at: Timestamp,
+    expires_at: Timestamp,
+}
+
+/// Relative path → content and mode.
+type Files = BTreeMap<PathBuf, FileContent>;
+
+#[derive(Clone, Debug, PartialEq)]
+struct FileContent {
+    bytes: Vec<u8>,
+    mode: u32,
+    owner: Option<u32>,
+}
+
+enum Step {
+    EmptyDir { memory: bool, size_bytes: Option<u64> },
+    HostPath { path: PathBuf, kind: String },
+    Files(Files),
+}
+
+/// Makes or refreshes every volume. Gives the time of the next token refresh.
+pub async fn prepare(ctx: &Context, pod: &Pod, tokens: &Tokens) -> Result<Option<Timestamp>, VolumeError> {
+    let spec = machine::spec(pod);
+    let volumes = spec.volumes.as_deref().unwrap_or_default();
+    let sources = References::of_volumes(spec).fetch(ctx, pod).await.map_err(|e| VolumeError {
+        volume: volumes.first().map(|v| v.name.clone()).unwrap_or_default(),
+        why: e.to_string(),
+    })?;
+    let mut steps = Vec::new();
+    let mut refresh_at: Option<Timestamp> = None;
+    for volume in volumes {
+        let step = step(ctx, pod, volume, &sources, tokens, &mut refresh_at).await;
+        let step = step.map_err(|why| VolumeError { volume: volume.name.clone(), why })?;
+        steps.push((volume.name.clone(), volume_path(ctx, pod, volume), step));
+    }
+    let fs_group = spec.security_context.as_ref().and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
+    let policy_on_mismatch =
+        spec.security_context.as_ref().and_then(|s| s.fs_group_change_policy.as_deref()) == Some("OnRootMismatch");
+    let pod_dir = ctx.pod_dir(text(&pod.metadata.uid));
+    let stamp = ctx.clock.now();
+    let salt = ctx.random.below(1 << 32);
+    let work = move || -> Result<(), VolumeError> {
+        let failed = |volume: &str| {
+            let volume = volume.to_owned();
+            move |why: io::Error| VolumeError { volume, why: why.to_string() }
+        };
+        make_dir(&pod_dir, 0o750).map_err(failed("pod directory"))?;
+        for (name, path, step) in steps {
+            apply(&path, step, fs_group, policy_on_mismatch, stamp, salt).map_err(failed(&name))?;
+        }
+        Ok(())
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map(|()| refresh_at),
+        Err(error) => Err(VolumeError { volume: String::new(), why: error.to_string() }),
+    }
+}
+
+async fn step(
+    ctx: &Context,
+    pod: &Pod,
+    volume: &Volume,
+    sources: &Sources,
+    tokens: &Tokens,
+    refresh_at: &mut Option<Timestamp>,
+) -> Result<Step, String> {
+    let mut files = Files::new();
+    if let Some(source) = &volume.empty_dir {
+        let memory = match source.medium.as_deref().unwrap_or_default() {
+            "" => false,
+            "Memory" => true,
+            other => return Err(format!("unsupported emptyDir medium \"{other}\"")),
+        };
+        let limit = source.size_limit.as_ref().map(Quantity::of).filter(|q| !q.is_zero());
+        return Ok(Step::EmptyDir { memory, size_bytes: limit.map(|q| q.units().max(0) as u64) });
+    }
+    if let Some(source) = &volume.host_path {
+        return Ok(Step::HostPath { path: source.path.clone().into(), kind: source.type_.clone().unwrap_or_default() });
+    }
+    let mode = |mode: Option<i32>| mode.unwrap_or(DEFAULT_MODE) as u32;
+    if let Some(source) = &volume.config_map {
+        let optional = source.optional == Some(true);
+        config_map_files(sources, &source.name, source.items.as_deref(), optional, mode(source.default_mode), &mut files)?;
+    } else if let Some(source) = &volume.secret {
+        let name = text(&source.secret_name);
+        let optional = source.optional == Some(true);
+        secret_files(sources, name, source.items.as_deref(), optional, mode(source.default_mode), &mut files)?;
+    } else if let Some(source) = &volume.downward_api {
+        downward_files(ctx, pod, source.items.as_deref().unwrap_or_default(), mode(source.default_mode), &mut files)?;
+    } else if let Some(projected) = &volume.projected {
+        let mode = mode(projected.default_mode);
+        for source in projected.sources.iter().flatten() {
+            if let Some(s) = &source.config_map {
+                let optional = s.optional == Some(true);
+                config_map_files(sources, &s.name, s.items.as_deref(), optional, mode, &mut files)?;
+            } else if let Some(s) = &source.secret {
+                secret_files(sources, &s.name, s.items.as_deref(), s.optional == Some(true), mode, &mut files)?;
+            } else if let Some(s) = &source.downward_api {
+                downward_files(ctx, pod, s.items.as_deref().unwrap_or_default(), mode, &mut files)?;
+            } else if let Some(s) = &source.service_account_token {
+                let token = tokens.get(ctx, pod, s).await?;
+                *refresh_at = Some(refresh_at.map_or(token.refresh_at, |at| at.min(token.refresh_at)));
+                let owner = common_user(pod);
+                let private = owner.is_some() || has_fs_group(pod);
+                let content =
+                    FileContent { bytes: token.text.into_bytes(), mode: if private { 0o600 } else { mode }, owner };
+                files.insert(relative(&s.path)?, content);
+            } else if source.cluster_trust_bundle.is_some() {
+                return Err("unsupported projected volume source clusterTrustBundle".into());
+            } else if source.pod_certificate.is_some() {
+                return Err("unsupported projected volume source podCertificate".into());
+            }
+        }
+    } else {
+        let kind = serde_json::to_value(volume)
+            .ok()
+            .and_then(|v| v.as_object().and_then(|o| o.keys().find(|k| *k != "name").cloned()))
+            .unwrap_or_default();
+        return Err(format!("unsupported volume kind \"{kind}\": this node cannot mount it"));
+    }
+    Ok(Step::Files(files))
+}
+
+fn has_fs_group(pod: &Pod) -> bool {
+    machine::spec(pod).security_context.as_ref().is_some_and(|s| s.fs_group.is_some())
+}
+
+/// The user that all containers of the Pod run as, if the spec says so.
+fn common_user(pod: &Pod) -> Option<u32> {
+    let spec = machine::spec(pod);
+    let shared = spec.security_context.as_ref().and_then(|s| s.run_as_user);
+    let mut users = machine::all_containers(spec)
+        .map(|c| c.security_context.as_ref().and_then(|s| s.run_as_user).or(shared));
+    let first = users.next()??;
+    users.all(|u| u == Some(first)).then_some(first).and_then(|u| u32::try_from(u).ok())
+}
+
+fn relative(path: &str) -> Result<PathBuf, String> {
+    let path = Path::new(path);
+    let ok = !path.as_os_str().is_empty() && path.components().all(|c| matches!(c, Component::Normal(_)));
+    if ok { Ok(path.to_owned()) } else { Err(format!("invalid path: {}", path.display())) }
+}
+
+fn chosen(
+    data: &BTreeMap<String, Vec<u8>>,
+    items: Option<&[KeyToPath]>,
+    optional: bool,
+    mode: u32,
+    files: &mut Files,
+) -> Result<(), String> {
+    let plain = |bytes: &[u8], mode: u32| FileContent { bytes: bytes.to_vec(), mode, owner: None };
+    match items {
+        None | Some([]) => {
+            for (key, bytes) in data {
+                files.insert(relative(key)?, plain(bytes, mode));
+            }
+        }
+        Some(items) => {
+            for item in items {
+                match data.get(&item.key) {
+                    Some(bytes) => {
+                        let mode = item.mode.map_or(mode, |m| m as u32);
+                        files.insert(relative(&item.path)?, plain(bytes, mode));
+                    }
+                    None if optional => {}
+                    None => return Err(format!("references non-existent config key: {}", item.key)),
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn config_map_files(
+    sources: &Sources,
+    name: &str,
+    items: Option<&[KeyToPath]>,
+    optional: bool,
+    mode: u32,
+    files: &mut Files,
+) -> Result<(), String> {
+    let Some(map) = sources.config_map(name) else {
+        return if optional { Ok(()) } else { Err(format!("configmap \"{name}\" not found")) };
+    };
+    let mut data = BTreeMap::new();
+    data.extend(map.data.iter().flatten().map(|(k, v)| (k.clone(), v.clone().into_bytes())));
+    data.extend(map.binary_data.iter().flatten().map(|(k, v)| (k.clone(), v.0.clone())));
+    chosen(&data, items, optional, mode, files)
+}
+
+fn secret_files(
+    sources: &Sources,
+    name: &str,
+    items: Option<&[KeyToPath]>,
+    optional: bool,
+    mode: u32,
+    files: &mut Files,
+) -> Result<(), String> {
+    let Some(secret) = sources.secret(name) else {
+        return if optional { Ok(()) } else { Err(format!("secret \"{name}\" not found")) };
+    };
+    let data: BTreeMap<String, Vec<u8>> = secret.data.iter().flatten().map(|(k, v)| (k.clone(), v.0.clone())).collect();
+    let result = chosen(&data, items, optional, mode, files);
+    result.map_err(|e| e.replace("non-existent config key", "non-existent secret key"))
+}
+
+fn downward_files(
+    ctx: &Context,
+    pod: &Pod,
+    items: &[DownwardAPIVolumeFile],
+    mode: u32,
+    files: &mut Files,
+) -> Result<(), String> {
+    let facts = Facts {
+        pod,
+        pod_ips: &[],
+        host_ips: &[],
+        node_name: &ctx.config.name,
+        allocatable: &ctx.host.allocatable,
+    };
+    let none = Container::default();
+    for item in items {
+        let value = match (&item.field_ref, &item.resource_field_ref) {
+            (Some(wanted), _) => field(&facts, &wanted.field_path)?,
+            (None, Some(wanted)) => resource(&facts, &none, wanted)?,
+            (None, None) => String::new(),
+        };
+        let mode = item.mode.map_or(mode, |m| m as u32);
+        files.insert(relative(&item.path)?, FileContent { bytes: value.into_bytes(), mode, owner: None });
+    }
+    Ok(())
+}
+
+impl Tokens {
+    async fn get(&self, ctx: &Context, pod: &Pod, wanted: &ServiceAccountTokenProjection) -> Result<Token, String> {
+        let seconds = wanted.expiration_seconds.unwrap_or(DEFAULT_TOKEN_SECONDS);
+        let key = (text(&wanted.audience).to_owned(), seconds);
+        let now = ctx.clock.now();
+        let known = self.0.lock().get(&key).cloned();
+        if let Some(token) = known.clone().filter(|t| t.refresh_at > now) {
+            return Ok(token);
+        }
+        match request_token(ctx, pod, &key.0, seconds, now).await {
+            Ok(token) => {
+                self.0.lock().insert(key, token.clone());
+                Ok(token)
+            }
+            // The old one still works for a while; the next refresh tries again.
+            Err(why) => match known.filter(|t| t.expires_at > now) {
+                Some(old) => {
+                    tracing::warn!(pod = text(&pod.metadata.name), why, "cannot renew a token");
+                    let soon = now.checked_add(Duration::from_secs(10)).unwrap_or(now);
+                    Ok(Token { refresh_at: soon, ..old })
+                }
+                None => Err(format!("failed to fetch token: {why}")),
+            },
+        }
+    }
+}
+
+async fn request_token(ctx: &Context, pod: &Pod, audience: &str, seconds: i64, now: Timestamp) -> Result<Token, String> {
+    let meta = &pod.metadata;
+    let account = machine::spec(pod).service_account_name.as_deref().filter(|n| !n.is_empty()).unwrap_or("default");
+    let audiences: Vec<&str> = Some(audience).filter(|a| !a.is_empty()).into_iter().collect();
+    let request = json!({
+        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+        "spec": {"audiences": audiences, "expirationSeconds": seconds,
+            "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": meta.name, "uid": meta.uid}}
+    });
+    let api = ctx.client.api::<ServiceAccount>();
+    let answer: Value = api
+        .create_subresource(text(&meta.namespace), account, "token", &request)
+        .await
+        .map_err(|e| e.to_string())?;
+    let status = &answer["status"];
+    let token = status["token"].as_str().ok_or("answer without token")?;
+    let expires_at: Timestamp =
+        status["expirationTimestamp"].as_str().and_then(|t| t.parse().ok()).ok_or("answer without expiry")?;
+    let life = Duration::try_from(expires_at.duration_since(now)).unwrap_or_default();
+    let refresh = life.mul_f64(TOKEN_REFRESH_PART).min(TOKEN_REFRESH_MAX);
+    let refresh_at = now.checked_add(refresh).unwrap_or(expires_at);
+    Ok(Token { text: token.to_owned(), refresh_at, expires_at })
+}
+
+/// Where a volume's content is on the host.
+fn volume_path(ctx: &Context, pod: &Pod, volume: &Volume) -> PathBuf {
+    if let Some(host) = &volume.host_path {
+        return host.path.clone().into();
+    }
+    let kind = if volume.empty_dir.is_some() {
+        "kubernetes.io~empty-dir"
+    } else if volume.config_map.is_some() {
+        "kubernetes.io~configmap"
+    } else if volume.secret.is_some() {
+        "kubernetes.io~secret"
+    } else if volume.downward_api.is_some() {
+        "kubernetes.io~downward-api"
+    } else {
+        "kubernetes.io~projected"
+    };
+    ctx.pod_dir(text(&pod.metadata.uid)).join("volumes").join(kind).join(&volume.name)
+}
+
+/// The host path that a mount of this volume shows, after its subPath.
+pub fn mount_source(ctx: &Context, pod: &Pod, volume_name: &str, sub_path: Option<&str>) -> Result<PathBuf, String> {
+    let spec = machine::spec(pod);
+    let volume = spec.volumes.iter().flatten().find(|v| v.name == volume_name);
+    let volume = volume.ok_or_else(|| format!("volume \"{volume_name}\" not found"))?;
+    let path = volume_path(ctx, pod, volume);
+    match sub_path.filter(|s| !s.is_empty()) {
+        None => Ok(path),
+        Some(sub) => sub_path_source(&path, sub)
+            .map_err(|e| format!("failed to prepare subPath for volumeMount \"{volume_name}\": {e}")),
+    }
+}
+
+/// Resolves `sub` inside `volume` without leaving it, making directories that are missing.
+fn sub_path_source(volume: &Path, sub: &str) -> io::Result<PathBuf> {
+    let sub = Path::new(sub);
+    if !sub.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "subPath must stay inside its volume"));
+    }
+    let root = rustix::fs::openat(CWD, volume, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let open = |path: &Path| {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        rustix::fs::openat2(&root, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
+    };
+    let mut made = PathBuf::new();
+    let mut at = open(Path::new("."))?;
+    for part in sub.components().filter(|c| matches!(c, Component::Normal(_))) {
+        made.push(part);
+        at = match open(&made) {
+            Err(rustix::io::Errno::NOENT) => {
+                rustix::fs::mkdirat(&at, Path::new(part.as_os_str()), Mode::from_raw_mode(0o750))?;
+                open(&made)?
+            }
+            other => other?,
+        };
+    }
+    use std::os::fd::AsRawFd;
+    fs::read_link(format!("/proc/self/fd/{}", at.as_raw_fd()))
+}
+
+fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+fn apply(path: &Path, step: Step, fs_group: Option<u32>, on_mismatch: bool, stamp: Timestamp, salt: u64) -> io::Result<()> {
+    match step {
+        Step::EmptyDir { memory, size_bytes } => {
+            if path.exists() {
+                return Ok(());
+            }
+            make_dir(path, 0o777)?;
+            if memory {
+                let size = size_bytes.map_or_else(|| "mode=777".to_owned(), |n| format!("mode=777,size={n}"));
+                let flags = nix::mount::MsFlags::MS_NOSUID | nix::mount::MsFlags::MS_NODEV;
+                nix::mount::mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(size.as_str()))?;
+            }
+            match fs_group {
+                Some(group) => own_tree(path, group, on_mismatch),
+                None => Ok(()),
+            }
+        }
+        Step::HostPath { path, kind } => host_path(&path, &kind),
+        Step::Files(files) => {
+            make_dir(path, 0o755)?;
+            write_atomically(path, &files, fs_group, stamp, salt)
+        }
+    }
+}
+
+fn host_path(path: &Path, kind: &str) -> io::Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    let found = fs::metadata(path).ok().map(|m| m.file_type());
+    let wrong = |what: &str| {
+        Err(io::Error::other(format!("hostPath type check failed: {} is not a {what}", path.display())))
+    };
+    match kind {
+        // Container runtimes make what is missing as a directory.
+        "" => if found.is_none() { make_dir(path, 0o755) } else { Ok(()) },
+        "DirectoryOrCreate" => match found {
+            None => make_dir(path, 0o755),
+            Some(kind) if kind.is_dir() => Ok(()),
+            Some(_) => wrong("directory"),
+        },
+        "FileOrCreate" => match found {
+            None => {
+                fs::File::create(path)?;
+                fs::set_permissions(path, fs::Permissions::from_mode(0o644))
+            }
+            Some(kind) if kind.is_file() => Ok(()),
+            Some(_) => wrong("file"),
+        },
+        "Directory" => if found.is_some_and(|k| k.is_dir()) { Ok(()) } else { wrong("directory") },
+        "File" => if found.is_some_and(|k| k.is_file()) { Ok(()) } else { wrong("file") },
+        "Socket" => if found.is_some_and(|k| k.is_socket()) { Ok(()) } else { wrong("socket file") },
+        "CharDevice" => if found.is_some_and(|k| k.is_char_device()) { Ok(()) } else { wrong("character device") },
+        "BlockDevice" => if found.is_some_and(|k| k.is_block_device()) { Ok(()) } else { wrong("block device") },
+        other => Err(io::Error::other(format!("hostPath type \"{other}\" is unknown"))),
+    }
+}
+
+/// `fsGroup`: the group owns everything, may read and write it, and new files inherit it.
+fn own_tree(path: &Path, group: u32, on_mismatch: bool) -> io::Result<()> {
+    let meta = fs::symlink_metadata(path)?;
+    if on_mismatch && meta.gid() == group && meta.mode() & 0o2770 == 0o2770 {
+        return Ok(());
+    }
+    std::os::unix::fs::lchown(path, None, Some(group))?;
+    if meta.file_type().is_symlink() {
+        return Ok(());
+    }
+    let mode = meta.mode() & 0o7777;
+    if meta.is_dir() {
+        for entry in fs::read_dir(path)? {
+            own_tree(&entry?.path(), group, false)?;
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(mode | 0o2770))
+    } else {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode | 0o660))
+    }
+}
+
+/// Replaces the visible files by switching `..data` to a new directory; does nothing where the
+/// content is the same already.
+fn write_atomically(dir: &Path, files: &Files, fs_group: Option<u32>, stamp: Timestamp, salt: u64) -> io::Result<()> {
+    let data = dir.join("..data");
+    let old = fs::read_link(&data).ok();
+    if old.is_some() && same_content(&data, files, fs_group) {
+        return Ok(());
+    }
+    let name = format!("..{}.{salt}", stamp.strftime("%Y_%m_%d_%H_%M_%S"));
+    let fresh = dir.join(&name);
+    make_dir(&fresh, 0o755)?;
+    for (path, content) in files {
+        let to = fresh.join(path);
+        if let Some(parent) = to.parent().filter(|p| *p != fresh) {
+            fs::create_dir_all(parent)?;
+        }
+        fs::write(&to, &content.bytes)?;
+        std::os::unix::fs::chown(&to, content.owner, fs_group)?;
+        fs::set_permissions(&to, fs::Permissions::from_mode(shown_mode(content, fs_group)))?;
+    }
+    if let Some(group) = fs_group {
+        std::os::unix::fs::chown(&fresh, None, Some(group))?;
+    }
+    let temporary = dir.join("..data_tmp");
+    let _ = fs::remove_file(&temporary);
+    symlink(&name, &temporary)?;
+    fs::rename(&temporary, &data)?;
+    let top = |path: &PathBuf| path.components().next().map(|c| PathBuf::from(c.as_os_str()));
+    let visible: std::collections::BTreeSet<PathBuf> = files.keys().filter_map(top).collect();
+    for name in &visible {
+        let link = dir.join(name);
+        if fs::symlink_metadata(&link).is_err() {
+            symlink(Path::new("..data").join(name), &link)?;
+        }
+    }
+    for entry in fs::read_dir(dir)? {
+        let name = PathBuf::from(entry?.file_name());
+        if !name.to_string_lossy().starts_with("..") && !visible.contains(&name) {
+            fs::remove_file(dir.join(&name))?;
+        }
+    }
+    match old {
+        Some(old) => fs::remove_dir_all(dir.join(old)),
+        None => Ok(()),
+    }
+}
+
+/// With an fsGroup the group reads files too (and secrets nobody else needs to).
+fn shown_mode(content: &FileContent, fs_group: Option<u32>) -> u32 {
+    if fs_group.is_some() { content.mode | 0o440 } else { content.mode }
+}
+
+fn same_content(data: &Path, files: &Files, fs_group: Option<u32>) -> bool {
+    let mut seen = 0;
+    let mut pending = vec![PathBuf::new()];
+    while let Some(dir) = pending.pop() {
+        let Ok(entries) = fs::read_dir(data.join(&dir)) else { return false };
+        for entry in entries.flatten() {
+            let path = dir.join(entry.file_name());
+            let Ok(meta) = entry.metadata() else { return false };
+            if meta.is_dir() {
+                pending.push(path);
+                continue;
+            }
+            let same = files.get(&path).is_some_and(|content| {
+                meta.mode() & 0o777 == shown_mode(content, fs_group)
+                    && fs::read(data.join(&path)).is_ok_and(|bytes| bytes == content.bytes)
+            });
+            if !same {
+                return false;
+            }
+            seen += 1;
+        }
+    }
+    seen == files.len()
+}
+
+/// Removes everything of a Pod but its logs. Mounts inside are detached first, so that nothing
+/// behind them is deleted.
+pub fn remove_pod_dir(pod_dir: &Path) -> io::Result<()> {
+    if !pod_dir.exists() {
+        return Ok(());
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut inside: Vec<PathBuf> = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|path| PathBuf::from(path.replace("\\040", " ")))
+        .filter(|path| path.starts_with(pod_dir))
+        .collect();
+    inside.sort();
+    for path in inside.iter().rev() {
+        nix::mount::umount2(path, nix::mount::MntFlags::MNT_DETACH)?;
+    }
+    match fs::remove_dir_all(pod_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(content: &[(&str, &str)]) -> Files {
+        content
+            .iter()
+            .map(|(path, bytes)| {
+                (PathBuf::from(path), FileContent { bytes: bytes.as_bytes().to_vec(), mode: 0o644, owner: None })
+            })
+            .collect()
+    }
+
+    #[test]
+    fn files_change_as_a_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = Timestamp::from_second(1_700_000_000).unwrap();
+        write_atomically(dir.path(), &files(&[("a", "1"), ("d/b", "2")]), None, at, 1).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("a")).unwrap(), "1");
+        assert_eq!(fs::read_to_string(dir.path().join("d/b")).unwrap(), "2");
+        let first = fs::read_link(dir.path().join("..data")).unwrap();
+        write_atomically(dir.path(), &files(&[("a", "1"), ("d/b", "2")]), None, at, 2).unwrap();
+        assert_eq!(fs::read_link(dir.path().join("..data")).unwrap(), first, "nothing changed");
+        write_atomically(dir.path(), &files(&[("a", "3"), ("c", "4")]), Some(0), at, 3).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("a")).unwrap(), "3");
+        assert!(!dir.path().join("d").exists() && !dir.path().join(first).exists());
+        let names = fs::read_dir(dir.path()).unwrap().count();
+        assert_eq!(names, 4, "a, c, ..data and its directory");
+    }
+
+    #[test]
+    fn sub_paths_stay_inside() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("v");
+        fs::create_dir(&volume).unwrap();
+        let found = sub_path_source(&volume, "x/y").unwrap();
+        assert_eq!(found, volume.canonicalize().unwrap().join("x/y"));
+        symlink("/etc", volume.join("out")).unwrap();
+        assert!(sub_path_source(&volume, "out").is_err());
+        assert!(sub_path_source(&volume, "../w").is_err());
+    }
+
+    #[test]
+    fn host_paths_are_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        host_path(&dir.path().join("new"), "DirectoryOrCreate").unwrap();
+        let error = host_path(&dir.path().join("none"), "File").unwrap_err();
+        assert!(error.to_string().starts_with("hostPath type check failed: "), "{error}");
+    }
+
+    #[test]
+    fn groups_own_trees() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("f"), "").unwrap();
+        own_tree(dir.path(), 1234, false).unwrap();
+        let meta = fs::metadata(dir.path()).unwrap();
+        assert_eq!((meta.gid(), meta.mode() & 0o2770), (1234, 0o2770));
+        assert_eq!(fs::metadata(dir.path().join("f")).unwrap().gid(), 1234);
+    }
+}

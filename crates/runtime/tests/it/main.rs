@@ -1,0 +1,749 @@
+//! Real containers on this host: needs root. Each test has an instance of its own and leaves
+//! nothing behind.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use skeg_runtime::*;
+use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+const DEFAULT_CAPABILITIES: [&str; 14] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
+];
+const DEFAULT_CAPABILITY_BITS: &str = "00000000a80425fb";
+
+struct Host {
+    dir: tempfile::TempDir,
+    id: String,
+    runtime: Arc<Runtime>,
+}
+
+fn busybox() -> Option<PathBuf> {
+    ["/bin/busybox", "/usr/bin/busybox"].iter().map(PathBuf::from).find(|p| p.exists())
+}
+
+fn config(dir: &Path, id: &str) -> RuntimeConfig {
+    RuntimeConfig {
+        id: id.to_owned(),
+        run_dir: dir.join("run"),
+        data_dir: dir.join("data"),
+        exe: PathBuf::from(env!("CARGO_BIN_EXE_skeg-runtime-helper")),
+    }
+}
+
+impl Host {
+    async fn new(name: &str) -> Host {
+        // SAFETY: always succeeds.
+        assert_eq!(unsafe { libc::geteuid() }, 0, "these tests need root");
+        let dir = tempfile::tempdir().unwrap();
+        let id = format!("t{}{name}", std::process::id());
+        let layer = dir.path().join("layer");
+        for sub in ["bin", "etc", "tmp"] {
+            std::fs::create_dir_all(layer.join(sub)).unwrap();
+        }
+        std::fs::copy(busybox().expect("busybox-static is installed"), layer.join("bin/busybox")).unwrap();
+        for applet in [
+            "sh", "cat", "ls", "sleep", "echo", "id", "hostname", "mount", "tail", "dd", "grep", "nc",
+            "ipcs", "stty", "ps", "true", "head", "kill", "wc", "tr", "test", "readlink", "env", "yes",
+        ] {
+            symlink("busybox", layer.join("bin").join(applet)).unwrap();
+        }
+        std::fs::write(
+            layer.join("etc/passwd"),
+            "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33:web:/var/www:/bin/sh\n",
+        )
+        .unwrap();
+        std::fs::write(layer.join("etc/group"), "root:x:0:\nwww:x:33:\nextra:x:50:web\n").unwrap();
+        let runtime = Runtime::open(config(dir.path(), &id)).await.unwrap();
+        Host { dir, id, runtime }
+    }
+
+    /// Forgets everything known and opens again, as a restarted agent does.
+    async fn restart(&mut self) {
+        self.runtime = Runtime::open(config(self.dir.path(), &self.id)).await.unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    async fn sandbox(&self, uid: &str, change: impl FnOnce(&mut SandboxConfig)) -> SandboxStatus {
+        let mut config = SandboxConfig {
+            uid: uid.to_owned(),
+            hostname: "pod-host".to_owned(),
+            host_network: false,
+            host_pid: false,
+            host_ipc: false,
+            share_process_namespace: false,
+            sysctls: BTreeMap::new(),
+            resources: Resources::default(),
+            labels: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
+        };
+        change(&mut config);
+        self.runtime.create_sandbox(config).await.unwrap()
+    }
+
+    fn container(&self, id: &str, args: &[&str]) -> ContainerConfig {
+        ContainerConfig {
+            id: id.to_owned(),
+            name: id.to_owned(),
+            attempt: 0,
+            layers: vec![self.path("layer")],
+            args: args.iter().map(|a| (*a).to_owned()).collect(),
+            env: vec![("PATH".to_owned(), "/bin".to_owned())],
+            cwd: "/".to_owned(),
+            user: User::default(),
+            mounts: vec![],
+            devices: vec![],
+            resources: Resources::default(),
+            security: Security {
+                privileged: false,
+                capabilities: DEFAULT_CAPABILITIES.iter().map(|c| format!("CAP_{c}")).collect(),
+                no_new_privileges: false,
+                seccomp: Seccomp::RuntimeDefault,
+                read_only_root: false,
+                unmasked_proc: false,
+            },
+            tty: false,
+            stdin: false,
+            stdin_once: false,
+            log_path: self.path(&format!("logs/{id}.log")),
+            stop_signal: libc::SIGTERM,
+            labels: BTreeMap::new(),
+        }
+    }
+
+    async fn run(&self, uid: &str, config: ContainerConfig) -> ContainerStatus {
+        let id = config.id.clone();
+        let created = self.runtime.create_container(uid, config).await.unwrap();
+        assert_eq!(created.state, ContainerState::Created);
+        let started = self.runtime.start_container(uid, &id).await.unwrap();
+        assert!(started.started_at_ns.is_some());
+        started
+    }
+
+    async fn wait_exit(&self, uid: &str, id: &str) -> ContainerStatus {
+        self.wait(uid, |s| s.containers.iter().any(|c| c.id == id && c.state == ContainerState::Exited))
+            .await
+            .containers
+            .into_iter()
+            .find(|c| c.id == id)
+            .unwrap()
+    }
+
+    async fn wait(&self, uid: &str, wanted: impl Fn(&SandboxStatus) -> bool) -> SandboxStatus {
+        let mut events = self.runtime.events();
+        tokio::time::timeout(TIMEOUT, async {
+            loop {
+                let status = self.runtime.sandbox(uid).await.unwrap();
+                if wanted(&status) {
+                    return status;
+                }
+                events.recv().await.unwrap();
+            }
+        })
+        .await
+        .expect("the state is reached in time")
+    }
+
+    /// Runs a shell script to its end: exit status and log texts.
+    async fn script(&self, uid: &str, id: &str, script: &str) -> (ContainerStatus, String) {
+        self.run(uid, self.container(id, &["sh", "-c", script])).await;
+        let status = self.wait_exit(uid, id).await;
+        (status, self.log(id))
+    }
+
+    fn log(&self, id: &str) -> String {
+        log_text(&self.path(&format!("logs/{id}.log")))
+    }
+
+    async fn exec(&self, uid: &str, id: &str, script: &str) -> ExecOutput {
+        let args = ["sh", "-c", script].map(str::to_owned).to_vec();
+        self.runtime.exec_sync(uid, id, args, TIMEOUT, 64 * 1024).await.unwrap()
+    }
+
+    /// Removes the instance and checks that nothing of it is left.
+    async fn finish(&self) {
+        self.runtime.purge().await.unwrap();
+        let cgroups = walk_cgroups(&format!("skeg-{}", self.id));
+        assert!(cgroups.is_empty(), "{cgroups:?}");
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let dir = self.dir.path().to_str().unwrap();
+        assert!(!mounts.contains(dir), "{mounts}");
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            assert!(!line.contains(dir), "{line}");
+        }
+        assert_eq!(std::fs::read_dir(self.path("data")).unwrap().count(), 0);
+    }
+}
+
+impl Drop for Host {
+    /// A failed test leaves nothing running either.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let config = config(self.dir.path(), &self.id);
+            let purge = async move { Runtime::open(config).await?.purge().await };
+            let purge = move || {
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(purge)
+            };
+            if let Ok(Err(e)) = std::thread::spawn(purge).join() {
+                eprintln!("purge: {e}");
+            }
+        }
+    }
+}
+
+/// The texts of a CRI log.
+fn log_text(path: &Path) -> String {
+    let mut text = String::new();
+    for line in std::fs::read_to_string(path).unwrap_or_default().lines() {
+        let mut fields = line.splitn(4, ' ');
+        let (_, _, tag, rest) = (fields.next(), fields.next(), fields.next(), fields.next());
+        text.push_str(rest.unwrap_or_default());
+        if tag == Some("F") {
+            text.push('\n');
+        }
+    }
+    text
+}
+
+fn walk_cgroups(name: &str) -> Vec<PathBuf> {
+    let mut found = vec![];
+    let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
+    roots.extend(std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|e| e.path()));
+    for root in roots {
+        let dir = root.join(name);
+        if dir.exists() {
+            found.push(dir);
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn exit_codes_and_logs() {
+    let host = Host::new("exit").await;
+    let status = host.sandbox("u1", |_| ()).await;
+    assert!(status.ready);
+    let (status, log) = host.script("u1", "c1", "echo out; echo err >&2; printf partial; exit 3").await;
+    assert_eq!((status.exit_code, status.signal, status.oom_killed), (Some(3), None, false));
+    let lines = std::fs::read_to_string(host.path("logs/c1.log")).unwrap();
+    assert!(lines.contains(" stderr F err\n"), "{lines}");
+    assert!(lines.contains(" stdout F out\n"), "{lines}");
+    assert!(log.contains("partial"), "{log}");
+
+    host.run("u1", host.container("c2", &["sleep", "1000"])).await;
+    host.runtime.signal_container("u1", "c2", libc::SIGKILL).await.unwrap();
+    let status = host.wait_exit("u1", "c2").await;
+    assert_eq!((status.exit_code, status.signal), (Some(137), Some(9)));
+
+    host.run(
+        "u1",
+        host.container("c3", &["sh", "-c", "trap 'exit 7' TERM; echo up; while :; do sleep 0.01; done"]),
+    )
+    .await;
+    wait_log(&host, "c3", "up").await;
+    host.runtime.signal_container("u1", "c3", libc::SIGTERM).await.unwrap();
+    assert_eq!(host.wait_exit("u1", "c3").await.exit_code, Some(7));
+
+    host.runtime.remove_container("u1", "c1").await.unwrap();
+    host.runtime.remove_container("u1", "c1").await.unwrap();
+    assert_eq!(host.runtime.sandbox("u1").await.unwrap().containers.len(), 2);
+    assert!(!host.path("data/sandboxes/u1/containers/c1").exists());
+    host.finish().await;
+}
+
+async fn wait_log(host: &Host, id: &str, text: &str) {
+    tokio::time::timeout(TIMEOUT, async {
+        while !host.log(id).contains(text) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await
+    .unwrap_or_else(|_| panic!("{text:?} appears in the log of {id}: {}", host.log(id)));
+}
+
+#[tokio::test]
+async fn what_cannot_start() {
+    let host = Host::new("cannot").await;
+    host.sandbox("u1", |_| ()).await;
+    for (id, program, text) in [
+        ("c1", "nope", r#"exec: "nope": executable file not found in $PATH"#),
+        ("c2", "/nope", r#"exec: "/nope": stat /nope: no such file or directory"#),
+        ("c3", "/etc/passwd", r#"exec: "/etc/passwd": permission denied"#),
+        ("c4", "/etc", r#"exec: "/etc": is a directory"#),
+    ] {
+        host.runtime.create_container("u1", host.container(id, &[program])).await.unwrap();
+        let error = host.runtime.start_container("u1", id).await.unwrap_err();
+        assert!(matches!(&error, Error::Start(t) if t == text), "{error}");
+        let status = host.wait_exit("u1", id).await;
+        assert_eq!((status.exit_code, status.message.as_str()), (Some(128), text));
+    }
+    let mut config = host.container("c5", &["true"]);
+    config.user.must_not_be_root = true;
+    let error = host.runtime.create_container("u1", config).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Config(t) if t == "container has runAsNonRoot and image will run as root"),
+        "{error}"
+    );
+    let mut config = host.container("c6", &["true"]);
+    config.mounts.push(Mount {
+        destination: "/x".into(),
+        source: MountSource::Bind("/no/such/source".into()),
+        read_only: false,
+        propagation: Propagation::Private,
+    });
+    let error = host.runtime.create_container("u1", config).await.unwrap_err();
+    assert!(error.to_string().contains("/no/such/source"), "{error}");
+    assert_eq!(host.runtime.sandbox("u1").await.unwrap().containers.len(), 4);
+    assert!(!host.path("data/sandboxes/u1/containers/c6").exists());
+    host.finish().await;
+}
+
+#[tokio::test]
+async fn confinement() {
+    let host = Host::new("conf").await;
+    host.sandbox("u1", |_| ()).await;
+    let (_, log) = host.script("u1", "c1", "cat /proc/self/status; id; hostname").await;
+    for wanted in ["Seccomp:\t2", "NoNewPrivs:\t0", "uid=0(root) gid=0(root)", "pod-host"] {
+        assert!(log.contains(wanted), "{wanted}: {log}");
+    }
+    for set in ["CapEff", "CapPrm", "CapBnd"] {
+        assert!(log.contains(&format!("{set}:\t{DEFAULT_CAPABILITY_BITS}")), "{log}");
+    }
+    assert!(log.contains("CapAmb:\t0000000000000000") && log.contains("CapInh:\t0000000000000000"), "{log}");
+
+    let (_, log) = host
+        .script(
+            "u1",
+            "c2",
+            "cat /proc/keys /proc/kcore 2>/dev/null | wc -c; ls /proc/acpi /sys/firmware 2>/dev/null | grep -v : | wc -w; \
+             echo x > /proc/sys/kernel/hostname || echo ro-proc; mount -t tmpfs x /tmp || echo no-mount; \
+             echo > /sys/x || echo ro-sys; ls -l /proc/self/fd | wc -l; ls /dev; ls /proc | grep -c '^[0-9]'",
+        )
+        .await;
+    for wanted in ["ro-proc", "no-mount", "ro-sys", "null", "ptmx", "pts", "shm", "mqueue", "urandom"] {
+        assert!(log.contains(wanted), "{wanted}: {log}");
+    }
+    let first: Vec<&str> = log.lines().filter(|l| l.chars().all(|c| c.is_ascii_digit())).collect();
+    assert_eq!(&first[..2], ["0", "0"], "{log}");
+
+    let mut config = host.container("c3", &["sh", "-c", "id; grep -E 'NoNewPrivs|CapEff|Seccomp:' /proc/self/status; echo hi > /x || echo ro; echo out > /dev/stdout; echo $HOME $HOSTNAME"]);
+    config.user = User {
+        image_user: "web".into(),
+        merge_image_groups: true,
+        supplemental_groups: vec![77],
+        ..User::default()
+    };
+    config.security.no_new_privileges = true;
+    config.security.read_only_root = true;
+    host.run("u1", config).await;
+    assert_eq!(host.wait_exit("u1", "c3").await.exit_code, Some(0));
+    let log = host.log("c3");
+    for wanted in [
+        "uid=33(web) gid=33(www) groups=",
+        "77",
+        "50(extra)",
+        "NoNewPrivs:\t1",
+        "CapEff:\t0000000000000000",
+        "Seccomp:\t2",
+        "ro\n",
+        "out\n",
+        "/var/www pod-host",
+    ] {
+        assert!(log.contains(wanted), "{wanted}: {log}");
+    }
+
+    let mut config = host.container("c4", &["sh", "-c", "grep -E 'Seccomp:|CapEff' /proc/self/status; mount -t tmpfs x /tmp && echo mounted; ls /dev/vda && echo device"]);
+    config.security.privileged = true;
+    host.run("u1", config).await;
+    assert_eq!(host.wait_exit("u1", "c4").await.exit_code.map(|_| ()), Some(()));
+    let log = host.log("c4");
+    assert!(log.contains("Seccomp:\t0") && log.contains("mounted"), "{log}");
+    host.finish().await;
+}
+
+#[tokio::test]
+async fn containers_of_a_pod_share_what_they_should() {
+    let host = Host::new("share").await;
+    let volume = host.path("volume");
+    std::fs::create_dir(&volume).unwrap();
+    std::fs::write(host.path("hosts"), "127.0.0.1 localhost\n").unwrap();
+    host.sandbox("u1", |_| ()).await;
+    let with_volume = |id: &str, script: &str| {
+        let mut config = host.container(id, &["sh", "-c", script]);
+        for (source, destination, read_only) in
+            [(&volume, "/data/deep", false), (&host.path("hosts"), "/etc/hosts", true)]
+        {
+            config.mounts.push(Mount {
+                destination: destination.into(),
+                source: MountSource::Bind(source.clone()),
+                read_only,
+                propagation: Propagation::Private,
+            });
+        }
+        config
+    };
+    host.run(
+        "u1",
+        with_volume(
+            "a",
+            "echo x > /data/deep/f; echo x > /dev/shm/s; echo x > /own; echo up; nc -l -p 8080 -e echo hello",
+        ),
+    )
+    .await;
+    wait_log(&host, "a", "up").await;
+    host.run("u1", with_volume("b", "cat /data/deep/f /dev/shm/s; ls /own || echo separate; hostname; cat /etc/hosts; \
+        echo >> /etc/hosts || echo read-only; ps | wc -l; \
+        while ! grep -q 1F90 /proc/net/tcp /proc/net/tcp6; do sleep 0.01; done; readlink /proc/self/ns/ipc; echo | nc 127.0.0.1 8080")).await;
+    host.wait_exit("u1", "b").await;
+    let log = host.log("b");
+    for wanted in ["x\nx\n", "separate", "pod-host", "127.0.0.1 localhost", "read-only", "hello"] {
+        assert!(log.contains(wanted), "{wanted}: {log}");
+    }
+    assert_eq!(std::fs::read_to_string(volume.join("f")).unwrap(), "x\n");
+    host.finish().await;
+}
+
+#[tokio::test]
+async fn shared_and_host_process_namespaces() {
+    let host = Host::new("pids").await;
+    host.sandbox("u1", |c| c.share_process_namespace = true).await;
+    host.run("u1", host.container("a", &["sleep", "4321"])).await;
+    let (_, log) = host.script("u1", "b", "ps; (sleep 3333 &) ; echo done").await;
+    assert!(log.contains("sleep 4321") && log.contains("skeg-init"), "{log}");
+    let out = host.exec("u1", "a", "ps; true").await;
+    assert!(
+        !String::from_utf8_lossy(&out.output).contains("sleep 3333"),
+        "what a container leaves behind ends"
+    );
+    host.sandbox("u2", |c| {
+        c.host_pid = true;
+        c.host_network = true;
+        c.host_ipc = true;
+    })
+    .await;
+    let (_, log) = host
+        .script("u2", "c", "for n in pid net ipc; do readlink /proc/self/ns/$n; done; (sleep 3334 &); echo")
+        .await;
+    for ns in ["pid", "net", "ipc"] {
+        let own = std::fs::read_link(format!("/proc/self/ns/{ns}")).unwrap();
+        assert!(log.contains(own.to_str().unwrap()), "{ns}: {log}");
+    }
+    host.finish().await;
+}
+
+#[tokio::test]
+async fn out_of_memory() {
+    let host = Host::new("oom").await;
+    host.sandbox("u1", |_| ()).await;
+    let mut config = host.container("c1", &["sh", "-c", "exec tail -c 100000000 /dev/zero"]);
+    config.resources = Resources {
+        memory_limit_bytes: Some(32 << 20),
+        cpu_shares: Some(102),
+        cpu_quota_us: Some(50_000),
+        cpu_period_us: Some(100_000),
+        pids_limit: Some(100),
+        oom_score_adj: Some(1000),
+    };
+    host.run("u1", config).await;
+    let status = host.wait_exit("u1", "c1").await;
+    assert_eq!((status.exit_code, status.oom_killed), (Some(137), true));
+
+    let mut config = host.container("c2", &["sh", "-c", "cat /proc/self/oom_score_adj; sleep 1000"]);
+    config.resources =
+        Resources { memory_limit_bytes: Some(64 << 20), oom_score_adj: Some(500), ..Resources::default() };
+    host.run("u1", config).await;
+    wait_log(&host, "c2", "500").await;
+    let usage = host.runtime.usage("u1", "c2").await.unwrap();
+    assert!(usage.memory_bytes > 0 && usage.cpu_ns > 0 && usage.pids >= 1, "{usage:?}");
+    let limit = |bytes| Resources { memory_limit_bytes: Some(bytes), ..Resources::default() };
+    host.runtime.update_resources("u1", "c2", limit(96 << 20)).await.unwrap();
+    host.runtime.update_resources("u1", "c2", limit(48 << 20)).await.unwrap();
+    let out = host
+        .exec(
+            "u1",
+            "c2",
+            "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; true",
+        )
+        .await;
+    assert!(String::from_utf8_lossy(&out.output).contains(&(48 << 20).to_string()), "{out:?}");
+    host.finish().await;
+}
+
+#[tokio::test]
+async fn exec_sessions() {
+    let host = Host::new("exec").await;
+    host.sandbox("u1", |_| ()).await;
+    host.run("u1", host.container("c1", &["sleep", "1000"])).await;
+    let out = host.exec("u1", "c1", "echo hi; grep -E 'Seccomp:|CapEff' /proc/self/status; ps; exit 5").await;
+    let text = String::from_utf8_lossy(&out.output).into_owned();
+    assert_eq!(out.exit_code, 5);
+    for wanted in ["hi", "Seccomp:\t2", DEFAULT_CAPABILITY_BITS, "sleep 1000"] {
+        assert!(text.contains(wanted), "{wanted}: {text}");
+    }
+    let args = |script: &str| ["sh", "-c", script].map(str::to_owned).to_vec();
+    let error = host.runtime.exec_sync("u1", "c1", vec!["nope".into()], TIMEOUT, 10).await.unwrap_err();
+    assert_eq!(error.to_string(), r#"exec: "nope": executable file not found in $PATH"#);
+    let out = host
+        .runtime
+        .exec_sync("u1", "c1", args("echo start; sleep 1000"), Duration::from_millis(300), 3)
+        .await
+        .unwrap();
+    assert!(out.timed_out && out.output == b"sta", "{out:?}");
+    let out = host.exec("u1", "c1", "sleep 500 & echo left; exit 0").await;
+    assert_eq!((out.exit_code, out.output.as_slice()), (0, &b"left\n"[..]));
+
+    // Input, output and errors are separate without a terminal.
+    let plain = ExecConfig {
+        args: args("cat; echo err >&2; exit 4"),
+        tty: false,
+        stdin: true,
+        stdout: true,
+        stderr: true,
+    };
+    let mut session = host.runtime.exec("u1", "c1", plain).await.unwrap();
+    let big = vec![b'x'; 300_000];
+    let mut stdin = session.stdin.take().unwrap();
+    let writer = {
+        let big = big.clone();
+        tokio::spawn(async move {
+            stdin.write_all(&big).await.unwrap();
+        })
+    };
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    session.stdout.take().unwrap().read_to_end(&mut out).await.unwrap();
+    session.stderr.take().unwrap().read_to_end(&mut err).await.unwrap();
+    writer.await.unwrap();
+    assert_eq!((out.len(), err.as_slice()), (big.len(), &b"err\n"[..]));
+    assert_eq!(session.exit.await.unwrap().unwrap(), 4);
+
+    // A terminal.
+    let tty = ExecConfig {
+        args: args("stty size; read x; stty size; test -t 0 && echo tty $x; exit 6"),
+        tty: true,
+        stdin: true,
+        stdout: true,
+        stderr: false,
+    };
+    let mut session = host.runtime.exec("u1", "c1", tty).await.unwrap();
+    session.resize.send(TerminalSize { width: 101, height: 33 }).await.unwrap();
+    let mut stdout = session.stdout.take().unwrap();
+    let mut stdin = session.stdin.take().unwrap();
+    let mut text = String::new();
+    let mut chunk = [0; 1000];
+    let mut sent = false;
+    loop {
+        let n = tokio::time::timeout(TIMEOUT, stdout.read(&mut chunk)).await.unwrap().unwrap();
+        if n == 0 {
+            break;
+        }
+        text.push_str(&String::from_utf8_lossy(&chunk[..n]));
+        if !sent && text.contains('\n') {
+            sent = true;
+            stdin.write_all(b"word\n").await.unwrap();
+        }
+    }
+    assert!(text.contains("33 101") && text.contains("tty word"), "{text}");
+    assert_eq!(session.exit.await.unwrap().unwrap(), 6);
+
+    // Dropping a session ends its command.
+    let idle = ExecConfig {
+        args: args("echo on; sleep 2222"),
+        tty: false,
+        stdin: false,
+        stdout: true,
+        stderr: false,
+    };
+    let mut session = host.runtime.exec("u1", "c1", idle).await.unwrap();
+    session.stdout.as_mut().unwrap().read_exact(&mut [0; 3]).await.unwrap();
+    drop(session);
+    tokio::time::timeout(TIMEOUT, async {
+        while String::from_utf8_lossy(&host.exec("u1", "c1", "ps").await.output).contains("sleep 2222") {}
+    })
+    .await
+    .unwrap();
+    host.finish().await;
+}
+
+#[tokio::test]
+async fn attach_and_port_forward() {
+    let host = Host::new("attach").await;
+    host.sandbox("u1", |_| ()).await;
+    let mut config = host.container("c1", &["sh", "-c", "cat; echo end"]);
+    (config.stdin, config.stdin_once) = (true, true);
+    host.run("u1", config).await;
+    let all = ExecConfig { args: vec![], tty: false, stdin: true, stdout: true, stderr: true };
+    let mut session = host.runtime.attach("u1", "c1", all.clone()).await.unwrap();
+    let mut stdin = session.stdin.take().unwrap();
+    stdin.write_all(b"line\n").await.unwrap();
+    let mut got = [0; 5];
+    session.stdout.as_mut().unwrap().read_exact(&mut got).await.unwrap();
+    assert_eq!(&got, b"line\n");
+    let big = vec![b'y'; 500_000];
+    let writer = tokio::spawn(async move { stdin.write_all(&big).await.unwrap() });
+    let mut rest = Vec::new();
+    session.stdout.take().unwrap().read_to_end(&mut rest).await.unwrap();
+    writer.await.unwrap();
+    assert_eq!(rest.len(), 500_000 + 4);
+    assert_eq!(session.exit.await.unwrap().unwrap(), 0);
+    assert_eq!(host.log("c1").len(), 5 + 500_000 + 4);
+
+    let mut config = host.container("c2", &["sh", "-c", "read x; stty size; echo got $x; read y"]);
+    (config.stdin, config.tty) = (true, true);
+    host.run("u1", config).await;
+    let tty = ExecConfig { args: vec![], tty: true, stdin: true, stdout: true, stderr: false };
+    let mut session = host.runtime.attach("u1", "c2", tty).await.unwrap();
+    session.resize.send(TerminalSize { width: 90, height: 30 }).await.unwrap();
+    let mut stdin = session.stdin.take().unwrap();
+    tokio::time::timeout(TIMEOUT, async {
+        // The size is set by another way than the input: ask until it is there.
+        stdin.write_all(b"in\n").await.unwrap();
+    })
+    .await
+    .unwrap();
+    let mut text = String::new();
+    let mut chunk = [0; 1000];
+    while !text.contains("got in") {
+        let n = tokio::time::timeout(TIMEOUT, session.stdout.as_mut().unwrap().read(&mut chunk))
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(n > 0, "{text}");
+        text.push_str(&String::from_utf8_lossy(&chunk[..n]));
+    }
+    drop(session);
+    assert_eq!(host.runtime.sandbox("u1").await.unwrap().containers[1].state, ContainerState::Running);
+
+    host.run("u1", host.container("c3", &["sh", "-c", "echo up; nc -l -p 9000 -e cat"])).await;
+    wait_log(&host, "c3", "up").await;
+    let mut stream = loop {
+        if let Ok(stream) = host.runtime.connect("u1", 9000).await {
+            break stream;
+        }
+    };
+    stream.write_all(b"ping").await.unwrap();
+    let mut got = [0; 4];
+    stream.read_exact(&mut got).await.unwrap();
+    assert_eq!(&got, b"ping");
+    drop(stream);
+    assert!(host.runtime.connect("u1", 9001).await.is_err());
+    host.finish().await;
+}
+
+#[tokio::test]
+async fn agent_restart_leaves_containers_alone() {
+    let mut host = Host::new("agent").await;
+    let before = host.sandbox("u1", |_| ()).await;
+    let running = host.run("u1", host.container("c1", &["sleep", "1000"])).await;
+    host.run(
+        "u1",
+        host.container("c2", &["sh", "-c", "while test ! -e /go; do sleep 0.01; done; echo bye; exit 9"]),
+    )
+    .await;
+    let pid = host.runtime.sandbox("u1").await.unwrap().containers[1].pid.unwrap();
+    // The old agent's handle stays forgotten while c2 ends.
+    let pidfd = {
+        let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        assert!(raw > 0);
+        raw as i32
+    };
+    host.runtime = Runtime::open(config(&host.path("other"), &format!("{}x", host.id))).await.unwrap();
+    std::fs::write(format!("/proc/{pid}/root/go"), "").unwrap();
+    let mut poll = libc::pollfd { fd: pidfd, events: libc::POLLIN, revents: 0 };
+    assert_eq!(unsafe { libc::poll(&mut poll, 1, 20_000) }, 1);
+    let other = host.runtime.clone();
+    host.restart().await;
+    other.purge().await.unwrap();
+    let status = host.wait_exit("u1", "c2").await;
+    assert_eq!(status.exit_code, Some(9));
+    assert_eq!(host.log("c2"), "bye\n");
+    let after = host.runtime.sandbox("u1").await.unwrap();
+    assert_eq!((after.supervisor_pid, &after.config), (before.supervisor_pid, &before.config));
+    let c1 = after.containers.iter().find(|c| c.id == "c1").unwrap();
+    assert_eq!((c1.pid, c1.started_at_ns), (running.pid, running.started_at_ns));
+    assert_eq!(host.exec("u1", "c1", "echo still").await.output, b"still\n");
+    host.finish().await;
+}
+
+#[tokio::test]
+async fn supervisor_death_is_sandbox_death() {
+    let mut host = Host::new("death").await;
+    let mut events = host.runtime.events();
+    for uid in ["u1", "u2"] {
+        let status = host.sandbox(uid, |c| c.share_process_namespace = uid == "u2").await;
+        host.run(uid, host.container("c1", &["sh", "-c", "sleep 1000 & sleep 1000"])).await;
+        // SAFETY: the pid is the supervisor's.
+        unsafe { libc::kill(status.supervisor_pid, libc::SIGKILL) };
+        let gone = Event::SandboxGone { uid: uid.to_owned() };
+        while tokio::time::timeout(TIMEOUT, events.recv()).await.unwrap().unwrap() != gone {}
+        let status = host.runtime.sandbox(uid).await.unwrap();
+        assert!(!status.ready);
+        assert_eq!(status.containers[0].exit_code, Some(137));
+    }
+    host.restart().await;
+    let all = host.runtime.sandboxes().await.unwrap();
+    assert_eq!(
+        all.iter().map(|s| (s.config.uid.as_str(), s.ready, s.containers.len())).collect::<Vec<_>>(),
+        [("u1", false, 1), ("u2", false, 1)]
+    );
+    host.runtime.remove_container("u1", "c1").await.unwrap();
+    host.runtime.remove_sandbox("u1").await.unwrap();
+    host.runtime.remove_sandbox("u1").await.unwrap();
+    assert!(matches!(host.runtime.sandbox("u1").await, Err(Error::NoSandbox(_))));
+    host.sandbox("u1", |_| ()).await;
+    host.finish().await;
+}
+
+#[tokio::test]
+async fn figures() {
+    let host = Host::new("figures").await;
+    let started = tokio::time::Instant::now();
+    host.sandbox("u1", |_| ()).await;
+    let sandbox = started.elapsed();
+    let mut times = vec![];
+    for i in 0..20 {
+        let started = tokio::time::Instant::now();
+        host.run("u1", host.container(&format!("c{i}"), &["sleep", "1000"])).await;
+        times.push(started.elapsed());
+    }
+    times.sort();
+    let status = host.runtime.sandbox("u1").await.unwrap();
+    let pss = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", status.supervisor_pid)).unwrap();
+    let kb = |key: &str| -> u64 {
+        pss.lines().find_map(|l| l.strip_prefix(key)?.trim().strip_suffix("kB")?.trim().parse().ok()).unwrap()
+    };
+    eprintln!(
+        "sandbox {sandbox:?}, create+start p50 {:?} max {:?}, supervisor anonymous {} kB, private {} kB, PSS {} kB",
+        times[10],
+        times[19],
+        kb("Anonymous:"),
+        kb("Private_Dirty:") + kb("Private_Clean:"),
+        kb("Pss:")
+    );
+    let started = tokio::time::Instant::now();
+    host.runtime.remove_sandbox("u1").await.unwrap();
+    eprintln!("remove of 20 containers {:?}", started.elapsed());
+    host.finish().await;
+}

@@ -1,0 +1,116 @@
+//! What users do in a run: create, scale, roll out, delete; and what happens to the machines.
+
+use serde_json::{Value, json};
+use skeg_api::Gvr;
+use skeg_base::Random;
+use skeg_client::{Client, DeleteOptions, ListOptions, PatchKind};
+use std::time::Duration;
+
+/// Namespaces that users work in; the last one is deleted on the way.
+pub const NAMESPACES: &[&str] = &["one", "two"];
+/// Things that users do in a run.
+const ACTIONS: usize = 25;
+
+pub struct User {
+    pub client: Client,
+    pub random: Random,
+}
+
+impl User {
+    fn deployments(&self) -> skeg_client::Api<Value> {
+        self.client.dynamic(&Gvr::new("apps", "v1", "deployments"))
+    }
+
+    /// Acts at random moments, then deletes a namespace.
+    pub async fn work(&self) {
+        for namespace in NAMESPACES {
+            let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
+            let namespaces = self.client.dynamic(&Gvr::new("", "v1", "namespaces"));
+            while namespaces.create("", &object).await.is_err_and(|error| !exists(&error)) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+        for _ in 0..ACTIONS {
+            tokio::time::sleep(Duration::from_millis(self.random.below(9_000))).await;
+            // A refused action is as good as none: users read the error and go on.
+            let _ = self.act().await;
+        }
+        let namespaces = self.client.dynamic(&Gvr::new("", "v1", "namespaces"));
+        while namespaces.delete("", "two", &DeleteOptions::default()).await.is_err_and(|error| !gone(&error)) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn act(&self) -> skeg_client::Result<()> {
+        let namespace = NAMESPACES[self.random.below(NAMESPACES.len() as u64) as usize];
+        let name = ["web", "api"][self.random.below(2) as usize];
+        let deployments = self.deployments();
+        let merge = |patch: Value| {
+            let deployments = deployments.clone();
+            async move { deployments.patch(namespace, name, PatchKind::Merge, &patch, None).await.map(|_| ()) }
+        };
+        match self.random.below(10) {
+            0..=2 => deployments.create(namespace, &self.deployment(name)).await.map(|_| ()),
+            3 | 4 => merge(json!({"spec": {"replicas": self.random.below(9)}})).await,
+            5 | 6 => {
+                let color = self.random.below(4).to_string();
+                merge(json!({"spec": {"template": {"metadata": {"annotations": {"color": color}}}}})).await
+            }
+            7 => merge(json!({"spec": {"paused": self.random.below(4) == 0}})).await,
+            8 => self.delete_a_pod(namespace).await,
+            _ => {
+                let policy = ["Background", "Foreground"][self.random.below(2) as usize];
+                let options = DeleteOptions { propagation_policy: Some(policy.into()), ..Default::default() };
+                deployments.delete(namespace, name, &options).await
+            }
+        }
+    }
+
+    /// Unpauses everything, so that the cluster can settle.
+    pub async fn finish(&self) {
+        let all = self.deployments().list("one", &ListOptions::default()).await;
+        for deployment in all.map(|list| list.items).unwrap_or_default() {
+            let name = deployment["metadata"]["name"].as_str().unwrap_or_default();
+            let patch = json!({"spec": {"paused": false}});
+            let _ = self.deployments().patch("one", name, PatchKind::Merge, &patch, None).await;
+        }
+    }
+
+    async fn delete_a_pod(&self, namespace: &str) -> skeg_client::Result<()> {
+        let pods = self.client.dynamic(&Gvr::new("", "v1", "pods"));
+        let list = pods.list(namespace, &ListOptions::default()).await?;
+        if list.items.is_empty() {
+            return Ok(());
+        }
+        let pod = &list.items[self.random.below(list.items.len() as u64) as usize];
+        pods.delete(namespace, pod["metadata"]["name"].as_str().unwrap_or_default(), &DeleteOptions::default()).await
+    }
+
+    fn deployment(&self, name: &str) -> Value {
+        let strategy = match self.random.below(4) {
+            0 => json!({"type": "Recreate"}),
+            1 => json!({"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}),
+            2 => json!({"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}),
+            _ => json!({"rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}}),
+        };
+        json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
+            "spec": {
+                "replicas": 1 + self.random.below(7), "strategy": strategy,
+                "selector": {"matchLabels": {"app": name}},
+                "template": {
+                    "metadata": {"labels": {"app": name}},
+                    "spec": {"containers": [{"name": "c", "image": "pretend", "resources": {"requests": {"cpu": "100m"}}}]},
+                },
+            },
+        })
+    }
+}
+
+fn exists(error: &skeg_client::Error) -> bool {
+    matches!(error, skeg_client::Error::Api(status) if status.is_already_exists())
+}
+
+fn gone(error: &skeg_client::Error) -> bool {
+    matches!(error, skeg_client::Error::Api(status) if status.is_not_found())
+}

@@ -1,0 +1,78 @@
+//! `skeg down`: stops the cluster's process; with `--purge` removes every trace of the instance.
+
+use crate::instance::Instance;
+use crate::settings::Settings;
+use crate::{refuse, up};
+use anyhow::{Context, Result};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+
+/// How long the process may take to end by itself.
+const STOP_TIMEOUT_MS: u16 = 20_000;
+
+pub fn down(instance: &Instance, purge: bool) -> Result<()> {
+    let existed = instance.data_dir.exists();
+    if let Some(pid) = instance.running_pid()? {
+        stop(pid).with_context(|| format!("stopping process {pid}"))?;
+        println!("stopped the cluster (process {pid}){}", if purge { "" } else { "; its Pods keep running" });
+    } else if !purge {
+        println!("no cluster runs in {}", instance.data_dir.display());
+    }
+    if purge {
+        if !nix::unistd::geteuid().is_root() {
+            refuse!("the cluster's containers belong to root: run this as root");
+        }
+        remove(instance).context("removing the cluster; run the command again to finish")?;
+        if existed {
+            println!("removed the Pods, links, mounts, cgroups, rules and data of {}", instance.data_dir.display());
+        }
+    }
+    Ok(())
+}
+
+/// Asks the process to end and waits until it has.
+fn stop(pid: i32) -> Result<()> {
+    // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        let error = std::io::Error::last_os_error();
+        return if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error.into()) };
+    }
+    // SAFETY: the descriptor is new and ours.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).context("a descriptor")?) };
+    let signal = |number: nix::sys::signal::Signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), number);
+    signal(nix::sys::signal::Signal::SIGTERM)?;
+    if !ended(&pidfd, STOP_TIMEOUT_MS)? {
+        // Everything acknowledged is on disk: a kill loses nothing.
+        signal(nix::sys::signal::Signal::SIGKILL)?;
+        ended(&pidfd, STOP_TIMEOUT_MS)?;
+    }
+    Ok(())
+}
+
+fn ended(pidfd: &OwnedFd, timeout_ms: u16) -> Result<bool> {
+    use nix::poll::{PollFd, PollFlags, poll};
+    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    Ok(poll(&mut fds, timeout_ms)? > 0)
+}
+
+fn remove(instance: &Instance) -> Result<()> {
+    if !instance.data_dir.exists() && !instance.run_dir.exists() {
+        return Ok(());
+    }
+    instance.create_directories()?;
+    // Nobody may start the cluster while it is taken apart.
+    let claim = instance.claim()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let settings = Settings::load(instance)?;
+    runtime.block_on(async {
+        up::open_runtime(instance)?.purge().await.context("containers")?;
+        if let Some(settings) = settings {
+            up::open_network(instance, &settings).await?.purge().await.context("network")?;
+        }
+        anyhow::Ok(())
+    })?;
+    std::fs::remove_dir_all(&instance.run_dir).with_context(|| format!("{}", instance.run_dir.display()))?;
+    std::fs::remove_dir_all(&instance.data_dir).with_context(|| format!("{}", instance.data_dir.display()))?;
+    drop(claim);
+    Ok(())
+}
