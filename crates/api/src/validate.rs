@@ -27,7 +27,7 @@ pub fn strategy_for(group: &str, kind: &str) -> Strategy {
         ("", "Namespace") => Strategy {
             validate: core::namespace,
             validate_status: core::namespace_status,
-            prepare_create: |value| value["status"] = serde_json::json!({ "phase": "Active" }),
+            prepare_create: namespace_is_active,
             prepare_update: keep_namespace_finalizers,
             selectable: |value| vec![("status.phase", text(value, &["status", "phase"]))],
             selectable_keys: &["status.phase"],
@@ -167,15 +167,22 @@ pub fn strategy_for(group: &str, kind: &str) -> Strategy {
     }
 }
 
+fn namespace_is_active(value: &mut Value) {
+    if let Some(object) = value.as_object_mut() {
+        object.insert("status".into(), serde_json::json!({ "phase": "Active" }));
+    }
+}
+
 /// The finalizers of a namespace change only through its `finalize` subresource.
 fn keep_namespace_finalizers(new: &mut Value, old: &Value) {
     let finalizers = old.get("spec").and_then(|s| s.get("finalizers")).cloned();
-    let spec = &mut new["spec"];
-    match finalizers {
-        Some(finalizers) => spec["finalizers"] = finalizers,
-        None => {
-            spec.as_object_mut().map(|spec| spec.remove("finalizers"));
-        }
+    let Some(object) = new.as_object_mut() else { return };
+    let spec = object.entry("spec").or_insert_with(|| serde_json::json!({}));
+    if let Some(spec) = spec.as_object_mut() {
+        match finalizers {
+            Some(finalizers) => spec.insert("finalizers".into(), finalizers),
+            None => spec.remove("finalizers"),
+        };
     }
 }
 

@@ -100,7 +100,8 @@ impl Pool {
             };
             free(start, last).or_else(|| if start > first { free(first, start - 1) } else { None })
         };
-        free_in(self.dynamic, self.last).or_else(|| free_in(self.first, self.dynamic.saturating_sub(1).min(self.last)))
+        free_in(self.dynamic, self.last)
+            .or_else(|| free_in(self.first, self.dynamic.saturating_sub(1).min(self.last)))
     }
 }
 
@@ -129,14 +130,24 @@ impl Drop for Held {
 
 impl Addresses {
     /// Opens the ranges: what Services hold is marked, other markers are removed.
-    pub async fn open(store: Arc<dyn Store>, kinds: &Kinds, random: Random, range: IpNet) -> Result<Arc<Self>, Error> {
+    pub async fn open(
+        store: Arc<dyn Store>,
+        kinds: &Kinds,
+        random: Random,
+        range: IpNet,
+    ) -> Result<Arc<Self>, Error> {
         let (network, broadcast) = (number(range.network()), number(range.broadcast()));
         // As upstream: the network's own address is never given, nor is the last one of IPv4.
         let last = if range.addr().is_ipv4() { broadcast.saturating_sub(1) } else { broadcast };
         let first = network + 1;
         let size = last.saturating_sub(first) + 1;
-        let offset = if size < STATIC_MIN { 0 } else { (size / STATIC_DIVISOR).clamp(STATIC_MIN, STATIC_MAX).min(size) };
-        let pool = |prefix, first, last, dynamic| Pool { prefix, first, last, dynamic, taken: Mutex::default() };
+        let offset = if size < STATIC_MIN {
+            0
+        } else {
+            (size / STATIC_DIVISOR).clamp(STATIC_MIN, STATIC_MAX).min(size)
+        };
+        let pool =
+            |prefix, first, last, dynamic| Pool { prefix, first, last, dynamic, taken: Mutex::default() };
         let (low, high) = (u128::from(*NODE_PORTS.start()), u128::from(*NODE_PORTS.end()));
         let addresses = Addresses {
             random,
@@ -176,8 +187,15 @@ impl Addresses {
             }
         }
         let absent = wanted.into_iter();
-        writes.extend(absent.map(|(key, owner)| Write { key, expect: Expect::Absent, value: Some(owner), ttl: None }));
-        for written in futures_util::future::join_all(writes.into_iter().map(|write| self.store.write(write))).await {
+        writes.extend(absent.map(|(key, owner)| Write {
+            key,
+            expect: Expect::Absent,
+            value: Some(owner),
+            ttl: None,
+        }));
+        for written in
+            futures_util::future::join_all(writes.into_iter().map(|write| self.store.write(write))).await
+        {
             match written {
                 Ok(_) | Err(Error::Conflict { .. }) => {}
                 Err(error) => return Err(error),
@@ -198,7 +216,8 @@ impl Addresses {
         if !pool.taken.lock().insert(number) {
             return Err(Refusal::Allocated);
         }
-        let write = Write { key: pool.key(number), expect: Expect::Absent, value: Some(owner.clone()), ttl: None };
+        let write =
+            Write { key: pool.key(number), expect: Expect::Absent, value: Some(owner.clone()), ttl: None };
         match self.store.write(write).await {
             Ok(_) => Ok(()),
             // Another server has it.
@@ -260,8 +279,7 @@ impl Addresses {
         }
         self.families(new)?;
         let owner = owner_of(new);
-        let mut held =
-            Held { owner: self.clone(), taken: Vec::new(), freed: Vec::new(), stored: false };
+        let mut held = Held { owner: self.clone(), taken: Vec::new(), freed: Vec::new(), stored: false };
         let (old_ips, old_ports) = old.map(|old| (ips_of(old), ports_of(old))).unwrap_or_default();
         // On any refusal `held` is dropped, and with it goes what was taken so far.
         if wants_ip(new) {
@@ -274,7 +292,8 @@ impl Addresses {
         }
         let (ips, ports) = (ips_of(new), ports_of(new));
         let gone_ips = old_ips.iter().filter(|ip| !ips.contains(ip)).map(|ip| (true, number(*ip)));
-        let gone_ports = old_ports.iter().filter(|port| !ports.contains(port)).map(|port| (false, u128::from(*port)));
+        let gone_ports =
+            old_ports.iter().filter(|port| !ports.contains(port)).map(|port| (false, u128::from(*port)));
         held.freed = gone_ips.chain(gone_ports).collect();
         if dry_run {
             return Ok(None);
@@ -296,7 +315,8 @@ impl Addresses {
         };
         let ip = match wanted {
             None => {
-                let number = self.any(true, owner).await.map_err(|refusal| self.ip_refused(new, "", refusal))?;
+                let number =
+                    self.any(true, owner).await.map_err(|refusal| self.ip_refused(new, "", refusal))?;
                 held.taken.push((true, number));
                 self.ip(number)
             }
@@ -306,7 +326,11 @@ impl Addresses {
                 Ok(ip) if old.contains(&ip) => ip,
                 Ok(ip) => {
                     let same_family = ip.is_ipv4() == self.range.addr().is_ipv4();
-                    let marked = if same_family { self.mark(true, number(ip), owner).await } else { Err(Refusal::OutOfRange) };
+                    let marked = if same_family {
+                        self.mark(true, number(ip), owner).await
+                    } else {
+                        Err(Refusal::OutOfRange)
+                    };
                     marked.map_err(|refusal| self.ip_refused(new, &text, refusal))?;
                     held.taken.push((true, number(ip)));
                     ip
@@ -324,12 +348,17 @@ impl Addresses {
         let why = match refusal {
             Refusal::Allocated => "provided IP is already allocated".to_owned(),
             Refusal::OutOfRange => {
-                format!("the provided IP ({ip}) is not in the valid range. The range of valid IPs is {}", self.range)
+                format!(
+                    "the provided IP ({ip}) is not in the valid range. The range of valid IPs is {}",
+                    self.range
+                )
             }
             Refusal::Full => {
                 return Status::internal("failed to allocate a serviceIP: range is full");
             }
-            Refusal::Store(error) => return Status::internal(format!("failed to allocate a serviceIP: {error}")),
+            Refusal::Store(error) => {
+                return Status::internal(format!("failed to allocate a serviceIP: {error}"));
+            }
         };
         let path = Path::new("spec").child("clusterIPs");
         let error = FieldError::invalid(path, json!([ip]), format!("failed to allocate IP {ip}: {why}"));
@@ -366,11 +395,16 @@ impl Addresses {
                         held.taken.push((false, u128::from(given)));
                     }
                     given
-                } else if let Some(same) = chosen.get(&target).filter(|same| !protocol_taken(new, index, **same)) {
+                } else if let Some(same) =
+                    chosen.get(&target).filter(|same| !protocol_taken(new, index, **same))
+                {
                     // The same port over another protocol gets the same number.
                     *same
                 } else {
-                    let number = self.any(false, owner).await.map_err(|refusal| port_refused(&name, index, 0, refusal))?;
+                    let number = self
+                        .any(false, owner)
+                        .await
+                        .map_err(|refusal| port_refused(&name, index, 0, refusal))?;
                     held.taken.push((false, number));
                     u16::try_from(number).unwrap_or_default()
                 };
@@ -382,7 +416,8 @@ impl Addresses {
         if needs_health_port(new) {
             match new["spec"]["healthCheckNodePort"].as_i64().unwrap_or(0) {
                 0 => {
-                    let number = self.any(false, owner).await.map_err(|refusal| port_refused(&name, 0, 0, refusal))?;
+                    let number =
+                        self.any(false, owner).await.map_err(|refusal| port_refused(&name, 0, 0, refusal))?;
                     held.taken.push((false, number));
                     new["spec"]["healthCheckNodePort"] = u16::try_from(number).unwrap_or_default().into();
                 }
@@ -411,8 +446,13 @@ impl Addresses {
         let headless = spec["clusterIP"] == "None" || spec["clusterIPs"][0] == "None";
         let selectorless = spec["selector"].as_object().is_none_or(serde_json::Map::is_empty);
         let policy = spec["ipFamilyPolicy"].as_str().unwrap_or_default().to_owned();
-        let families: Vec<String> =
-            spec["ipFamilies"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+        let families: Vec<String> = spec["ipFamilies"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect();
         if headless && selectorless {
             // Nobody routes to it: the families only say which addresses its endpoints may have.
             let policy = if policy.is_empty() { "RequireDualStack" } else { &policy };
@@ -477,7 +517,10 @@ fn protocol_taken(service: &Value, index: usize, node_port: u16) -> bool {
     let ports = service["spec"]["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
     let protocol = |port: &Value| port["protocol"].as_str().unwrap_or("TCP").to_owned();
     let own = ports.get(index).map(protocol);
-    ports.iter().enumerate().any(|(i, port)| i != index && port["nodePort"] == node_port && Some(protocol(port)) == own)
+    ports
+        .iter()
+        .enumerate()
+        .any(|(i, port)| i != index && port["nodePort"] == node_port && Some(protocol(port)) == own)
 }
 
 fn owner_of(service: &Value) -> Bytes {
@@ -497,7 +540,11 @@ fn wants_ports(service: &Value) -> bool {
         "NodePort" => true,
         "LoadBalancer" => {
             service["spec"]["allocateLoadBalancerNodePorts"] != false
-                || service["spec"]["ports"].as_array().into_iter().flatten().any(|p| p["nodePort"].as_i64().unwrap_or(0) != 0)
+                || service["spec"]["ports"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .any(|p| p["nodePort"].as_i64().unwrap_or(0) != 0)
         }
         _ => false,
     }
@@ -512,7 +559,8 @@ fn ips_of(service: &Value) -> BTreeSet<IpAddr> {
     if !wants_ip(service) {
         return BTreeSet::new();
     }
-    let list = service["spec"]["clusterIPs"].as_array().into_iter().flatten().chain([&service["spec"]["clusterIP"]]);
+    let list =
+        service["spec"]["clusterIPs"].as_array().into_iter().flatten().chain([&service["spec"]["clusterIP"]]);
     list.filter_map(|ip| ip.as_str()?.parse().ok()).collect()
 }
 
@@ -558,11 +606,16 @@ fn keep_allocated(new: &mut Value, old: &Value) {
         a["port"] == b["port"] && protocol(a) == protocol(b)
     };
     let before = old["spec"]["ports"].as_array().cloned().unwrap_or_default();
-    let used: BTreeSet<i64> =
-        new["spec"]["ports"].as_array().into_iter().flatten().filter_map(|p| p["nodePort"].as_i64()).collect();
+    let used: BTreeSet<i64> = new["spec"]["ports"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|p| p["nodePort"].as_i64())
+        .collect();
     if let Some(ports) = new["spec"].get_mut("ports").and_then(Value::as_array_mut) {
         for port in ports.iter_mut().filter(|port| empty(&port["nodePort"])) {
-            let kept = before.iter().find(|other| same(port, other)).and_then(|other| other["nodePort"].as_i64());
+            let kept =
+                before.iter().find(|other| same(port, other)).and_then(|other| other["nodePort"].as_i64());
             if let Some(kept) = kept.filter(|kept| *kept != 0 && !used.contains(kept)) {
                 port["nodePort"] = kept.into();
             }
@@ -580,7 +633,10 @@ fn drop_node_ports(new: &mut Value, old: Option<&Value>) {
     let before = ports_of(old);
     let ports = new["spec"].get_mut("ports").and_then(Value::as_array_mut);
     for port in ports.into_iter().flatten() {
-        let held = port["nodePort"].as_i64().and_then(|p| u16::try_from(p).ok()).is_some_and(|p| before.contains(&p));
+        let held = port["nodePort"]
+            .as_i64()
+            .and_then(|p| u16::try_from(p).ok())
+            .is_some_and(|p| before.contains(&p));
         if held && let Some(fields) = port.as_object_mut() {
             fields.remove("nodePort");
         }
@@ -637,7 +693,8 @@ mod tests {
     async fn world(range: &str) -> World {
         let store: Arc<dyn Store> = Arc::new(Memory::new());
         let kinds = Kinds::new([kind("", "Service", "services", true)]);
-        let addresses = Addresses::open(store.clone(), &kinds, Random::seeded(1), range.parse().unwrap()).await.unwrap();
+        let addresses =
+            Addresses::open(store.clone(), &kinds, Random::seeded(1), range.parse().unwrap()).await.unwrap();
         World { store, kinds, allocator: ServiceAllocator(addresses) }
     }
 
@@ -687,7 +744,10 @@ mod tests {
             )
         );
         let status = world.create("x", json!({"clusterIP": "10.0.0.1"})).await.unwrap_err();
-        assert!(status.message.contains("is not in the valid range. The range of valid IPs is 10.96.0.0/29"), "{status}");
+        assert!(
+            status.message.contains("is not in the valid range. The range of valid IPs is 10.96.0.0/29"),
+            "{status}"
+        );
         let kind = kind("", "Service", "services", true);
         world.allocator.deleted(&kind, &service("x", json!({"clusterIP": taken, "clusterIPs": [taken]})));
         world.markers_become(5).await;
@@ -704,7 +764,8 @@ mod tests {
         let kind = kind("", "Service", "services", true);
         for dry_run in [true, false] {
             let mut object = service("x", json!({"type": "NodePort", "ports": [{"port": 80}]}));
-            let held = world.allocator.begin(Operation::Create, &kind, &mut object, None, dry_run).await.unwrap();
+            let held =
+                world.allocator.begin(Operation::Create, &kind, &mut object, None, dry_run).await.unwrap();
             assert!(object["spec"]["ports"][0]["nodePort"].is_number());
             if let Some(held) = held {
                 held.finish(false);
@@ -712,7 +773,10 @@ mod tests {
             world.markers_become(0).await;
         }
         // One refused port takes the others along.
-        world.create("a", json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]})).await.unwrap();
+        world
+            .create("a", json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]}))
+            .await
+            .unwrap();
         let spec = json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": 30081}, {"port": 2, "nodePort": 30080}]});
         let status = world.create("b", spec).await.unwrap_err();
         assert_eq!(
@@ -721,7 +785,14 @@ mod tests {
         );
         world.markers_become(2).await;
         let spec = json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": 80}]});
-        assert!(world.create("c", spec).await.unwrap_err().message.contains("The range of valid ports is 30000-32767"));
+        assert!(
+            world
+                .create("c", spec)
+                .await
+                .unwrap_err()
+                .message
+                .contains("The range of valid ports is 30000-32767")
+        );
     }
 
     #[tokio::test]
@@ -731,18 +802,39 @@ mod tests {
         let old = world.create("x", json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}, {"port": 80, "protocol": "UDP"}]})).await.unwrap();
         assert_eq!(old["spec"]["ports"][0]["nodePort"], old["spec"]["ports"][1]["nodePort"]);
         assert_eq!(world.markers().await, 2);
-        let mut new = service("x", json!({"type": "NodePort", "ports": [{"port": 80}, {"port": 80, "protocol": "UDP"}]}));
-        world.allocator.begin(Operation::Update, &kind, &mut new, Some(&old), false).await.unwrap().unwrap().finish(true);
+        let mut new = service(
+            "x",
+            json!({"type": "NodePort", "ports": [{"port": 80}, {"port": 80, "protocol": "UDP"}]}),
+        );
+        world
+            .allocator
+            .begin(Operation::Update, &kind, &mut new, Some(&old), false)
+            .await
+            .unwrap()
+            .unwrap()
+            .finish(true);
         assert_eq!(new["spec"]["ports"][0]["nodePort"], old["spec"]["ports"][0]["nodePort"]);
         assert_eq!(new["spec"]["clusterIP"], old["spec"]["clusterIP"]);
         assert_eq!(world.markers().await, 2);
         let mut plain = new.clone();
         plain["spec"]["type"] = "ClusterIP".into();
-        world.allocator.begin(Operation::Update, &kind, &mut plain, Some(&new), false).await.unwrap().unwrap().finish(true);
+        world
+            .allocator
+            .begin(Operation::Update, &kind, &mut plain, Some(&new), false)
+            .await
+            .unwrap()
+            .unwrap()
+            .finish(true);
         assert!(plain["spec"]["ports"][0].get("nodePort").is_none());
         world.markers_become(1).await;
         let mut external = service("x", json!({"type": "ExternalName", "externalName": "x.y"}));
-        world.allocator.begin(Operation::Update, &kind, &mut external, Some(&plain), false).await.unwrap().unwrap().finish(true);
+        world
+            .allocator
+            .begin(Operation::Update, &kind, &mut external, Some(&plain), false)
+            .await
+            .unwrap()
+            .unwrap()
+            .finish(true);
         world.markers_become(0).await;
     }
 
@@ -756,7 +848,8 @@ mod tests {
         let key = "/registry/services/a/x".into();
         world.store.write(Write { key, expect: Expect::Absent, value, ttl: None }).await.unwrap();
         let range = "10.96.0.0/24".parse().unwrap();
-        let again = Addresses::open(world.store.clone(), &world.kinds, Random::seeded(2), range).await.unwrap();
+        let again =
+            Addresses::open(world.store.clone(), &world.kinds, Random::seeded(2), range).await.unwrap();
         assert_eq!(world.markers().await, 1);
         let world = World { allocator: ServiceAllocator(again), ..world };
         assert_eq!(world.create("y", json!({"clusterIP": "10.96.0.9"})).await.unwrap_err().code, 422);
@@ -768,7 +861,9 @@ mod tests {
         let mut tasks = tokio::task::JoinSet::new();
         for i in 0..100 {
             let world = world.clone();
-            tasks.spawn(async move { world.create(&format!("s{i}"), json!({})).await.unwrap()["spec"]["clusterIP"].to_string() });
+            tasks.spawn(async move {
+                world.create(&format!("s{i}"), json!({})).await.unwrap()["spec"]["clusterIP"].to_string()
+            });
         }
         let ips: BTreeSet<String> = tasks.join_all().await.into_iter().collect();
         assert_eq!((ips.len(), world.markers().await), (100, 100));

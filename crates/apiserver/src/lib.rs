@@ -4,16 +4,21 @@
 
 pub mod admission;
 pub mod allocate;
+pub mod assembly;
 pub mod bootstrap;
 pub mod cache;
 pub mod convert;
+pub mod discovery;
+pub mod health;
 pub mod hooks;
 pub mod auth;
 pub mod pki;
+pub mod proxy;
 pub mod resources;
 pub mod identity;
 pub mod list;
 pub mod local;
+pub mod metrics;
 pub mod negotiate;
 pub mod net;
 pub mod query;

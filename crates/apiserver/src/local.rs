@@ -43,11 +43,17 @@ impl ApiServer {
     }
 }
 
-impl<B> tower::Service<Request<B>> for LocalService
-where
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
-{
+impl LocalService {
+    /// One request and its answer. (In a spawned task prefer this, or `call`, to
+    /// `ServiceExt::oneshot`: the compiler cannot show that the latter's future is `Send` for
+    /// bodies with boxed errors.)
+    pub fn send(&self, request: Request<Body>) -> BoxFuture<'static, Response<Body>> {
+        let (server, identity) = (self.server.clone(), self.identity.clone());
+        Box::pin(async move { server.handle(request, Origin::Local(identity)).await })
+    }
+}
+
+impl tower::Service<Request<Body>> for LocalService {
     type Response = Response<Body>;
     type Error = BoxError;
     type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
@@ -56,9 +62,8 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (server, identity) = (self.server.clone(), self.identity.clone());
-        let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
-        Box::pin(async move { Ok(server.handle(request, Origin::Local(identity)).await) })
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let answer = self.send(request);
+        Box::pin(async move { Ok(answer.await) })
     }
 }

@@ -66,6 +66,8 @@ pub struct Output {
     pub encoding: Encoding,
     pub form: Form,
     pub gzip: bool,
+    /// Indented, for people.
+    pub pretty: bool,
 }
 
 impl Output {
@@ -91,7 +93,7 @@ impl Output {
         ranges.sort_by(|a, b| b.0.total_cmp(&a.0));
         let found = ranges.iter().find_map(|(_, range)| range.output(forms));
         match found {
-            Some((encoding, form)) => Ok(Output { encoding, form, gzip }),
+            Some((encoding, form)) => Ok(Output { encoding, form, gzip, pretty: false }),
             None => Err(Status::not_acceptable(format!(
                 "only the following media types are accepted: {MEDIA_TYPES}"
             ))),
@@ -100,7 +102,14 @@ impl Output {
 
     /// Whether JSON bodies of entries can be copied into the answer.
     pub fn is_plain(self) -> bool {
-        self.encoding == Encoding::Json && self.form == Form::Whole
+        self.encoding == Encoding::Json && self.form == Form::Whole && !self.pretty
+    }
+
+    fn encode(self, value: &Value) -> Result<Vec<u8>, Status> {
+        if self.pretty && self.encoding == Encoding::Json {
+            return serde_json::to_vec_pretty(value).map_err(Status::internal);
+        }
+        self.encoding.encode(value)
     }
 }
 
@@ -218,7 +227,7 @@ pub fn gzip(bytes: &[u8]) -> Bytes {
 
 /// An answer of one value.
 pub fn respond_value(code: StatusCode, output: Output, value: &Value) -> Result<Response<Body>, Status> {
-    Ok(respond(code, output, output.encoding.encode(value)?.into()))
+    Ok(respond(code, output, output.encode(value)?.into()))
 }
 
 /// The one place where a refusal becomes bytes.

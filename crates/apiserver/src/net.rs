@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 /// Connections served at once, per listener; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 8192;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection may take to send its request headers.
-const HEADERS_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection may be without a request, or take to send its headers.
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(120);
 /// Upstream's `--http2-max-streams-per-connection` default.
 const STREAMS_PER_CONNECTION_MAX: u32 = 250;
 /// How long requests under way may take to end once the server stops.

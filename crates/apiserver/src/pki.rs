@@ -5,8 +5,8 @@
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::RwLock;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SerialNumber,
 };
 use ring::rand::SecureRandom;
 use rustls::client::WebPkiServerVerifier;
@@ -106,7 +106,16 @@ impl Pki {
         let der = certificate_of(&ca.certificate, &ca_path)?;
         roots.add(der)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        Ok(Pki { dir: dir.to_owned(), clock, ca, ca_key, ca_params, token_key, roots: Arc::new(roots), provider })
+        Ok(Pki {
+            dir: dir.to_owned(),
+            clock,
+            ca,
+            ca_key,
+            ca_params,
+            token_key,
+            roots: Arc::new(roots),
+            provider,
+        })
     }
 
     /// The authority's certificate, as PEM.
@@ -141,11 +150,21 @@ impl Pki {
     }
 
     /// As [`Pki::client`] for a serving certificate; also made anew when the names changed.
-    pub fn serving(&self, file: &str, name: &str, groups: &[&str], sans: &[String]) -> Result<Pair, PkiError> {
+    pub fn serving(
+        &self,
+        file: &str,
+        name: &str,
+        groups: &[&str],
+        sans: &[String],
+    ) -> Result<Pair, PkiError> {
         let mut wanted: Vec<String> = sans.to_vec();
         wanted.sort();
         wanted.dedup();
-        self.kept(file, |der| sans_of(der).is_some_and(|sans| sans == wanted), || self.issue_serving(name, groups, &wanted))
+        self.kept(
+            file,
+            |der| sans_of(der).is_some_and(|sans| sans == wanted),
+            || self.issue_serving(name, groups, &wanted),
+        )
     }
 
     fn kept(
@@ -174,7 +193,9 @@ impl Pki {
         let Ok((_, parsed)) = x509_parser::parse_x509_certificate(der) else { return false };
         let ours = self.ca_params.key_identifier(&self.ca_key);
         parsed.extensions().iter().any(|extension| match extension.parsed_extension() {
-            ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().is_some_and(|id| id.0 == ours),
+            ParsedExtension::AuthorityKeyIdentifier(id) => {
+                id.key_identifier.as_ref().is_some_and(|id| id.0 == ours)
+            }
             _ => false,
         })
     }
@@ -354,7 +375,12 @@ impl ClientCertVerifier for AskOnly {
 pub fn apiserver_sans(service_ip: &str, cluster_domain: &str, more: &[String]) -> Vec<String> {
     let mut sans = vec!["127.0.0.1".to_owned(), "::1".into(), "localhost".into(), service_ip.to_owned()];
     let suffixes = ["", ".default", ".default.svc"].map(str::to_owned);
-    sans.extend(suffixes.into_iter().chain([format!(".default.svc.{cluster_domain}")]).map(|s| format!("kubernetes{s}")));
+    sans.extend(
+        suffixes
+            .into_iter()
+            .chain([format!(".default.svc.{cluster_domain}")])
+            .map(|s| format!("kubernetes{s}")),
+    );
     sans.extend(more.iter().cloned());
     sans.sort();
     sans.dedup();
@@ -386,7 +412,8 @@ fn authority_params(now: Timestamp) -> Result<CertificateParams, PkiError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = distinguished_name(CA_NAME, &[])?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    params.key_usages =
+        vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     params.not_before = offset(now - BACKDATE);
     params.not_after = offset(now + CA_VALID);
     Ok(params)
@@ -495,7 +522,9 @@ fn write_atomic(path: &Path, content: &[u8]) -> Result<(), PkiError> {
 }
 
 fn sync_dir(dir: &Path) -> Result<(), PkiError> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| PkiError::File { path: dir.to_owned(), error })
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|error| PkiError::File { path: dir.to_owned(), error })
 }
 
 fn make_dir(dir: &Path) -> Result<(), PkiError> {

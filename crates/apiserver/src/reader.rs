@@ -32,10 +32,11 @@ pub(crate) mod fake {
     use std::sync::Mutex;
 
     type Objects = BTreeMap<(String, String), Bytes>;
+    type Stored = (Objects, Option<watch::Sender<u64>>);
 
     /// Objects that a test puts there.
     #[derive(Default)]
-    pub struct Fake(Mutex<BTreeMap<Gvr, (Objects, Option<watch::Sender<u64>>)>>);
+    pub struct Fake(Mutex<BTreeMap<Gvr, Stored>>);
 
     impl Fake {
         pub fn put(&self, gvr: &Gvr, object: Value) {

@@ -58,7 +58,8 @@ fn is_token(info: &RequestInfo) -> bool {
 }
 
 fn review_kind(info: &RequestInfo) -> Option<&'static str> {
-    let found = REVIEWS.iter().find(|(group, resource, _)| *group == info.group && *resource == info.resource)?;
+    let found =
+        REVIEWS.iter().find(|(group, resource, _)| *group == info.group && *resource == info.resource)?;
     Some(found.2)
 }
 
@@ -144,7 +145,8 @@ impl SelectorQuestion {
         }
         let equal = self.requirements.iter().filter(|r| r.operator == "In" && r.values.len() == 1);
         terms.extend(equal.map(|r| format!("{}={}", r.key, r.values[0])));
-        let escape = |text: &str| text.replace('%', "%25").replace('&', "%26").replace('=', "%3D").replace('+', "%2B");
+        let escape =
+            |text: &str| text.replace('%', "%25").replace('&', "%26").replace('=', "%3D").replace('+', "%2B");
         format!("fieldSelector={}", escape(&terms.join(",")))
     }
 }
@@ -177,7 +179,8 @@ impl Reviews {
             let about: About = serde_json::from_value(spec.clone()).unwrap_or_default();
             Identity::new(about.user, about.uid, about.groups, about.extra)
         };
-        let what: ResourceQuestion = serde_json::from_value(spec["resourceAttributes"].clone()).unwrap_or_default();
+        let what: ResourceQuestion =
+            serde_json::from_value(spec["resourceAttributes"].clone()).unwrap_or_default();
         let query = what.field_selector.as_ref().map(SelectorQuestion::query).unwrap_or_default();
         let path = spec["nonResourceAttributes"]["path"].as_str().unwrap_or_default();
         let asked = if spec["resourceAttributes"].is_null() {
@@ -267,7 +270,9 @@ impl Reviews {
         let (namespace, name) = (call.info.namespace.as_str(), call.info.name.as_str());
         let seams = call.server.seams();
         let kind = call.kind.as_ref().ok_or_else(Status::no_route)?;
-        for (field, expected, what) in [("name", name, "service account name"), ("namespace", namespace, "namespace")] {
+        for (field, expected, what) in
+            [("name", name, "service account name"), ("namespace", namespace, "namespace")]
+        {
             match request["metadata"][field].as_str().unwrap_or_default() {
                 "" => {}
                 given if given == expected => {}
@@ -381,7 +386,8 @@ impl Reviews {
                     )));
                 }
                 if let Some(node) = pod["spec"]["nodeName"].as_str().filter(|node| !node.is_empty()) {
-                    let uid = reader.get_value(&resources::NODES, "", node).map(|node| meta::uid(&node).to_owned());
+                    let uid =
+                        reader.get_value(&resources::NODES, "", node).map(|node| meta::uid(&node).to_owned());
                     private.node = Some(Reference { name: node.to_owned(), uid: uid.unwrap_or_default() });
                 }
                 private.pod = Some(Reference { name: name.to_owned(), uid: meta::uid(&pod).to_owned() });
@@ -389,7 +395,8 @@ impl Reviews {
             }
             ("Secret", "v1" | "") => {
                 let secret = find(&resources::SECRETS, namespace)?;
-                private.secret = Some(Reference { name: name.to_owned(), uid: meta::uid(&secret).to_owned() });
+                private.secret =
+                    Some(Reference { name: name.to_owned(), uid: meta::uid(&secret).to_owned() });
                 ("secrets", secret)
             }
             ("Node", "v1" | "") => {
@@ -400,8 +407,10 @@ impl Reviews {
             (kind, version) => {
                 return Err(Status::bad_request(format!(
                     "cannot bind token for object of type {}",
-                    skeg_api::GroupVersion::parse(version)
-                        .map_or_else(|| format!("/, Kind={kind}"), |gv| format!("{}/{}, Kind={kind}", gv.group, gv.version))
+                    skeg_api::GroupVersion::parse(version).map_or_else(
+                        || format!("/, Kind={kind}"),
+                        |gv| format!("{}/{}, Kind={kind}", gv.group, gv.version)
+                    )
                 )));
             }
         };
@@ -454,7 +463,11 @@ fn check_access(spec: &Value, own: bool, local_namespace: Option<&str>) -> Vec<F
         _ => true,
     };
     if !own && empty("user") && empty("groups") {
-        errors.push(FieldError::invalid(path.child("user"), "", "at least one of user or group must be specified"));
+        errors.push(FieldError::invalid(
+            path.child("user"),
+            "",
+            "at least one of user or group must be specified",
+        ));
     }
     if let Some(namespace) = local_namespace {
         if !other.is_null() {
@@ -516,7 +529,11 @@ mod tests {
     fn selectors_in_reviews_read_as_queries() {
         let selector = SelectorQuestion {
             raw_selector: String::new(),
-            requirements: vec![Requirement { key: "spec.nodeName".into(), operator: "In".into(), values: vec!["n1".into()] }],
+            requirements: vec![Requirement {
+                key: "spec.nodeName".into(),
+                operator: "In".into(),
+                values: vec!["n1".into()],
+            }],
         };
         let query = selector.query();
         assert_eq!(Query::parse(&query).text("fieldSelector"), "spec.nodeName=n1");

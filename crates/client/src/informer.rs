@@ -8,7 +8,7 @@
 //! while the watch was down is `Deleted` with its last known state; an object that was deleted
 //! and made again is `Deleted` and `Added`. Not promised: to see each version of an object.
 
-use crate::api::{PartialObjectMetadata, Typed, gvr_of};
+use crate::api::{ListOptions, PartialObjectMetadata, Typed, gvr_of};
 use crate::cache::{Decoded, Entry, ObjectKey, Objects};
 use crate::queue::panic_text;
 use crate::reflector;
@@ -34,7 +34,43 @@ struct Registry {
     client: Client,
     random: Random,
     cancel: CancellationToken,
-    running: Mutex<BTreeMap<(Gvr, bool), Running>>,
+    running: Mutex<BTreeMap<Scope, Running>>,
+}
+
+/// What one informer covers.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Scope {
+    pub gvr: Gvr,
+    pub metadata_only: bool,
+    /// Empty for all.
+    pub namespace: String,
+    pub label_selector: String,
+    pub field_selector: String,
+}
+
+impl Scope {
+    fn all(gvr: &Gvr, metadata_only: bool) -> Self {
+        let (namespace, label_selector, field_selector) = Default::default();
+        Scope { gvr: gvr.clone(), metadata_only, namespace, label_selector, field_selector }
+    }
+
+    fn selected(gvr: Gvr, namespace: &str, options: &ListOptions) -> Self {
+        Scope {
+            gvr,
+            metadata_only: false,
+            namespace: namespace.to_owned(),
+            label_selector: options.label_selector.clone(),
+            field_selector: options.field_selector.clone(),
+        }
+    }
+
+    pub fn options(&self) -> ListOptions {
+        ListOptions {
+            label_selector: self.label_selector.clone(),
+            field_selector: self.field_selector.clone(),
+            ..Default::default()
+        }
+    }
 }
 
 struct Running {
@@ -50,28 +86,44 @@ impl Informers {
 
     /// The informer of a typed kind; starts it if it is the first to ask. Call inside a runtime.
     pub fn of<K: Typed>(&self) -> Informer<K> {
-        Informer::over(self.core(&gvr_of::<K>(), false))
+        Informer::over(self.core(Scope::all(&gvr_of::<K>(), false)))
+    }
+
+    /// An informer of a part of a kind: one namespace (empty for all), or what the selectors of
+    /// `options` select. For those who may not, or need not, see everything.
+    pub fn selected<K: Typed>(&self, namespace: &str, options: &ListOptions) -> Informer<K> {
+        Informer::over(self.core(Scope::selected(gvr_of::<K>(), namespace, options)))
+    }
+
+    /// Ends an informer of a part of a kind. Handles to it stay readable.
+    pub fn stop_selected<K: Typed>(&self, namespace: &str, options: &ListOptions) {
+        let scope = Scope::selected(gvr_of::<K>(), namespace, options);
+        self.stop_where(|running| *running == scope);
     }
 
     /// The informer of a resource known by name.
     pub fn dynamic(&self, gvr: &Gvr) -> Informer<Value> {
-        Informer::over(self.core(gvr, false))
+        Informer::over(self.core(Scope::all(gvr, false)))
     }
 
     /// An informer of metadata. Shares the whole-object informer where that already runs.
     pub fn metadata(&self, gvr: &Gvr) -> Informer<PartialObjectMetadata> {
-        let full = self.0.running.lock().get(&(gvr.clone(), false)).map(|running| running.core.clone());
-        Informer::over(full.unwrap_or_else(|| self.core(gvr, true)))
+        let full = self.0.running.lock().get(&Scope::all(gvr, false)).map(|running| running.core.clone());
+        Informer::over(full.unwrap_or_else(|| self.core(Scope::all(gvr, true))))
     }
 
     /// Ends the informers of a resource that is gone. Handles to them stay readable.
     pub fn stop(&self, gvr: &Gvr) {
-        let mut running = self.0.running.lock();
-        for metadata_only in [false, true] {
-            if let Some(stopped) = running.remove(&(gvr.clone(), metadata_only)) {
-                stopped.cancel.cancel();
+        self.stop_where(|scope| scope.gvr == *gvr);
+    }
+
+    fn stop_where(&self, ends: impl Fn(&Scope) -> bool) {
+        self.0.running.lock().retain(|scope, running| {
+            if ends(scope) {
+                running.cancel.cancel();
             }
-        }
+            !running.cancel.is_cancelled()
+        });
     }
 
     /// Waits until every informer asked for so far has its first complete copy.
@@ -86,20 +138,22 @@ impl Informers {
         &self.0.client
     }
 
-    fn core(&self, gvr: &Gvr, metadata_only: bool) -> Arc<Core> {
+    fn core(&self, scope: Scope) -> Arc<Core> {
         let mut running = self.0.running.lock();
-        if let Some(known) = running.get(&(gvr.clone(), metadata_only)) {
+        if let Some(known) = running.get(&scope) {
             return known.core.clone();
         }
         let core = Arc::new(Core::default());
         let cancel = self.0.cancel.child_token();
         let (client, random) = (self.0.client.clone(), self.0.random.fork());
-        if metadata_only {
-            tokio::spawn(reflector::run(core.clone(), client.metadata(gvr), random, cancel.clone()));
+        if scope.metadata_only {
+            let api = client.metadata(&scope.gvr);
+            tokio::spawn(reflector::run(core.clone(), api, scope.clone(), random, cancel.clone()));
         } else {
-            tokio::spawn(reflector::run(core.clone(), client.dynamic(gvr), random, cancel.clone()));
+            let api = client.dynamic(&scope.gvr);
+            tokio::spawn(reflector::run(core.clone(), api, scope.clone(), random, cancel.clone()));
         }
-        running.insert((gvr.clone(), metadata_only), Running { core: core.clone(), cancel });
+        running.insert(scope, Running { core: core.clone(), cancel });
         core
     }
 }

@@ -4,7 +4,7 @@
 use crate::api::{Api, ListOptions, WatchOptions};
 use crate::cache::{Entry, ObjectKey};
 use crate::error::{Error, Result};
-use crate::informer::Core;
+use crate::informer::{Core, Scope};
 use crate::watch::{EventKind, WatchEvent, WatchStream};
 use bytes::Bytes;
 use serde::Deserialize;
@@ -27,8 +27,15 @@ const WATCH_SECONDS_MIN: u32 = 300;
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
 /// Runs until `cancel` is cancelled.
-pub(crate) async fn run<K>(core: Arc<Core>, api: Api<K>, random: Random, cancel: CancellationToken) {
-    let mut reflector = Reflector { core, api, random, resume: None, streaming: true, progressed: false };
+pub(crate) async fn run<K>(
+    core: Arc<Core>,
+    api: Api<K>,
+    scope: Scope,
+    random: Random,
+    cancel: CancellationToken,
+) {
+    let mut reflector =
+        Reflector { core, api, scope, random, resume: None, streaming: true, progressed: false };
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     loop {
         let started = Instant::now();
@@ -57,6 +64,7 @@ pub(crate) async fn run<K>(core: Arc<Core>, api: Api<K>, random: Random, cancel:
 struct Reflector<K> {
     core: Arc<Core>,
     api: Api<K>,
+    scope: Scope,
     random: Random,
     /// Where the next watch starts; `None` when a list has to come first.
     resume: Option<u64>,
@@ -136,7 +144,7 @@ impl<K> Reflector<K> {
     }
 
     async fn watch_from(&self, revision: u64) -> Result<WatchStream> {
-        let list = ListOptions { resource_version: revision.to_string(), ..Default::default() };
+        let list = ListOptions { resource_version: revision.to_string(), ..self.scope.options() };
         let timeout_seconds = self.watch_seconds();
         self.api
             .watch("", &WatchOptions { list, bookmarks: true, timeout_seconds, ..Default::default() })
@@ -145,10 +153,10 @@ impl<K> Reflector<K> {
 
     /// Lists by the first events of a watch and returns the watch to go on with.
     async fn stream_list(&mut self) -> Result<WatchStream> {
-        let list = ListOptions { resource_version_match: "NotOlderThan".into(), ..Default::default() };
+        let list = ListOptions { resource_version_match: "NotOlderThan".into(), ..self.scope.options() };
         let timeout_seconds = self.watch_seconds();
         let options = WatchOptions { list, send_initial_events: true, bookmarks: true, timeout_seconds };
-        let mut stream = self.api.watch("", &options).await?;
+        let mut stream = self.api.watch(&self.scope.namespace, &options).await?;
         let mut all = BTreeMap::new();
         while let Some(event) = stream.next().await {
             let event = match event {
@@ -177,7 +185,7 @@ impl<K> Reflector<K> {
     }
 
     async fn list(&mut self) -> Result<u64> {
-        let bytes = self.api.list_bytes("", &ListOptions::default()).await?;
+        let bytes = self.api.list_bytes(&self.scope.namespace, &self.scope.options()).await?;
         let what = || format!("list of {}", self.api.gvr().group_resource());
         let list: RawList<'_> =
             serde_json::from_slice(&bytes).map_err(|source| Error::Decode { what: what(), source })?;

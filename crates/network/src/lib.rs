@@ -96,7 +96,7 @@ struct Rules {
 }
 
 /// The instance's bridge: `skeg` and a hash, within the 15 characters of a link's name.
-fn bridge_name(id: &str) -> String {
+pub fn bridge_name(id: &str) -> String {
     format!("skeg{:08x}", skeg_base::hash_of(&id) as u32)
 }
 

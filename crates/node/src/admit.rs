@@ -5,8 +5,8 @@ use crate::machine::Ended;
 use crate::text;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use skeg_api::predicates::{
-    allocatable, find_untolerated_taint, host_ports, host_ports_conflict, matches_node_selection, pod_requests, taints,
-    tolerations,
+    allocatable, find_untolerated_taint, host_ports, host_ports_conflict, matches_node_selection,
+    pod_requests, taints, tolerations,
 };
 use skeg_api::quantity::Quantity;
 use std::collections::BTreeMap;
@@ -52,7 +52,8 @@ pub fn admit(pod: &Pod, node: &Node, others: &[Arc<Pod>]) -> Result<(), Ended> {
             return rejected(format!("OutOf{name}"), why);
         }
     }
-    let predicate = |name: &str, why: &str| rejected(name.to_owned(), format!("Predicate {name} failed: {why}"));
+    let predicate =
+        |name: &str, why: &str| rejected(name.to_owned(), format!("Predicate {name} failed: {why}"));
     if !matches_node_selection(pod, node) {
         return predicate("NodeAffinity", "node(s) didn't match Pod's node affinity/selector");
     }
@@ -101,7 +102,10 @@ mod tests {
             out.message,
             "Pod was rejected: Node didn't have enough resource: cpu, requested: 4000, used: 250, capacity: 1000"
         );
-        assert_eq!(admit(&pod("1m", json!({})), &node, &[other.clone(), other.clone()]).unwrap_err().reason, "OutOfpods");
+        assert_eq!(
+            admit(&pod("1m", json!({})), &node, &[other.clone(), other.clone()]).unwrap_err().reason,
+            "OutOfpods"
+        );
         let picky = pod("1m", json!({"nodeSelector": {"disk": "hdd"}}));
         assert_eq!(admit(&picky, &node, &[]).unwrap_err().reason, "NodeAffinity");
     }

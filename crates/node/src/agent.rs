@@ -3,7 +3,9 @@
 
 use crate::machine::Ended;
 use crate::worker::{self, Birth, Worker};
-use crate::{Context, Error, NodeConfig, NodeParts, admit, host, registration, server, services, text, volumes};
+use crate::{
+    Context, Error, NodeConfig, NodeParts, admit, host, registration, server, services, text, volumes,
+};
 use k8s_openapi::api::core::v1::{ConfigMap, Node as NodeObject, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::Mutex;
@@ -38,13 +40,19 @@ pub(crate) struct Agent {
 impl Node {
     /// Starts the agent: registers the node, takes up the sandboxes it finds, follows its Pods.
     /// Returns once its server listens; see [`Node::registered`]. It works until `cancel`.
-    pub async fn start(config: NodeConfig, parts: NodeParts, cancel: CancellationToken) -> Result<Arc<Node>, Error> {
+    pub async fn start(
+        mut config: NodeConfig,
+        parts: NodeParts,
+        cancel: CancellationToken,
+    ) -> Result<Arc<Node>, Error> {
         let create = |dir: &str| {
             let path = config.data_dir.join(dir);
-            std::fs::create_dir_all(&path).map_err(|source| Error::Io { what: format!("create {}", path.display()), source })
+            std::fs::create_dir_all(&path)
+                .map_err(|source| Error::Io { what: format!("create {}", path.display()), source })
         };
         create("pods")?;
         create("logs")?;
+        let listener = config.server.as_mut().map(server::bind).transpose()?;
         let host = host::Host::read(&config.data_dir, config.max_pods, &config.version);
         let recorder = Recorder::new(&parts.client, "kubelet", &config.name, parts.clock, &cancel);
         let found = parts.runtime.sandboxes().await?;
@@ -72,8 +80,8 @@ impl Node {
         });
         let (told, registered) = oneshot::channel();
         tokio::spawn(registration::run(ctx.clone(), told, cancel.clone()));
-        if let Some(config) = ctx.config.server.clone() {
-            server::start(agent.clone(), config, cancel.clone()).await?;
+        if let (Some(config), Some(listener)) = (&ctx.config.server, listener) {
+            server::start(agent.clone(), config, listener, cancel.clone())?;
         }
         tokio::spawn(agent.clone().follow_runtime(cancel.clone()));
         tokio::spawn(agent.clone().follow_api(cancel.clone()));
@@ -89,6 +97,11 @@ impl Node {
         if let Some(receiver) = receiver {
             let _ = receiver.await;
         }
+    }
+
+    /// The port of the node's server.
+    pub fn server_port(&self) -> Option<u16> {
+        self.agent.ctx.config.server.as_ref().map(|server| server.port)
     }
 
     /// How many Pods have a worker.
@@ -108,22 +121,26 @@ impl Agent {
 
     /// The worker of a Pod by its name.
     pub fn find(&self, namespace: &str, name: &str) -> Option<Arc<Worker>> {
-        self.workers.lock().values().find(|w| {
-            let pod = w.pod();
-            text(&pod.metadata.namespace) == namespace && text(&pod.metadata.name) == name
-        }).cloned()
+        self.workers
+            .lock()
+            .values()
+            .find(|w| {
+                let pod = w.pod();
+                text(&pod.metadata.namespace) == namespace && text(&pod.metadata.name) == name
+            })
+            .cloned()
     }
 
     async fn follow_api(self: Arc<Self>, cancel: CancellationToken) {
         let ctx = &self.ctx;
-        ctx.pods.add_index(INDEX_NODE, |pod: &Pod| {
-            pod.spec.iter().filter_map(|s| s.node_name.clone()).collect()
-        });
+        ctx.pods
+            .add_index(INDEX_NODE, |pod: &Pod| pod.spec.iter().filter_map(|s| s.node_name.clone()).collect());
         let weak = Arc::downgrade(&self);
         ctx.pods.subscribe(move |change: Change<'_, Pod>| {
             let Some(agent) = weak.upgrade() else { return };
             let pod = change.object().arc();
-            let mine = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(agent.ctx.config.name.as_str());
+            let mine = pod.spec.as_ref().and_then(|s| s.node_name.as_deref())
+                == Some(agent.ctx.config.name.as_str());
             if mine {
                 match change {
                     Change::Deleted(_) => agent.pod_gone(text(&pod.metadata.uid)),
@@ -340,7 +357,8 @@ async fn publish_services(ctx: Arc<Context>, slices: Informer<EndpointSlice>, ca
     slices.synced().await;
     let mut published = None;
     loop {
-        let tables = services::tables(&ctx.services.list(None), &slices.list(None), &ctx.config.cluster_domain);
+        let tables =
+            services::tables(&ctx.services.list(None), &slices.list(None), &ctx.config.cluster_domain);
         if published.as_ref() != Some(&tables) {
             match ctx.network.publish(tables.clone()).await {
                 Ok(()) => published = Some(tables),

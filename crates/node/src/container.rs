@@ -18,6 +18,8 @@ pub const LABEL_POD_UID: &str = "io.kubernetes.pod.uid";
 /// The image as the container's status shows it, and its id.
 pub const LABEL_IMAGE: &str = "skeg.image";
 pub const LABEL_IMAGE_ID: &str = "skeg.image-id";
+/// The image as the spec asked for it.
+pub const LABEL_ASKED_IMAGE: &str = "skeg.asked-image";
 pub const LABEL_STOP_SIGNAL: &str = "skeg.stop-signal";
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -135,8 +137,12 @@ pub fn container_config(ctx: &Context, inputs: Inputs<'_>) -> Result<ContainerCo
         log_path: ctx.log_path(pod, &container.name, attempt),
         stop_signal,
         labels: BTreeMap::from([
-            (LABEL_IMAGE.to_owned(), image.tags.first().cloned().unwrap_or_else(|| text(&container.image).to_owned())),
+            (
+                LABEL_IMAGE.to_owned(),
+                image.tags.first().cloned().unwrap_or_else(|| text(&container.image).to_owned()),
+            ),
             (LABEL_IMAGE_ID.to_owned(), image_id.clone()),
+            (LABEL_ASKED_IMAGE.to_owned(), text(&container.image).to_owned()),
             (LABEL_STOP_SIGNAL.to_owned(), stop_signal.to_string()),
         ]),
     })
@@ -177,7 +183,10 @@ fn signal_number(text: &str) -> Option<i32> {
 }
 
 pub fn termination_path(ctx: &Context, pod: &Pod, container: &str, attempt: u32) -> PathBuf {
-    ctx.pod_dir(text(&pod.metadata.uid)).join("containers").join(container).join(format!("{attempt}.termination"))
+    ctx.pod_dir(text(&pod.metadata.uid))
+        .join("containers")
+        .join(container)
+        .join(format!("{attempt}.termination"))
 }
 
 fn mounts(ctx: &Context, inputs: &Inputs<'_>, lookup: &BTreeMap<&str, &str>) -> Result<Vec<Mount>, String> {
@@ -220,7 +229,8 @@ fn mounts(ctx: &Context, inputs: &Inputs<'_>, lookup: &BTreeMap<&str, &str>) -> 
         if !taken(path, &out) {
             let source = etc_dir.join(path.trim_start_matches("/etc/"));
             write_once(&source, &file).map_err(|e| format!("write {}: {e}", source.display()))?;
-            let read_only = container.security_context.as_ref().and_then(|s| s.read_only_root_filesystem) == Some(true);
+            let read_only =
+                container.security_context.as_ref().and_then(|s| s.read_only_root_filesystem) == Some(true);
             out.push(bind(path, source, read_only, Propagation::Private));
         }
     }
@@ -285,19 +295,22 @@ mod tests {
             config,
             pinned: false,
         };
-        for (own, args, expected) in [
-            (&[][..], &[][..], "e c"),
-            (&[], &["a"], "e a"),
-            (&["x"], &[], "x"),
-            (&["x"], &["a"], "x a"),
-        ] {
+        for (own, args, expected) in
+            [(&[][..], &[][..], "e c"), (&[], &["a"], "e a"), (&["x"], &[], "x"), (&["x"], &["a"], "x a")]
+        {
             assert_eq!(command(&list(own), &list(args), &image).join(" "), expected);
         }
     }
 
     #[test]
     fn signals_have_names_and_numbers() {
-        for (text, number) in [("SIGQUIT", Some(3)), ("quit", Some(3)), ("9", Some(9)), ("SIGRTMIN+3", Some(libc::SIGRTMIN() + 3)), ("nope", None)] {
+        for (text, number) in [
+            ("SIGQUIT", Some(3)),
+            ("quit", Some(3)),
+            ("9", Some(9)),
+            ("SIGRTMIN+3", Some(libc::SIGRTMIN() + 3)),
+            ("nope", None),
+        ] {
             assert_eq!(signal_number(text), number, "{text}");
         }
     }

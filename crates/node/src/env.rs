@@ -57,7 +57,8 @@ pub fn environment(
     }
     for variable in container.env.iter().flatten() {
         if let Some(value) = &variable.value {
-            let value = expand(value, |name| env.get(name).cloned().or_else(|| service_env.get(name).cloned()));
+            let value =
+                expand(value, |name| env.get(name).cloned().or_else(|| service_env.get(name).cloned()));
             env.set(variable.name.clone(), value);
             continue;
         }
@@ -76,13 +77,20 @@ pub fn environment(
                 (_, Some(value)) => env.set(variable.name.clone(), value.clone()),
                 _ if optional => {}
                 (None, _) => return Err(format!("configmap \"{}\" not found", wanted.name)),
-                _ => return Err(format!("couldn't find key {} in ConfigMap {ns}/{}", wanted.key, wanted.name)),
+                _ => {
+                    return Err(format!(
+                        "couldn't find key {} in ConfigMap {ns}/{}",
+                        wanted.key, wanted.name
+                    ));
+                }
             }
         } else if let Some(wanted) = &source.secret_key_ref {
             let optional = wanted.optional == Some(true);
             let secret = sources.secret(&wanted.name);
             match (secret, secret.and_then(|m| m.data.as_ref()).and_then(|d| d.get(&wanted.key))) {
-                (_, Some(value)) => env.set(variable.name.clone(), String::from_utf8_lossy(&value.0).into_owned()),
+                (_, Some(value)) => {
+                    env.set(variable.name.clone(), String::from_utf8_lossy(&value.0).into_owned())
+                }
                 _ if optional => {}
                 (None, _) => return Err(format!("secret \"{}\" not found", wanted.name)),
                 _ => return Err(format!("couldn't find key {} in Secret {ns}/{}", wanted.key, wanted.name)),
@@ -188,7 +196,9 @@ pub fn field(facts: &Facts<'_>, path: &str) -> Result<String, String> {
         "metadata.labels" => map_text(meta.labels.as_ref()),
         "metadata.annotations" => map_text(meta.annotations.as_ref()),
         "spec.nodeName" => facts.node_name.to_owned(),
-        "spec.serviceAccountName" => spec.map(|s| text(&s.service_account_name)).unwrap_or_default().to_owned(),
+        "spec.serviceAccountName" => {
+            spec.map(|s| text(&s.service_account_name)).unwrap_or_default().to_owned()
+        }
         "spec.restartPolicy" => spec.map(|s| text(&s.restart_policy)).unwrap_or_default().to_owned(),
         "status.hostIP" => facts.host_ips.first().cloned().unwrap_or_default(),
         "status.hostIPs" => facts.host_ips.join(","),
@@ -225,7 +235,11 @@ fn map_text(map: Option<&BTreeMap<String, String>>) -> String {
 }
 
 /// The value of a `resourceFieldRef`, in units of its divisor, rounded up.
-pub fn resource(facts: &Facts<'_>, container: &Container, wanted: &ResourceFieldSelector) -> Result<String, String> {
+pub fn resource(
+    facts: &Facts<'_>,
+    container: &Container,
+    wanted: &ResourceFieldSelector,
+) -> Result<String, String> {
     let spec = facts.pod.spec.as_ref();
     let container = match wanted.container_name.as_deref().filter(|n| !n.is_empty()) {
         None => container,
@@ -304,9 +318,15 @@ mod tests {
         });
         with_facts(pod, |facts, container| {
             let map: ConfigMapOf = serde_json::from_value(json!({"data": {"k": "v"}})).unwrap();
-            let sources =
-                Sources { config_maps: [("cm".to_owned(), Some(Arc::new(map)))].into(), secrets: BTreeMap::new() };
-            let services = [service("ns", "web", "10.1.0.9"), service("other", "x", "10.1.0.8"), service("default", "kubernetes", "10.1.0.1")];
+            let sources = Sources {
+                config_maps: [("cm".to_owned(), Some(Arc::new(map)))].into(),
+                secrets: BTreeMap::new(),
+            };
+            let services = [
+                service("ns", "web", "10.1.0.9"),
+                service("other", "x", "10.1.0.8"),
+                service("default", "kubernetes", "10.1.0.1"),
+            ];
             let env = environment(facts, container, &sources, &services).unwrap();
             let get = |name: &str| env.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
             for (name, value) in [
@@ -340,7 +360,8 @@ mod tests {
             let error = environment(facts, container, &Sources::default(), &[]).unwrap_err();
             assert_eq!(error, "configmap \"cm\" not found");
             let empty = Arc::new(ConfigMapOf::default());
-            let sources = Sources { config_maps: [("cm".to_owned(), Some(empty))].into(), ..Default::default() };
+            let sources =
+                Sources { config_maps: [("cm".to_owned(), Some(empty))].into(), ..Default::default() };
             let error = environment(facts, container, &sources, &[]).unwrap_err();
             assert_eq!(error, "couldn't find key k in ConfigMap ns/cm");
         });

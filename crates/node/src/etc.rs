@@ -35,7 +35,13 @@ pub fn shown_hostname(pod: &Pod, spec: &PodSpec, cluster_domain: &str) -> String
 }
 
 /// `/etc/hosts` of a Pod with its own network, or the host's with the Pod's aliases.
-pub fn hosts(pod: &Pod, spec: &PodSpec, pod_ips: &[String], cluster_domain: &str, host_file: Option<&str>) -> String {
+pub fn hosts(
+    pod: &Pod,
+    spec: &PodSpec,
+    pod_ips: &[String],
+    cluster_domain: &str,
+    host_file: Option<&str>,
+) -> String {
     let mut out = match host_file {
         Some(file) => format!("# Kubernetes-managed hosts file (host network).\n{file}"),
         None => {
@@ -79,7 +85,8 @@ impl Resolver {
                 Some("nameserver") => out.nameservers.extend(words.next().map(str::to_owned)),
                 // The last search line counts.
                 Some("search") => {
-                    out.searches = words.filter(|w| *w != ".").map(|w| w.trim_end_matches('.').to_owned()).collect();
+                    out.searches =
+                        words.filter(|w| *w != ".").map(|w| w.trim_end_matches('.').to_owned()).collect();
                 }
                 Some("options") => out.options = words.map(str::to_owned).collect(),
                 _ => {}
@@ -152,12 +159,14 @@ mod tests {
     use serde_json::json;
 
     fn pod(spec: serde_json::Value) -> Pod {
-        serde_json::from_value(json!({"metadata": {"name": "web-1", "namespace": "ns"}, "spec": spec})).unwrap()
+        serde_json::from_value(json!({"metadata": {"name": "web-1", "namespace": "ns"}, "spec": spec}))
+            .unwrap()
     }
 
     #[test]
     fn hosts_and_hostname_follow_the_spec() {
-        let pod = pod(json!({"containers": [], "subdomain": "web", "hostname": "w", "setHostnameAsFQDN": true,
+        let pod =
+            pod(json!({"containers": [], "subdomain": "web", "hostname": "w", "setHostnameAsFQDN": true,
             "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]}));
         let spec = pod.spec.as_ref().unwrap();
         assert_eq!(shown_hostname(&pod, spec, "cluster.local"), "w.web.ns.svc.cluster.local");
@@ -178,9 +187,18 @@ mod tests {
             of(json!({"containers": []})),
             "search ns.svc.cluster.local svc.cluster.local cluster.local example.com\nnameserver 10.96.0.10\noptions ndots:5\n"
         );
-        assert_eq!(of(json!({"containers": [], "dnsPolicy": "Default"})), "search example.com\nnameserver 9.9.9.9\noptions edns0\n");
-        assert_eq!(of(json!({"containers": [], "hostNetwork": true})), "search example.com\nnameserver 9.9.9.9\noptions edns0\n");
+        assert_eq!(
+            of(json!({"containers": [], "dnsPolicy": "Default"})),
+            "search example.com\nnameserver 9.9.9.9\noptions edns0\n"
+        );
+        assert_eq!(
+            of(json!({"containers": [], "hostNetwork": true})),
+            "search example.com\nnameserver 9.9.9.9\noptions edns0\n"
+        );
         let own = json!({"nameservers": ["1.1.1.1"], "searches": ["x"], "options": [{"name": "ndots", "value": "2"}]});
-        assert_eq!(of(json!({"containers": [], "dnsPolicy": "None", "dnsConfig": own})), "search x\nnameserver 1.1.1.1\noptions ndots:2\n");
+        assert_eq!(
+            of(json!({"containers": [], "dnsPolicy": "None", "dnsConfig": own})),
+            "search x\nnameserver 1.1.1.1\noptions ndots:2\n"
+        );
     }
 }

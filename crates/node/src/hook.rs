@@ -53,8 +53,12 @@ pub async fn probe(place: &Place<'_>, probe: &Probe) -> Result<(), String> {
 
 fn timeout_text(place: &Place<'_>, probe: &Probe) -> String {
     if let Some(action) = &probe.http_get {
-        let url = port(place.container, &action.port).map(|port| target_url(place, action, port)).unwrap_or_default();
-        return format!("Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)");
+        let url = port(place.container, &action.port)
+            .map(|port| target_url(place, action, port))
+            .unwrap_or_default();
+        return format!(
+            "Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
+        );
     }
     if let Some(action) = &probe.tcp_socket {
         let port = port(place.container, &action.port).unwrap_or_default();
@@ -70,11 +74,14 @@ fn target_url(place: &Place<'_>, action: &HTTPGetAction, port: u16) -> String {
 }
 
 async fn exec(place: &Place<'_>, command: Vec<String>, timeout: Duration) -> Result<(), String> {
-    let result = place.runtime.exec_sync(place.uid, place.id, command.clone(), timeout, OUTPUT_BYTES_MAX).await;
+    let result =
+        place.runtime.exec_sync(place.uid, place.id, command.clone(), timeout, OUTPUT_BYTES_MAX).await;
     match result {
-        Ok(output) if output.timed_out => {
-            Err(format!("command timed out: \"{}\" timed out after {}s", command.join(" "), timeout.as_secs()))
-        }
+        Ok(output) if output.timed_out => Err(format!(
+            "command timed out: \"{}\" timed out after {}s",
+            command.join(" "),
+            timeout.as_secs()
+        )),
         Ok(output) if output.exit_code == 0 => Ok(()),
         Ok(output) => Err(String::from_utf8_lossy(&output.output).into_owned()),
         Err(error) => Err(error.to_string()),
@@ -99,19 +106,26 @@ async fn http(place: &Place<'_>, action: &HTTPGetAction, user_agent: &str) -> Re
 fn port(container: &Container, port: &IntOrString) -> Result<u16, String> {
     let number = match port {
         IntOrString::Int(n) => *n,
-        IntOrString::String(name) => match container.ports.iter().flatten().find(|p| p.name.as_ref() == Some(name)) {
-            Some(found) => found.container_port,
-            None => name.parse().map_err(|_| format!("couldn't find port: {name:?}"))?,
-        },
+        IntOrString::String(name) => {
+            match container.ports.iter().flatten().find(|p| p.name.as_ref() == Some(name)) {
+                Some(found) => found.container_port,
+                None => name.parse().map_err(|_| format!("couldn't find port: {name:?}"))?,
+            }
+        }
     };
     u16::try_from(number).ok().filter(|n| *n > 0).ok_or_else(|| format!("invalid port number: {number}"))
 }
 
 /// Runs a lifecycle handler to its end.
-pub async fn lifecycle(place: &Place<'_>, handler: &LifecycleHandler, timeout: Duration) -> Result<(), String> {
+pub async fn lifecycle(
+    place: &Place<'_>,
+    handler: &LifecycleHandler,
+    timeout: Duration,
+) -> Result<(), String> {
     if let Some(action) = &handler.exec {
         let command = action.command.clone().unwrap_or_default();
-        let result = place.runtime.exec_sync(place.uid, place.id, command.clone(), timeout, OUTPUT_BYTES_MAX).await;
+        let result =
+            place.runtime.exec_sync(place.uid, place.id, command.clone(), timeout, OUTPUT_BYTES_MAX).await;
         return match result {
             Ok(output) if output.exit_code == 0 && !output.timed_out => Ok(()),
             Ok(output) => Err(format!(

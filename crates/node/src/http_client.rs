@@ -43,7 +43,8 @@ pub async fn get(target: &Target<'_>, user_agent: &str) -> Result<(u16, String),
     let uri: Uri = url.parse().map_err(|e| failed(&e))?;
     let path = uri.path_and_query().map_or("/", |p| p.as_str());
     let mut request = Request::builder().method(Method::GET).uri(path);
-    let own_host = target.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case("host")).map(|(_, v)| v.clone());
+    let own_host =
+        target.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case("host")).map(|(_, v)| v.clone());
     request = request.header("host", own_host.unwrap_or_else(|| authority(target.host, target.port)));
     let has = |name: &str| target.headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name));
     if !has("user-agent") {
@@ -52,10 +53,13 @@ pub async fn get(target: &Target<'_>, user_agent: &str) -> Result<(u16, String),
     if !has("accept") {
         request = request.header("accept", "*/*");
     }
-    for (name, value) in target.headers.iter().filter(|(n, v)| !n.eq_ignore_ascii_case("host") && !v.is_empty()) {
+    for (name, value) in
+        target.headers.iter().filter(|(n, v)| !n.eq_ignore_ascii_case("host") && !v.is_empty())
+    {
         request = request.header(name, value);
     }
-    let request = request.header("connection", "close").body(Empty::<Bytes>::new()).map_err(|e| failed(&e))?;
+    let request =
+        request.header("connection", "close").body(Empty::<Bytes>::new()).map_err(|e| failed(&e))?;
     let response = if target.https {
         let name = ServerName::try_from(target.host.to_owned()).map_err(|e| failed(&e))?;
         let tls = tokio_rustls::TlsConnector::from(TLS.clone());
@@ -108,9 +112,10 @@ pub async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
 pub async fn grpc_check(host: &str, port: u16, service: &str) -> Result<(), String> {
     let tcp = connect(host, port).await?;
     let failed = |e: &dyn std::fmt::Display| format!("error: health rpc probe failed: {e}");
-    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tcp))
-        .await
-        .map_err(|e| failed(&e))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tcp))
+            .await
+            .map_err(|e| failed(&e))?;
     let driver = tokio::spawn(connection);
     // HealthCheckRequest { service: 1 }, length-prefixed as gRPC frames messages.
     let mut message = Vec::new();
@@ -131,8 +136,14 @@ pub async fn grpc_check(host: &str, port: u16, service: &str) -> Result<(), Stri
         .map_err(|e| failed(&e))?;
     let talk = async {
         let response = sender.send_request(request).await.map_err(|e| failed(&e))?;
-        let body = Limited::new(response.into_body(), BODY_BYTES_MAX).collect().await.map_err(|e| failed(&e))?;
-        let code = body.trailers().and_then(|t| t.get("grpc-status")).and_then(|v| v.to_str().ok()).unwrap_or("0").to_owned();
+        let body =
+            Limited::new(response.into_body(), BODY_BYTES_MAX).collect().await.map_err(|e| failed(&e))?;
+        let code = body
+            .trailers()
+            .and_then(|t| t.get("grpc-status"))
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or("0")
+            .to_owned();
         let bytes = body.to_bytes();
         match (code.as_str(), bytes.get(5..7)) {
             ("0", Some([0x08, 0x01])) => Ok(()),

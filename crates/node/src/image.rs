@@ -44,7 +44,9 @@ pub async fn obtain(
             return Ok(Obtained { image, message });
         }
         if policy(container) != "Always" {
-            let message = format!("Container image \"{name}\" already present on machine and can be accessed by the pod");
+            let message = format!(
+                "Container image \"{name}\" already present on machine and can be accessed by the pod"
+            );
             return Ok(Obtained { image, message });
         }
     } else if policy(container) == "Never" {

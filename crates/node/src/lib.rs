@@ -104,10 +104,12 @@ impl Context {
     pub fn pod_log_dir(&self, pod: &Pod) -> PathBuf {
         let meta = &pod.metadata;
         let text = |s: &Option<String>| s.clone().unwrap_or_default();
-        self.config
-            .data_dir
-            .join("logs")
-            .join(format!("{}_{}_{}", text(&meta.namespace), text(&meta.name), text(&meta.uid)))
+        self.config.data_dir.join("logs").join(format!(
+            "{}_{}_{}",
+            text(&meta.namespace),
+            text(&meta.name),
+            text(&meta.uid)
+        ))
     }
 
     pub fn log_path(&self, pod: &Pod, container: &str, attempt: u32) -> PathBuf {

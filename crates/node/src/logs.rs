@@ -6,8 +6,8 @@ use rustix::fs::inotify;
 use skeg_base::Timestamp;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -94,7 +94,12 @@ impl Printer {
 
 /// Sends the log's text. With `follow` it goes on until `ended` says the container has ended and
 /// everything is sent, or the reader is gone.
-pub async fn stream<F>(path: PathBuf, options: LogOptions, sender: mpsc::Sender<io::Result<Bytes>>, ended: F) -> io::Result<()>
+pub async fn stream<F>(
+    path: PathBuf,
+    options: LogOptions,
+    sender: mpsc::Sender<io::Result<Bytes>>,
+    ended: F,
+) -> io::Result<()>
 where
     F: Future<Output = ()> + Send,
 {
@@ -143,7 +148,8 @@ fn watch(dir: &Path) -> io::Result<AsyncFd<OwnedFd>> {
     let events = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
     let fd = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
     inotify::add_watch(&fd, dir, events)?;
-    AsyncFd::new(fd)
+    // SAFETY: the AsyncFd owns the only handle of the descriptor, which closes when it is dropped.
+    Ok(unsafe { AsyncFd::register(fd) }?)
 }
 
 struct Reader {
@@ -246,7 +252,9 @@ pub fn rotate(path: &Path, now: Timestamp) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
     }
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else { return Ok(false) };
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else {
+        return Ok(false);
+    };
     fs::rename(path, dir.join(format!("{name}.{}", now.strftime("%Y%m%d-%H%M%S"))))?;
     let mut old: Vec<PathBuf> = fs::read_dir(dir)?
         .flatten()
@@ -268,7 +276,11 @@ mod tests {
     use std::time::Duration;
 
     fn log(lines: &[(&str, &str)]) -> String {
-        lines.iter().enumerate().map(|(n, (tag, text))| format!("2026-01-01T00:00:0{n}.5Z stdout {tag} {text}\n")).collect()
+        lines
+            .iter()
+            .enumerate()
+            .map(|(n, (tag, text))| format!("2026-01-01T00:00:0{n}.5Z stdout {tag} {text}\n"))
+            .collect()
     }
 
     async fn read(path: &Path, options: LogOptions) -> String {
@@ -296,7 +308,10 @@ mod tests {
             (LogOptions { tail_lines: Some(99), ..plain.clone() }, "a\nb1b2\nc\n"),
             (LogOptions { limit_bytes: Some(4), ..plain.clone() }, "a\nb1"),
             (LogOptions { since: Some("2026-01-01T00:00:03Z".parse().unwrap()), ..plain.clone() }, "c\n"),
-            (LogOptions { timestamps: true, tail_lines: Some(1), ..plain.clone() }, "2026-01-01T00:00:03.5Z c\n"),
+            (
+                LogOptions { timestamps: true, tail_lines: Some(1), ..plain.clone() },
+                "2026-01-01T00:00:03.5Z c\n",
+            ),
         ] {
             assert_eq!(read(&path, options.clone()).await, expected, "{options:?}");
         }

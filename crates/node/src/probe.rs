@@ -59,7 +59,12 @@ pub struct Probes {
 impl Probes {
     /// Starts the container's probes. Readiness and liveness wait until `started` (see
     /// [`Probes::startup_passed`]); startup probes begin at once.
-    pub fn start(subject: Subject, running_for: Duration, started: bool, verdicts: mpsc::Sender<Verdict>) -> Self {
+    pub fn start(
+        subject: Subject,
+        running_for: Duration,
+        started: bool,
+        verdicts: mpsc::Sender<Verdict>,
+    ) -> Self {
         let mut tasks = JoinSet::new();
         let (sender, receiver) = watch::channel(started);
         let container = &subject.container;
@@ -72,7 +77,8 @@ impl Probes {
             if let Some(spec) = spec
                 && !(kind == Kind::Startup && started)
             {
-                let task = run(kind, spec.clone(), subject.clone(), running_for, receiver.clone(), verdicts.clone());
+                let task =
+                    run(kind, spec.clone(), subject.clone(), running_for, receiver.clone(), verdicts.clone());
                 tasks.spawn(task);
             }
         }
@@ -100,7 +106,8 @@ async fn run(
     let first = delay.saturating_sub(running_for);
     // The delay counts from the container's start, also for probes that waited for the startup one.
     tokio::time::sleep_until(began + first).await;
-    let mut ticks = tokio::time::interval(Duration::from_secs(spec.period_seconds.unwrap_or(10).max(1) as u64));
+    let mut ticks =
+        tokio::time::interval(Duration::from_secs(spec.period_seconds.unwrap_or(10).max(1) as u64));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let success_threshold = spec.success_threshold.unwrap_or(1).max(1);
     let failure_threshold = spec.failure_threshold.unwrap_or(3).max(1);
@@ -119,7 +126,13 @@ async fn run(
         let healthy = result.is_ok();
         if let Err(why) = &result {
             let message = format!("{} probe failed: {why}", kind.label());
-            subject.recorder.event_at(&subject.about, &subject.field_path, EventType::Warning, "Unhealthy", &message);
+            subject.recorder.event_at(
+                &subject.about,
+                &subject.field_path,
+                EventType::Warning,
+                "Unhealthy",
+                &message,
+            );
         }
         run_length = if last == Some(healthy) { run_length + 1 } else { 1 };
         last = Some(healthy);
@@ -152,5 +165,9 @@ pub fn grace(container: &Container, kind: Kind) -> Option<i64> {
 
 /// `Container web failed liveness probe`
 pub fn kill_message(container: &Container, kind: Kind) -> String {
-    format!("Container {} failed {} probe", text(&Some(container.name.clone())), kind.label().to_ascii_lowercase())
+    format!(
+        "Container {} failed {} probe",
+        text(&Some(container.name.clone())),
+        kind.label().to_ascii_lowercase()
+    )
 }

@@ -45,14 +45,25 @@ pub async fn run(ctx: Arc<Context>, registered: tokio::sync::oneshot::Sender<()>
         ..Default::default()
     };
     ctx.recorder.event(&about, EventType::Normal, "Starting", "Starting kubelet.");
-    ctx.recorder.event(&about, EventType::Normal, "NodeReady", &format!("Node {name} status is now: NodeReady"));
+    ctx.recorder.event(
+        &about,
+        EventType::Normal,
+        "NodeReady",
+        &format!("Node {name} status is now: NodeReady"),
+    );
     let lease = LeaseKeeper {
         client: ctx.client.clone(),
         namespace: LEASE_NAMESPACE.into(),
         name: name.clone(),
         holder: name.clone(),
         duration: LEASE_DURATION,
-        owner: Some(OwnerReference { api_version: "v1".into(), kind: "Node".into(), name, uid, ..Default::default() }),
+        owner: Some(OwnerReference {
+            api_version: "v1".into(),
+            kind: "Node".into(),
+            name,
+            uid,
+            ..Default::default()
+        }),
         clock: ctx.clock,
     };
     tokio::join!(lease.run(&cancel), keep_status(&ctx, &cancel));

@@ -26,14 +26,47 @@ pub const DEFAULT_CAPABILITIES: &[&str] = &[
 ];
 
 const ALL_CAPABILITIES: &[&str] = &[
-    "CAP_AUDIT_CONTROL", "CAP_AUDIT_READ", "CAP_AUDIT_WRITE", "CAP_BLOCK_SUSPEND", "CAP_BPF",
-    "CAP_CHECKPOINT_RESTORE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER",
-    "CAP_FSETID", "CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_KILL", "CAP_LEASE", "CAP_LINUX_IMMUTABLE",
-    "CAP_MAC_ADMIN", "CAP_MAC_OVERRIDE", "CAP_MKNOD", "CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE",
-    "CAP_NET_BROADCAST", "CAP_NET_RAW", "CAP_PERFMON", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP",
-    "CAP_SETUID", "CAP_SYSLOG", "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_CHROOT", "CAP_SYS_MODULE",
-    "CAP_SYS_NICE", "CAP_SYS_PACCT", "CAP_SYS_PTRACE", "CAP_SYS_RAWIO", "CAP_SYS_RESOURCE",
-    "CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_WAKE_ALARM",
+    "CAP_AUDIT_CONTROL",
+    "CAP_AUDIT_READ",
+    "CAP_AUDIT_WRITE",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_KILL",
+    "CAP_LEASE",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_MAC_ADMIN",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MKNOD",
+    "CAP_NET_ADMIN",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_RAW",
+    "CAP_PERFMON",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYSLOG",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_NICE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_WAKE_ALARM",
 ];
 
 const MIN_SHARES: u64 = 2;
@@ -43,7 +76,12 @@ const MIN_QUOTA_US: i64 = 1000;
 /// Priority of `system-node-critical`.
 const NODE_CRITICAL_PRIORITY: i32 = 2_000_001_000;
 
-pub fn security(spec: &PodSpec, container: &Container, seccomp_default: bool, profiles: &Path) -> Result<Security, String> {
+pub fn security(
+    spec: &PodSpec,
+    container: &Container,
+    seccomp_default: bool,
+    profiles: &Path,
+) -> Result<Security, String> {
     let own = container.security_context.as_ref();
     let privileged = own.and_then(|s| s.privileged).unwrap_or(false);
     let capabilities = capabilities(container, privileged)?;
@@ -121,7 +159,8 @@ pub fn user(pod: &Pod, container: &Container, image_user: &str) -> Result<User, 
     let shared = spec.security_context.as_ref();
     let uid = own.and_then(|s| s.run_as_user).or(shared.and_then(|s| s.run_as_user));
     let gid = own.and_then(|s| s.run_as_group).or(shared.and_then(|s| s.run_as_group));
-    let non_root = own.and_then(|s| s.run_as_non_root).or(shared.and_then(|s| s.run_as_non_root)).unwrap_or(false);
+    let non_root =
+        own.and_then(|s| s.run_as_non_root).or(shared.and_then(|s| s.run_as_non_root)).unwrap_or(false);
     if non_root {
         let meta = &pod.metadata;
         let whose = format!(
@@ -272,17 +311,25 @@ mod tests {
         );
         assert_eq!(
             user(&non_root, container, "nginx").unwrap_err(),
-            format!("container has runAsNonRoot and image has non-numeric user (nginx), cannot verify user is non-root {whose}")
+            format!(
+                "container has runAsNonRoot and image has non-numeric user (nginx), cannot verify user is non-root {whose}"
+            )
         );
         assert!(user(&non_root, container, "101:101").is_ok());
     }
 
     #[test]
     fn limits_become_shares_and_quota() {
-        let pod = pod(json!({}), json!({"resources": {"limits": {"cpu": "500m", "memory": "32Mi"}, "requests": {"cpu": "250m"}}}));
+        let pod = pod(
+            json!({}),
+            json!({"resources": {"limits": {"cpu": "500m", "memory": "32Mi"}, "requests": {"cpu": "250m"}}}),
+        );
         let (_, container) = of(&pod);
         let found = resources(&pod, container, "Burstable", 1 << 30);
-        assert_eq!((found.cpu_shares, found.cpu_quota_us, found.memory_limit_bytes), (Some(256), Some(50_000), Some(32 << 20)));
+        assert_eq!(
+            (found.cpu_shares, found.cpu_quota_us, found.memory_limit_bytes),
+            (Some(256), Some(50_000), Some(32 << 20))
+        );
         assert_eq!(found.oom_score_adj, Some(999));
         assert_eq!(pod_resources(&pod).memory_limit_bytes, Some(32 << 20));
     }

@@ -44,7 +44,11 @@ pub struct ServiceTables {
 }
 
 /// Computes the tables.
-pub fn tables(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>], cluster_domain: &str) -> ServiceTables {
+pub fn tables(
+    services: &[Arc<Service>],
+    slices: &[Arc<EndpointSlice>],
+    cluster_domain: &str,
+) -> ServiceTables {
     let mut by_service: BTreeMap<(&str, &str), Vec<&EndpointSlice>> = BTreeMap::new();
     for slice in slices.iter().filter(|s| s.address_type == "IPv4") {
         let label = slice.metadata.labels.as_ref().and_then(|l| l.get("kubernetes.io/service-name"));
@@ -79,7 +83,8 @@ fn one(service: &Service, slices: &[&EndpointSlice], name: &str, out: &mut Servi
         let config = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
         config.and_then(|c| c.timeout_seconds).and_then(|s| u32::try_from(s).ok()).unwrap_or(10_800)
     });
-    let balancers = service.status.as_ref().and_then(|s| s.load_balancer.as_ref()).and_then(|l| l.ingress.as_ref());
+    let balancers =
+        service.status.as_ref().and_then(|s| s.load_balancer.as_ref()).and_then(|l| l.ingress.as_ref());
     let external_ips: Vec<Ipv4Addr> = spec
         .external_ips
         .iter()
@@ -112,9 +117,11 @@ fn one(service: &Service, slices: &[&EndpointSlice], name: &str, out: &mut Servi
 fn endpoints(slices: &[&EndpointSlice], port_name: &str, protocol: &str) -> Vec<SocketAddrV4> {
     let (mut ready, mut serving) = (BTreeSet::new(), BTreeSet::new());
     for slice in slices {
-        let port = slice.ports.iter().flatten().find(|p| {
-            text(&p.name) == port_name && p.protocol.as_deref().unwrap_or("TCP") == protocol
-        });
+        let port = slice
+            .ports
+            .iter()
+            .flatten()
+            .find(|p| text(&p.name) == port_name && p.protocol.as_deref().unwrap_or("TCP") == protocol);
         let Some(port) = port.and_then(|p| p.port).and_then(|p| u16::try_from(p).ok()) else { continue };
         for endpoint in slice.endpoints.iter().flatten() {
             let conditions = endpoint.conditions.as_ref();
@@ -156,7 +163,9 @@ fn headless(publish_all: bool, slices: &[&EndpointSlice], name: &str, out: &mut 
                 add(out.hosts.entry(full.clone()).or_default());
                 out.reverse.insert(address, full.clone());
                 for port in slice.ports.iter().flatten() {
-                    let (Some(port_name), Some(number)) = (&port.name, port.port.and_then(|p| u16::try_from(p).ok())) else {
+                    let (Some(port_name), Some(number)) =
+                        (&port.name, port.port.and_then(|p| u16::try_from(p).ok()))
+                    else {
                         continue;
                     };
                     let protocol = port.protocol.as_deref().unwrap_or("TCP").to_ascii_lowercase();
@@ -178,7 +187,10 @@ mod tests {
     use serde_json::json;
 
     fn service(spec: serde_json::Value) -> Arc<Service> {
-        Arc::new(serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "ns"}, "spec": spec})).unwrap())
+        Arc::new(
+            serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "ns"}, "spec": spec}))
+                .unwrap(),
+        )
     }
 
     fn slice(endpoints: serde_json::Value) -> Arc<EndpointSlice> {
@@ -192,7 +204,9 @@ mod tests {
 
     #[test]
     fn a_service_translates_to_its_ready_endpoints() {
-        let web = service(json!({"clusterIP": "10.96.0.7", "ports": [{"name": "http", "port": 80, "targetPort": 8080, "nodePort": 30080}]}));
+        let web = service(
+            json!({"clusterIP": "10.96.0.7", "ports": [{"name": "http", "port": 80, "targetPort": 8080, "nodePort": 30080}]}),
+        );
         let ends = slice(json!([
             {"addresses": ["10.0.0.2"], "conditions": {"ready": true}},
             {"addresses": ["10.0.0.3"], "conditions": {"ready": false, "serving": true, "terminating": true}}
@@ -202,14 +216,21 @@ mod tests {
         assert_eq!(found.ports[0].node_port, Some(30080));
         assert_eq!(found.hosts["web.ns.svc.cluster.local"], ["10.96.0.7".parse::<IpAddr>().unwrap()]);
         assert_eq!(found.srv["_http._tcp.web.ns.svc.cluster.local"][0].port, 80);
-        let ending = slice(json!([{"addresses": ["10.0.0.3"], "conditions": {"ready": false, "serving": true, "terminating": true}}]));
-        assert_eq!(tables(&[web], &[ending], "cluster.local").ports[0].endpoints.len(), 1, "ending ones serve the last requests");
+        let ending = slice(
+            json!([{"addresses": ["10.0.0.3"], "conditions": {"ready": false, "serving": true, "terminating": true}}]),
+        );
+        assert_eq!(
+            tables(&[web], &[ending], "cluster.local").ports[0].endpoints.len(),
+            1,
+            "ending ones serve the last requests"
+        );
     }
 
     #[test]
     fn a_headless_service_resolves_to_its_pods() {
         let web = service(json!({"clusterIP": "None", "ports": [{"name": "http", "port": 80}]}));
-        let ends = slice(json!([{"addresses": ["10.0.0.2"], "hostname": "web-0"}, {"addresses": ["10.0.0.3"]}]));
+        let ends =
+            slice(json!([{"addresses": ["10.0.0.2"], "hostname": "web-0"}, {"addresses": ["10.0.0.3"]}]));
         let found = tables(&[web], &[ends], "cluster.local");
         assert!(found.ports.is_empty());
         assert_eq!(found.hosts["web.ns.svc.cluster.local"].len(), 2);

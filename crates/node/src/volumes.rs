@@ -81,9 +81,10 @@ pub async fn prepare(ctx: &Context, pod: &Pod, tokens: &Tokens) -> Result<Option
         let step = step.map_err(|why| VolumeError { volume: volume.name.clone(), why })?;
         steps.push((volume.name.clone(), volume_path(ctx, pod, volume), step));
     }
-    let fs_group = spec.security_context.as_ref().and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
-    let policy_on_mismatch =
-        spec.security_context.as_ref().and_then(|s| s.fs_group_change_policy.as_deref()) == Some("OnRootMismatch");
+    let fs_group =
+        spec.security_context.as_ref().and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
+    let policy_on_mismatch = spec.security_context.as_ref().and_then(|s| s.fs_group_change_policy.as_deref())
+        == Some("OnRootMismatch");
     let pod_dir = ctx.pod_dir(text(&pod.metadata.uid));
     let stamp = ctx.clock.now();
     let salt = ctx.random.below(1 << 32);
@@ -123,18 +124,41 @@ async fn step(
         return Ok(Step::EmptyDir { memory, size_bytes: limit.map(|q| q.units().max(0) as u64) });
     }
     if let Some(source) = &volume.host_path {
-        return Ok(Step::HostPath { path: source.path.clone().into(), kind: source.type_.clone().unwrap_or_default() });
+        return Ok(Step::HostPath {
+            path: source.path.clone().into(),
+            kind: source.type_.clone().unwrap_or_default(),
+        });
     }
     let mode = |mode: Option<i32>| mode.unwrap_or(DEFAULT_MODE) as u32;
     if let Some(source) = &volume.config_map {
         let optional = source.optional == Some(true);
-        config_map_files(sources, &source.name, source.items.as_deref(), optional, mode(source.default_mode), &mut files)?;
+        config_map_files(
+            sources,
+            &source.name,
+            source.items.as_deref(),
+            optional,
+            mode(source.default_mode),
+            &mut files,
+        )?;
     } else if let Some(source) = &volume.secret {
         let name = text(&source.secret_name);
         let optional = source.optional == Some(true);
-        secret_files(sources, name, source.items.as_deref(), optional, mode(source.default_mode), &mut files)?;
+        secret_files(
+            sources,
+            name,
+            source.items.as_deref(),
+            optional,
+            mode(source.default_mode),
+            &mut files,
+        )?;
     } else if let Some(source) = &volume.downward_api {
-        downward_files(ctx, pod, source.items.as_deref().unwrap_or_default(), mode(source.default_mode), &mut files)?;
+        downward_files(
+            ctx,
+            pod,
+            source.items.as_deref().unwrap_or_default(),
+            mode(source.default_mode),
+            &mut files,
+        )?;
     } else if let Some(projected) = &volume.projected {
         let mode = mode(projected.default_mode);
         for source in projected.sources.iter().flatten() {
@@ -142,7 +166,14 @@ async fn step(
                 let optional = s.optional == Some(true);
                 config_map_files(sources, &s.name, s.items.as_deref(), optional, mode, &mut files)?;
             } else if let Some(s) = &source.secret {
-                secret_files(sources, &s.name, s.items.as_deref(), s.optional == Some(true), mode, &mut files)?;
+                secret_files(
+                    sources,
+                    &s.name,
+                    s.items.as_deref(),
+                    s.optional == Some(true),
+                    mode,
+                    &mut files,
+                )?;
             } else if let Some(s) = &source.downward_api {
                 downward_files(ctx, pod, s.items.as_deref().unwrap_or_default(), mode, &mut files)?;
             } else if let Some(s) = &source.service_account_token {
@@ -150,8 +181,11 @@ async fn step(
                 *refresh_at = Some(refresh_at.map_or(token.refresh_at, |at| at.min(token.refresh_at)));
                 let owner = common_user(pod);
                 let private = owner.is_some() || has_fs_group(pod);
-                let content =
-                    FileContent { bytes: token.text.into_bytes(), mode: if private { 0o600 } else { mode }, owner };
+                let content = FileContent {
+                    bytes: token.text.into_bytes(),
+                    mode: if private { 0o600 } else { mode },
+                    owner,
+                };
                 files.insert(relative(&s.path)?, content);
             } else if source.cluster_trust_bundle.is_some() {
                 return Err("unsupported projected volume source clusterTrustBundle".into());
@@ -247,7 +281,8 @@ fn secret_files(
     let Some(secret) = sources.secret(name) else {
         return if optional { Ok(()) } else { Err(format!("secret \"{name}\" not found")) };
     };
-    let data: BTreeMap<String, Vec<u8>> = secret.data.iter().flatten().map(|(k, v)| (k.clone(), v.0.clone())).collect();
+    let data: BTreeMap<String, Vec<u8>> =
+        secret.data.iter().flatten().map(|(k, v)| (k.clone(), v.0.clone())).collect();
     let result = chosen(&data, items, optional, mode, files);
     result.map_err(|e| e.replace("non-existent config key", "non-existent secret key"))
 }
@@ -280,7 +315,12 @@ fn downward_files(
 }
 
 impl Tokens {
-    async fn get(&self, ctx: &Context, pod: &Pod, wanted: &ServiceAccountTokenProjection) -> Result<Token, String> {
+    async fn get(
+        &self,
+        ctx: &Context,
+        pod: &Pod,
+        wanted: &ServiceAccountTokenProjection,
+    ) -> Result<Token, String> {
         let seconds = wanted.expiration_seconds.unwrap_or(DEFAULT_TOKEN_SECONDS);
         let key = (text(&wanted.audience).to_owned(), seconds);
         let now = ctx.clock.now();
@@ -306,9 +346,16 @@ impl Tokens {
     }
 }
 
-async fn request_token(ctx: &Context, pod: &Pod, audience: &str, seconds: i64, now: Timestamp) -> Result<Token, String> {
+async fn request_token(
+    ctx: &Context,
+    pod: &Pod,
+    audience: &str,
+    seconds: i64,
+    now: Timestamp,
+) -> Result<Token, String> {
     let meta = &pod.metadata;
-    let account = machine::spec(pod).service_account_name.as_deref().filter(|n| !n.is_empty()).unwrap_or("default");
+    let account =
+        machine::spec(pod).service_account_name.as_deref().filter(|n| !n.is_empty()).unwrap_or("default");
     let audiences: Vec<&str> = Some(audience).filter(|a| !a.is_empty()).into_iter().collect();
     let request = json!({
         "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
@@ -350,7 +397,12 @@ fn volume_path(ctx: &Context, pod: &Pod, volume: &Volume) -> PathBuf {
 }
 
 /// The host path that a mount of this volume shows, after its subPath.
-pub fn mount_source(ctx: &Context, pod: &Pod, volume_name: &str, sub_path: Option<&str>) -> Result<PathBuf, String> {
+pub fn mount_source(
+    ctx: &Context,
+    pod: &Pod,
+    volume_name: &str,
+    sub_path: Option<&str>,
+) -> Result<PathBuf, String> {
     let spec = machine::spec(pod);
     let volume = spec.volumes.iter().flatten().find(|v| v.name == volume_name);
     let volume = volume.ok_or_else(|| format!("volume \"{volume_name}\" not found"))?;
@@ -371,7 +423,13 @@ fn sub_path_source(volume: &Path, sub: &str) -> io::Result<PathBuf> {
     let root = rustix::fs::openat(CWD, volume, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let open = |path: &Path| {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
-        rustix::fs::openat2(&root, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
+        rustix::fs::openat2(
+            &root,
+            path,
+            flags,
+            Mode::empty(),
+            ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
+        )
     };
     let mut made = PathBuf::new();
     let mut at = open(Path::new("."))?;
@@ -394,7 +452,14 @@ fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
-fn apply(path: &Path, step: Step, fs_group: Option<u32>, on_mismatch: bool, stamp: Timestamp, salt: u64) -> io::Result<()> {
+fn apply(
+    path: &Path,
+    step: Step,
+    fs_group: Option<u32>,
+    on_mismatch: bool,
+    stamp: Timestamp,
+    salt: u64,
+) -> io::Result<()> {
     match step {
         Step::EmptyDir { memory, size_bytes } => {
             if path.exists() {
@@ -427,7 +492,13 @@ fn host_path(path: &Path, kind: &str) -> io::Result<()> {
     };
     match kind {
         // Container runtimes make what is missing as a directory.
-        "" => if found.is_none() { make_dir(path, 0o755) } else { Ok(()) },
+        "" => {
+            if found.is_none() {
+                make_dir(path, 0o755)
+            } else {
+                Ok(())
+            }
+        }
         "DirectoryOrCreate" => match found {
             None => make_dir(path, 0o755),
             Some(kind) if kind.is_dir() => Ok(()),
@@ -441,11 +512,41 @@ fn host_path(path: &Path, kind: &str) -> io::Result<()> {
             Some(kind) if kind.is_file() => Ok(()),
             Some(_) => wrong("file"),
         },
-        "Directory" => if found.is_some_and(|k| k.is_dir()) { Ok(()) } else { wrong("directory") },
-        "File" => if found.is_some_and(|k| k.is_file()) { Ok(()) } else { wrong("file") },
-        "Socket" => if found.is_some_and(|k| k.is_socket()) { Ok(()) } else { wrong("socket file") },
-        "CharDevice" => if found.is_some_and(|k| k.is_char_device()) { Ok(()) } else { wrong("character device") },
-        "BlockDevice" => if found.is_some_and(|k| k.is_block_device()) { Ok(()) } else { wrong("block device") },
+        "Directory" => {
+            if found.is_some_and(|k| k.is_dir()) {
+                Ok(())
+            } else {
+                wrong("directory")
+            }
+        }
+        "File" => {
+            if found.is_some_and(|k| k.is_file()) {
+                Ok(())
+            } else {
+                wrong("file")
+            }
+        }
+        "Socket" => {
+            if found.is_some_and(|k| k.is_socket()) {
+                Ok(())
+            } else {
+                wrong("socket file")
+            }
+        }
+        "CharDevice" => {
+            if found.is_some_and(|k| k.is_char_device()) {
+                Ok(())
+            } else {
+                wrong("character device")
+            }
+        }
+        "BlockDevice" => {
+            if found.is_some_and(|k| k.is_block_device()) {
+                Ok(())
+            } else {
+                wrong("block device")
+            }
+        }
         other => Err(io::Error::other(format!("hostPath type \"{other}\" is unknown"))),
     }
 }
@@ -473,7 +574,13 @@ fn own_tree(path: &Path, group: u32, on_mismatch: bool) -> io::Result<()> {
 
 /// Replaces the visible files by switching `..data` to a new directory; does nothing where the
 /// content is the same already.
-fn write_atomically(dir: &Path, files: &Files, fs_group: Option<u32>, stamp: Timestamp, salt: u64) -> io::Result<()> {
+fn write_atomically(
+    dir: &Path,
+    files: &Files,
+    fs_group: Option<u32>,
+    stamp: Timestamp,
+    salt: u64,
+) -> io::Result<()> {
     let data = dir.join("..data");
     let old = fs::read_link(&data).ok();
     if old.is_some() && same_content(&data, files, fs_group) {
@@ -579,7 +686,10 @@ mod tests {
         content
             .iter()
             .map(|(path, bytes)| {
-                (PathBuf::from(path), FileContent { bytes: bytes.as_bytes().to_vec(), mode: 0o644, owner: None })
+                (
+                    PathBuf::from(path),
+                    FileContent { bytes: bytes.as_bytes().to_vec(), mode: 0o644, owner: None },
+                )
             })
             .collect()
     }

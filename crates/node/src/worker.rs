@@ -139,10 +139,19 @@ enum StartOutcome {
     /// The image could not be obtained.
     Image(ImageFailure),
     /// `CreateContainerConfigError` and the like: nothing was created.
-    NotCreated { reason: &'static str, message: String },
+    NotCreated {
+        reason: &'static str,
+        message: String,
+    },
     /// It was created but did not start.
-    NotStarted { run: Run, message: String },
-    HookFailed { run: Run, message: String },
+    NotStarted {
+        run: Run,
+        message: String,
+    },
+    HookFailed {
+        run: Run,
+        message: String,
+    },
 }
 
 struct PullState {
@@ -217,7 +226,13 @@ async fn sleep_until(at: Option<Instant>) {
 }
 
 impl Loop {
-    fn new(ctx: Arc<Context>, worker: Arc<Worker>, pod: Arc<Pod>, verdicts: mpsc::Sender<Verdict>, birth: Birth) -> Self {
+    fn new(
+        ctx: Arc<Context>,
+        worker: Arc<Worker>,
+        pod: Arc<Pod>,
+        verdicts: mpsc::Sender<Verdict>,
+        birth: Birth,
+    ) -> Self {
         let qos_class = skeg_api::pod::qos_class(&serde_json::to_value(&*pod).unwrap_or_default());
         let mut memory = remembered(&pod);
         let started = pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map(|t| t.0);
@@ -431,6 +446,8 @@ impl Loop {
                 self.sandbox_backoff.reset();
                 self.memory.sandbox = Sandbox::Ready;
                 self.memory.pod_ips = ips;
+                // What happened meanwhile was not looked at.
+                self.worker.runtime_changed.store(true, Ordering::Release);
             }
             Done::Sandbox(Err(why)) => {
                 let message = format!("Failed to create pod sandbox: {why}");
@@ -474,7 +491,11 @@ impl Loop {
                     known.busy = None;
                     if let Err(why) = result {
                         known.retry_at = Some(after(Duration::from_secs(5)));
-                        self.event(EventType::Warning, "FailedKillPod", &format!("error killing container: {why}"));
+                        self.event(
+                            EventType::Warning,
+                            "FailedKillPod",
+                            &format!("error killing container: {why}"),
+                        );
                     }
                 }
                 self.worker.runtime_changed.store(true, Ordering::Release);
@@ -521,12 +542,22 @@ impl Loop {
             StartOutcome::Image(failure) => {
                 let wait = |reason: &str, message: String| Waiting { reason: reason.to_owned(), message };
                 if failure.pulled {
-                    let delay = self.pulls.get(name).map_or(PULL_BACKOFF_MIN, |p| (p.delay * 2).min(PULL_BACKOFF_MAX));
+                    let delay = self
+                        .pulls
+                        .get(name)
+                        .map_or(PULL_BACKOFF_MIN, |p| (p.delay * 2).min(PULL_BACKOFF_MAX));
                     known.retry_at = Some(after(delay));
-                    let message = format!("Back-off pulling image \"{image}\": {}: {}", failure.reason, failure.message);
+                    let message = format!(
+                        "Back-off pulling image \"{image}\": {}: {}",
+                        failure.reason, failure.message
+                    );
                     let state = PullState { delay, switch_at: Some(after(PULL_ERROR_SHOWN)), message };
                     self.pulls.insert(name.to_owned(), state);
-                    events.push((EventType::Warning, "Failed", format!("Failed to pull image \"{image}\": {}", failure.message)));
+                    events.push((
+                        EventType::Warning,
+                        "Failed",
+                        format!("Failed to pull image \"{image}\": {}", failure.message),
+                    ));
                 } else {
                     known.retry_at = Some(after(CONFIG_RETRY));
                     let reason = match failure.reason {
@@ -571,7 +602,11 @@ impl Loop {
                 if lost {
                     self.memory.sandbox = Sandbox::Dead;
                     self.lose_runs();
-                    self.event(EventType::Normal, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.");
+                    self.event(
+                        EventType::Normal,
+                        "SandboxChanged",
+                        "Pod sandbox changed, it will be killed and re-created.",
+                    );
                 }
             }
             Err(runtime::Error::NoSandbox(_)) => {
@@ -595,7 +630,8 @@ impl Loop {
                 let newest = known.current.as_ref();
                 if newest.is_some_and(|c| c.attempt > status.attempt) {
                     if known.previous.as_ref().is_none_or(|p| p.attempt <= status.attempt) {
-                        known.previous = Some(read_run(&self.ctx, &self.pod, &spec, &status, known.previous.as_ref()));
+                        known.previous =
+                            Some(read_run(&self.ctx, &self.pod, &spec, &status, known.previous.as_ref()));
                     }
                     continue;
                 }
@@ -653,14 +689,17 @@ impl Loop {
                 }
                 continue;
             };
-            if self.probes.get(&container.name).is_some_and(|(id, _)| *id == run.id) || known.probes.kill.is_some() {
+            if self.probes.get(&container.name).is_some_and(|(id, _)| *id == run.id)
+                || known.probes.kill.is_some()
+            {
                 continue;
             }
             // What the API was last told of this very run still holds after a restart of the agent.
             let before = self.stored.as_ref().and_then(|s| shown(s, &container.name, &run.id));
             let started = container.startup_probe.is_none() || before.is_some_and(|(started, _)| started);
             known.probes.started = started;
-            known.probes.ready = container.readiness_probe.is_none() || before.is_some_and(|(_, ready)| ready);
+            known.probes.ready =
+                container.readiness_probe.is_none() || before.is_some_and(|(_, ready)| ready);
             let init_only = spec.init_containers.iter().flatten().any(|c| c.name == container.name)
                 && !skeg_api::predicates::is_sidecar(container);
             if init_only {
@@ -714,10 +753,16 @@ impl Loop {
                 if let Some(known) = self.memory.containers.get_mut(name)
                     && known.busy.is_none()
                 {
-                    known.waiting = Some(Waiting { reason: "ImagePullBackOff".into(), message: pull.message.clone() });
+                    known.waiting =
+                        Some(Waiting { reason: "ImagePullBackOff".into(), message: pull.message.clone() });
                     let short = pull.message.split("\": ").next().unwrap_or_default();
                     events.push((name.clone(), EventType::Normal, "BackOff", format!("{short}\"")));
-                    events.push((name.clone(), EventType::Warning, "Failed", "Error: ImagePullBackOff".to_owned()));
+                    events.push((
+                        name.clone(),
+                        EventType::Warning,
+                        "Failed",
+                        "Error: ImagePullBackOff".to_owned(),
+                    ));
                 }
             }
         }
@@ -750,8 +795,14 @@ impl Loop {
     fn status(&self) -> PodStatus {
         let host_ips: Vec<String> = self.ctx.config.addresses.iter().map(ToString::to_string).collect();
         let host_network = machine::spec(&self.pod).host_network == Some(true);
-        let mut out =
-            status(&self.pod, self.stored.as_ref(), &self.memory, &host_ips, self.qos_class, self.ctx.clock.now_seconds());
+        let mut out = status(
+            &self.pod,
+            self.stored.as_ref(),
+            &self.memory,
+            &host_ips,
+            self.qos_class,
+            self.ctx.clock.now_seconds(),
+        );
         if host_network && out.pod_ip.is_none() && !self.memory.pod_ips.is_empty() {
             out.pod_ip = host_ips.first().cloned();
         }
@@ -828,7 +879,8 @@ fn field_path(spec: &k8s_openapi::api::core::v1::PodSpec, container: &str) -> St
 
 /// What the status said of a run: started, ready.
 fn shown(status: &PodStatus, name: &str, id: &str) -> Option<(bool, bool)> {
-    let all = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+    let all =
+        status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
     let found = all.into_iter().find(|s| s.name == name)?;
     let same = found.container_id.as_deref()?.ends_with(id);
     same.then(|| (found.started == Some(true), found.ready))
@@ -858,7 +910,9 @@ fn urgent(old: Option<&PodStatus>, new: &PodStatus) -> bool {
     match old {
         None => new.phase.as_deref() != Some("Pending") || ready(new),
         Some(old) => {
-            (old.phase != new.phase && is_terminal(new)) || ready(old) != ready(new) || states(old) != states(new)
+            (old.phase != new.phase && is_terminal(new))
+                || ready(old) != ready(new)
+                || states(old) != states(new)
         }
     }
 }
@@ -912,7 +966,8 @@ fn remembered(pod: &Pod) -> Memory {
             message: text(&status.message).to_owned(),
         });
     }
-    let all = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+    let all =
+        status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
     for known in all {
         let attempt = u32::try_from(known.restart_count).unwrap_or(0);
         let of = |state: &k8s_openapi::api::core::v1::ContainerState, attempt: u32| -> Option<Run> {
@@ -929,6 +984,7 @@ fn remembered(pod: &Pod) -> Memory {
                 message: String::new(),
                 image_id: known.image_id.clone(),
                 stop_signal: libc::SIGTERM,
+                asked_image: String::new(),
                 image: known.image.clone(),
             };
             if let Some(running) = &state.running {
@@ -946,9 +1002,14 @@ fn remembered(pod: &Pod) -> Memory {
             Some(run)
         };
         let current = known.state.as_ref().and_then(|s| of(s, attempt));
-        let last = known.last_state.as_ref().and_then(|s| of(s, attempt.saturating_sub(u32::from(current.is_some()))));
+        let last = known
+            .last_state
+            .as_ref()
+            .and_then(|s| of(s, attempt.saturating_sub(u32::from(current.is_some()))));
         let (current, previous) = if current.is_some() { (current, last) } else { (last, None) };
-        memory.containers.insert(known.name.clone(), ContainerMemory { current, previous, ..Default::default() });
+        memory
+            .containers
+            .insert(known.name.clone(), ContainerMemory { current, previous, ..Default::default() });
     }
     memory
 }
@@ -960,7 +1021,11 @@ async fn create_sandbox(ctx: &Context, pod: &Pod) -> Result<Vec<String>, String>
     let existing = ctx.runtime.sandbox(&uid).await.ok().filter(|s| s.ready);
     let sandbox = match existing {
         Some(sandbox) => sandbox,
-        None => ctx.runtime.create_sandbox(config).await.map_err(|e| e.to_string())?,
+        None => {
+            // Another sandbox may get another address, which the old hosts file does not know.
+            let _ = std::fs::remove_file(ctx.pod_dir(&uid).join("etc/hosts"));
+            ctx.runtime.create_sandbox(config).await.map_err(|e| e.to_string())?
+        }
     };
     if host_network {
         return Ok(ctx.config.addresses.iter().map(ToString::to_string).collect());
@@ -1058,7 +1123,8 @@ impl Start {
 
     async fn run(self) -> StartOutcome {
         let ctx = &self.ctx;
-        let not_created = |reason: &'static str, message: String| StartOutcome::NotCreated { reason, message };
+        let not_created =
+            |reason: &'static str, message: String| StartOutcome::NotCreated { reason, message };
         let spec = machine::spec(&self.pod);
         let mut references = References::of_container(&self.container);
         references.secrets.extend(spec.image_pull_secrets.iter().flatten().map(|r| r.name.clone()));
@@ -1118,6 +1184,7 @@ impl Start {
             message: message.to_owned(),
             image_id: image_id.clone(),
             stop_signal,
+            asked_image: text(&self.container.image).to_owned(),
             image: image.clone(),
         };
         if let Err(error) = ctx.runtime.create_container(uid, config).await {
@@ -1220,7 +1287,9 @@ impl Stop {
                 deadline = deadline.max(Instant::now() + GRACE_AFTER_HOOK.min(whole));
             }
         }
-        let gone = |error: &runtime::Error| matches!(error, runtime::Error::NoSandbox(_) | runtime::Error::NoContainer(_));
+        let gone = |error: &runtime::Error| {
+            matches!(error, runtime::Error::NoSandbox(_) | runtime::Error::NoContainer(_))
+        };
         if deadline > Instant::now() && self.run.is_running() {
             match ctx.runtime.signal_container(uid, id, self.run.stop_signal).await {
                 Err(error) if gone(&error) => return Ok(()),
@@ -1249,14 +1318,16 @@ impl Stop {
 
     fn shortened(&self, grace: Option<i64>, began: Instant, deadline: Instant) -> Instant {
         match grace.and_then(|g| u64::try_from(g).ok()) {
-            Some(seconds) if self.leaving || seconds == 0 => deadline.min(began + Duration::from_secs(seconds)),
+            Some(seconds) if self.leaving || seconds == 0 => {
+                deadline.min(began + Duration::from_secs(seconds))
+            }
             _ => deadline,
         }
     }
 }
 
 /// Returns once the container has exited or is gone.
-async fn wait_exit(ctx: &Context, uid: &str, id: &str) {
+pub async fn wait_exit(ctx: &Context, uid: &str, id: &str) {
     let mut events = ctx.runtime.events();
     loop {
         match ctx.runtime.sandbox(uid).await {
@@ -1282,7 +1353,13 @@ async fn wait_exit(ctx: &Context, uid: &str, id: &str) {
 }
 
 /// The runtime's status as the machine keeps it. `known` is the same run as seen before.
-fn read_run(ctx: &Context, pod: &Pod, spec: &Container, status: &ContainerStatus, known: Option<&Run>) -> Run {
+fn read_run(
+    ctx: &Context,
+    pod: &Pod,
+    spec: &Container,
+    status: &ContainerStatus,
+    known: Option<&Run>,
+) -> Run {
     let at = |ns: Option<i64>| ns.and_then(|ns| Timestamp::from_nanosecond(i128::from(ns)).ok());
     let label = |name: &str| status.labels.get(name).cloned().unwrap_or_default();
     let exited = status.state == ContainerState::Exited;
@@ -1310,12 +1387,19 @@ fn read_run(ctx: &Context, pod: &Pod, spec: &Container, status: &ContainerStatus
         message,
         image_id: label(LABEL_IMAGE_ID),
         stop_signal: label(container::LABEL_STOP_SIGNAL).parse().unwrap_or(libc::SIGTERM),
+        asked_image: label(container::LABEL_ASKED_IMAGE),
         image: label(LABEL_IMAGE),
     }
 }
 
 /// What the container left in its termination log, or the end of its output after a failure.
-fn termination_message(ctx: &Context, pod: &Pod, spec: &Container, status: &ContainerStatus, exit_code: i32) -> String {
+fn termination_message(
+    ctx: &Context,
+    pod: &Pod,
+    spec: &Container,
+    status: &ContainerStatus,
+    exit_code: i32,
+) -> String {
     use std::io::{Read, Seek, SeekFrom};
     let path = container::termination_path(ctx, pod, &spec.name, status.attempt);
     let mut bytes = Vec::new();
@@ -1326,7 +1410,8 @@ fn termination_message(ctx: &Context, pod: &Pod, spec: &Container, status: &Cont
         let _ = file.seek(SeekFrom::Start(from));
         let _ = file.take(TERMINATION_MESSAGE_BYTES_MAX as u64).read_to_end(&mut bytes);
     }
-    let fall_back = spec.termination_message_policy.as_deref() == Some("FallbackToLogsOnError") && exit_code != 0;
+    let fall_back =
+        spec.termination_message_policy.as_deref() == Some("FallbackToLogsOnError") && exit_code != 0;
     if bytes.is_empty() && fall_back {
         bytes = crate::logs::tail(&status.log_path, TERMINATION_LOG_LINES_MAX, TERMINATION_LOG_BYTES_MAX);
     }
@@ -1340,10 +1425,18 @@ mod tests {
 
     #[test]
     fn patches_take_back_what_is_not_said_any_more() {
-        let old = PodStatus { reason: Some("X".into()), pod_ip: Some("10.0.0.1".into()), ..Default::default() };
-        let new = PodStatus { phase: Some("Running".into()), pod_ip: Some("10.0.0.1".into()), ..Default::default() };
+        let old =
+            PodStatus { reason: Some("X".into()), pod_ip: Some("10.0.0.1".into()), ..Default::default() };
+        let new = PodStatus {
+            phase: Some("Running".into()),
+            pod_ip: Some("10.0.0.1".into()),
+            ..Default::default()
+        };
         let patch = patch("u", Some(&old), &new);
-        assert_eq!(patch, json!({"metadata": {"uid": "u"}, "status": {"phase": "Running", "podIP": "10.0.0.1", "reason": null}}));
+        assert_eq!(
+            patch,
+            json!({"metadata": {"uid": "u"}, "status": {"phase": "Running", "podIP": "10.0.0.1", "reason": null}})
+        );
     }
 
     #[test]

@@ -261,6 +261,24 @@ mod tests {
         }
     }
 
+    /// The kernel's verifier takes the program, and a process in the group feels it.
+    #[test]
+    fn kernel_takes_the_program() {
+        let cgroups = crate::cgroup::Cgroups::detect().unwrap();
+        let Some(unified) = cgroups.unified() else { return };
+        let dir = unified.join(format!("skeg-bpf-test-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let attached = attach(&File::open(&dir).unwrap(), &default_rules());
+        let read = |device: &str| {
+            let script = format!("echo $$ > {}/cgroup.procs && head -c1 {device} > /dev/null", dir.display());
+            std::process::Command::new("sh").args(["-c", &script]).output().unwrap().status.success()
+        };
+        let (zero, kmsg) = (read("/dev/zero"), read("/dev/kmsg"));
+        let removed = (0..1000).any(|_| std::fs::remove_dir(&dir).is_ok());
+        attached.unwrap();
+        assert!(zero && !kmsg && removed, "{zero} {kmsg} {removed}");
+    }
+
     #[test]
     fn program_allows_what_rules_say() {
         let rules = default_rules();

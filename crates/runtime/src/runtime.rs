@@ -68,6 +68,9 @@ struct Sandbox {
     netns: Option<OwnedFd>,
     /// Cancelled before a removal, so that the supervisor's end is no surprise.
     removing: CancellationToken,
+    /// Held while the processes of a dead sandbox are killed or its traces removed, so that the
+    /// one never hits what came after the other.
+    ending: tokio::sync::Mutex<()>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -101,6 +104,41 @@ fn remove_dir(path: &Path) -> Result<()> {
     }
 }
 
+/// Takes a directory out of the way at once and deletes it in the background: a container's files
+/// can be many. What a crash leaves in the trash, the next start deletes.
+fn discard(layout: &Layout, path: &Path) -> Result<()> {
+    let Some(name) = path.file_name() else { return Ok(()) };
+    let trash = layout.trash().join(format!("{}.{}", name.display(), sys::realtime_ns()));
+    match fs::rename(path, &trash) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(io_error(format!("remove {}", path.display())))?,
+    }
+    tokio::task::spawn_blocking(move || {
+        if let Err(e) = remove_dir(&trash) {
+            tracing::warn!("{e}");
+        }
+    });
+    Ok(())
+}
+
+/// Empties the trash; others may be at it too.
+fn empty_trash(layout: &Layout) -> Result<()> {
+    const TRIES: u32 = 100;
+    for _ in 0..TRIES {
+        for name in names_in(&layout.trash()) {
+            let _ = fs::remove_dir_all(layout.trash().join(name));
+        }
+        match fs::remove_dir(layout.trash()) {
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(e).map_err(io_error(format!("remove {}", layout.trash().display())));
+            }
+            _ => return Ok(()),
+        }
+    }
+    Err(Error::Other(format!("{} does not get empty", layout.trash().display())))
+}
+
 fn names_in(dir: &Path) -> Vec<String> {
     fs::read_dir(dir)
         .into_iter()
@@ -129,6 +167,11 @@ impl Runtime {
         };
         make_private_dir(&layout.run_dir)?;
         make_private_dir(&layout.sandboxes())?;
+        make_private_dir(&layout.trash())?;
+        for name in names_in(&layout.trash()) {
+            let left = layout.trash().join(name);
+            tokio::task::spawn_blocking(move || remove_dir(&left));
+        }
         let cgroups = Cgroups::detect().map_err(io_error("find the cgroup hierarchies"))?;
         cgroups
             .create(&layout.cgroup_root())
@@ -151,13 +194,14 @@ impl Runtime {
         let found = futures_util::future::join_all(uids.iter().map(|uid| self.find(uid))).await;
         for (uid, found) in uids.iter().zip(found) {
             match found? {
-                Some(Found::Alive(wire, status)) => self.adopt(wire, status)?,
+                Some(Found::Alive(wire, status)) => self.adopt(wire, status),
                 Some(Found::Dead(status)) => {
                     let sandbox = Sandbox {
                         status: Mutex::new(status),
                         calls: None,
                         netns: None,
                         removing: CancellationToken::new(),
+                        ending: tokio::sync::Mutex::default(),
                     };
                     lock(&self.sandboxes).insert(uid.clone(), Arc::new(sandbox));
                 }
@@ -219,8 +263,10 @@ impl Runtime {
     /// Deletes the directories of containers that the supervisor no longer has.
     fn collect_containers(&self, uid: &str, status: &SandboxStatus) {
         for id in names_in(&self.layout.containers(uid)) {
-            if !status.containers.iter().any(|c| c.id == id) {
-                let _ = fs::remove_dir_all(self.layout.container(uid, &id));
+            if !status.containers.iter().any(|c| c.id == id)
+                && let Err(e) = discard(&self.layout, &self.layout.container(uid, &id))
+            {
+                tracing::warn!(uid, container = id, "{e}");
             }
         }
     }
@@ -251,20 +297,17 @@ impl Runtime {
     }
 
     /// Takes a connected supervisor in charge.
-    fn adopt(&self, wire: Wire, status: SandboxStatus) -> Result<()> {
+    fn adopt(&self, wire: Wire, status: SandboxStatus) {
         let uid = status.config.uid.clone();
-        let netns = match &status.netns {
-            Some(path) => {
-                Some(File::open(path).map_err(io_error(format!("open {}", path.display())))?.into())
-            }
-            None => None,
-        };
+        // Without it the supervisor is dead already, which the task below finds out.
+        let netns = status.netns.as_ref().and_then(|path| File::open(path).ok()).map(OwnedFd::from);
         let (calls, receiver) = mpsc::channel(CALLS_MAX);
         let sandbox = Arc::new(Sandbox {
             status: Mutex::new(status),
             calls: Some(calls),
             netns,
             removing: CancellationToken::new(),
+            ending: tokio::sync::Mutex::default(),
         });
         lock(&self.sandboxes).insert(uid.clone(), sandbox.clone());
         let runtime = self.myself.clone();
@@ -272,13 +315,13 @@ impl Runtime {
             let events = runtime.upgrade().map(|r| r.events.clone());
             follow(&uid, wire, receiver, &sandbox, events.as_ref()).await;
             // The agent's own end is not the supervisor's.
-            if let Some(runtime) = runtime.upgrade()
-                && !sandbox.removing.is_cancelled()
-            {
-                runtime.supervisor_died(&uid, &sandbox).await;
+            if let Some(runtime) = runtime.upgrade() {
+                let _ending = sandbox.ending.lock().await;
+                if !sandbox.removing.is_cancelled() {
+                    runtime.supervisor_died(&uid, &sandbox).await;
+                }
             }
         });
-        Ok(())
     }
 
     async fn supervisor_died(&self, uid: &str, sandbox: &Sandbox) {
@@ -307,7 +350,7 @@ impl Runtime {
             let group = layout.pod_cgroup(&uid);
             cgroups.destroy(&group).map_err(io_error(format!("remove cgroup {group}")))?;
             let _ = fs::remove_file(layout.socket(&uid));
-            remove_dir(&layout.sandbox(&uid))
+            discard(&layout, &layout.sandbox(&uid))
         })
         .await
     }
@@ -365,6 +408,7 @@ impl Runtime {
             let group = layout.cgroup_root();
             cgroups.destroy(&group).map_err(io_error(format!("remove cgroup {group}")))?;
             remove_dir(&layout.sandboxes())?;
+            empty_trash(&layout)?;
             remove_dir(&layout.run_dir)
         })
         .await
@@ -549,7 +593,7 @@ impl PodRuntime for Runtime {
             }
             match self.start_supervisor(config).await {
                 Ok((wire, status)) => {
-                    self.adopt(wire, status.clone())?;
+                    self.adopt(wire, status.clone());
                     Ok(status)
                 }
                 Err(e) => {
@@ -567,7 +611,8 @@ impl PodRuntime for Runtime {
             if !state::name_is_safe(uid) {
                 return Err(Error::NoSandbox(uid.to_owned()));
             }
-            if let Ok(sandbox) = self.get(uid) {
+            let sandbox = self.get(uid).ok();
+            if let Some(sandbox) = &sandbox {
                 sandbox.removing.cancel();
                 match tokio::time::timeout(SHUTDOWN_TIMEOUT, self.call(uid, Request::Shutdown)).await {
                     Ok(Ok(_)) => {}
@@ -576,6 +621,10 @@ impl PodRuntime for Runtime {
                     Err(_) => tracing::warn!(uid, "the supervisor does not end its containers"),
                 }
             }
+            let _ending = match &sandbox {
+                Some(sandbox) => Some(sandbox.ending.lock().await),
+                None => None,
+            };
             self.erase(uid).await?;
             lock(&self.sandboxes).remove(uid);
             Ok(())
@@ -593,8 +642,7 @@ impl PodRuntime for Runtime {
             if created.is_err() && state::name_is_safe(&id) {
                 let known = lock(&self.get(uid)?.status).containers.iter().any(|c| c.id == id);
                 if !known {
-                    let dir = self.layout.container(uid, &id);
-                    blocking(move || remove_dir(&dir)).await?;
+                    discard(&self.layout, &self.layout.container(uid, &id))?;
                 }
             }
             created
@@ -624,8 +672,7 @@ impl PodRuntime for Runtime {
                     .await?;
             }
             lock(&sandbox.status).containers.retain(|c| c.id != id);
-            let dir = self.layout.container(uid, id);
-            blocking(move || remove_dir(&dir)).await
+            discard(&self.layout, &self.layout.container(uid, id))
         })
     }
 
@@ -693,7 +740,11 @@ impl PodRuntime for Runtime {
         Box::pin(async move {
             let what = format!("connect to port {port} in sandbox {uid}");
             let sandbox = self.get(uid)?;
-            if !lock(&sandbox.status).ready {
+            let usable = {
+                let status = lock(&sandbox.status);
+                status.ready && (status.config.host_network || sandbox.netns.is_some())
+            };
+            if !usable {
                 return Err(Error::Other(format!("the supervisor of sandbox {uid} is gone")));
             }
             let netns = sandbox

@@ -80,19 +80,20 @@ impl AsyncRead for OutputReader {
     }
 }
 
-/// Input of a command. Dropping it is the input's end, except for a terminal.
-pub struct InputWriter(Arc<AsyncFd<OwnedFd>>);
+/// Input of a command. Its shutdown or drop is the input's end, except for a terminal.
+pub struct InputWriter(Option<Arc<AsyncFd<OwnedFd>>>);
 
 impl InputWriter {
     pub fn new(fd: OwnedFd) -> io::Result<InputWriter> {
-        Ok(InputWriter(register(fd, Interest::WRITABLE)?))
+        Ok(InputWriter(Some(register(fd, Interest::WRITABLE)?)))
     }
 }
 
 impl AsyncWrite for InputWriter {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let Some(fd) = &self.0 else { return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())) };
         loop {
-            let mut guard = ready!(self.0.poll_write_ready(cx))?;
+            let mut guard = ready!(fd.poll_write_ready(cx))?;
             if let Ok(result) = guard.try_io(|fd| sys::write(fd.get_ref(), data)) {
                 return Poll::Ready(result);
             }
@@ -103,7 +104,8 @@ impl AsyncWrite for InputWriter {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0 = None;
         Poll::Ready(Ok(()))
     }
 }
@@ -180,7 +182,7 @@ pub async fn exec(mut wire: Wire, id: &str, config: ExecConfig) -> Result<Sessio
     let terminal = register(terminal, Interest::READABLE | Interest::WRITABLE).map_err(failed)?;
     let mut session = session(wire, [None, None, None], &ended, Some(terminal.clone()))?;
     if config.stdin {
-        session.stdin = Some(Box::new(InputWriter(terminal.clone())));
+        session.stdin = Some(Box::new(InputWriter(Some(terminal.clone()))));
     }
     if config.stdout {
         session.stdout = Some(Box::new(OutputReader::shared(terminal, &ended)));

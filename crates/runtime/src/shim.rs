@@ -150,8 +150,20 @@ struct AttachOutput {
 
 enum Kind {
     Control,
-    Exec { pid: i32, seq: u64, notes: Option<Watched>, terminal: Option<OwnedFd> },
-    Attach { id: String, stdin: Option<Watched>, stdin_paused: bool, outputs: [Option<AttachOutput>; 2] },
+    Exec {
+        pid: i32,
+        seq: u64,
+        notes: Option<Watched>,
+        terminal: Option<OwnedFd>,
+    },
+    Attach {
+        id: String,
+        stdin: Option<Watched>,
+        stdin_paused: bool,
+        outputs: [Option<AttachOutput>; 2],
+        /// The container's exit code, told once the session took all output.
+        ended: Option<i32>,
+    },
 }
 
 struct Connection {
@@ -1100,15 +1112,17 @@ impl Shim {
         let durable = container.removing.is_empty() && self.shutdown.is_none();
         self.save(id, durable);
         self.broadcast(&Message::Changed { status });
-        let sessions: Vec<u64> = self
-            .connections
-            .iter()
-            .filter(|(_, c)| matches!(&c.kind, Kind::Attach { id: attached, .. } if attached == id))
-            .map(|(token, _)| *token)
-            .collect();
+        let mut sessions = Vec::new();
+        for (token, connection) in &mut self.connections {
+            if let Kind::Attach { id: attached, ended, .. } = &mut connection.kind
+                && attached == id
+            {
+                *ended = Some(code);
+                sessions.push(*token);
+            }
+        }
         for token in sessions {
-            self.send(token, &Message::Exited { code });
-            self.close_when_written(token);
+            self.end_session(token);
         }
         let Some(container) = self.containers.get_mut(id) else { return };
         if let Some((token, seq)) = container.starting.take() {
@@ -1213,7 +1227,22 @@ impl Shim {
                 self.poller.remove(&out.fd, watched);
             }
         }
+        self.end_session(token);
         self.resume_outputs(&id);
+    }
+
+    /// Tells an attach session of the container's end, once it has taken all output.
+    fn end_session(&mut self, token: u64) {
+        let Some(Connection { kind: Kind::Attach { outputs, ended: Some(code), .. }, .. }) =
+            self.connections.get(&token)
+        else {
+            return;
+        };
+        if outputs.iter().flatten().all(|out| out.buffer.is_empty()) {
+            let code = *code;
+            self.send(token, &Message::Exited { code });
+            self.close_when_written(token);
+        }
     }
 
     /// Reads on from streams that no session holds up any more.
@@ -1260,7 +1289,8 @@ impl Shim {
             None => None,
         };
         let outputs = outputs.map(|o| o.map(|fd| AttachOutput { fd, buffer: Vec::new(), token: None }));
-        connection.kind = Kind::Attach { id: id.to_owned(), stdin, stdin_paused: false, outputs };
+        connection.kind =
+            Kind::Attach { id: id.to_owned(), stdin, stdin_paused: false, outputs, ended: None };
         Ok(())
     }
 

@@ -36,6 +36,11 @@ impl Layout {
         self.data_dir.join("sandboxes")
     }
 
+    /// Directories on their way out.
+    pub fn trash(&self) -> PathBuf {
+        self.data_dir.join("trash")
+    }
+
     pub fn sandbox(&self, uid: &str) -> PathBuf {
         self.sandboxes().join(uid)
     }

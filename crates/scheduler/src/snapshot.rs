@@ -12,7 +12,7 @@ use skeg_api::predicates::{self, HostPort};
 use skeg_api::quantity::Quantity;
 use skeg_base::{HashMap, new_map};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 /// A Node's own properties.
@@ -56,6 +56,12 @@ impl NodeFacts {
 
     pub fn label(&self, key: &str) -> Option<&str> {
         self.node.metadata.labels.as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// Region and zone, in one text.
+    fn zone(&self) -> String {
+        let label = |key| self.label(key).unwrap_or_default();
+        [label("topology.kubernetes.io/region"), label("topology.kubernetes.io/zone")].join("\0")
     }
 
     /// Whether anything changed that a decision looks at.
@@ -200,11 +206,13 @@ pub struct Cache {
     pods: HashMap<Arc<str>, Counted>,
     /// Node by uid of the Pod that waits for it.
     nominations: HashMap<Arc<str>, Arc<str>>,
+    /// Nodes came, went or moved to another zone.
+    unordered: bool,
 }
 
 impl Default for Cache {
     fn default() -> Self {
-        Cache { snapshot: Snapshot::default(), pods: new_map(), nominations: new_map() }
+        Cache { snapshot: Snapshot::default(), pods: new_map(), nominations: new_map(), unordered: false }
     }
 }
 
@@ -217,8 +225,33 @@ pub enum NodeChange {
 }
 
 impl Cache {
-    pub fn snapshot(&self) -> &Snapshot {
+    /// The cluster now. Its Nodes come zone by turn, so that a search that stops early has seen
+    /// all zones.
+    pub fn snapshot(&mut self) -> &Snapshot {
+        if std::mem::take(&mut self.unordered) {
+            self.take_turns();
+        }
         &self.snapshot
+    }
+
+    fn take_turns(&mut self) {
+        let mut zones: Vec<(String, VecDeque<Arc<NodeInfo>>)> = Vec::new();
+        for node in std::mem::take(&mut self.snapshot.nodes) {
+            let zone = node.facts.zone();
+            match zones.iter_mut().find(|(known, _)| *known == zone) {
+                Some((_, nodes)) => nodes.push_back(node),
+                None => zones.push((zone, VecDeque::from([node]))),
+            }
+        }
+        let index = Arc::make_mut(&mut self.snapshot.index);
+        while !zones.is_empty() {
+            zones.retain_mut(|(_, nodes)| {
+                let Some(node) = nodes.pop_front() else { return false };
+                index.insert(node.name.clone(), self.snapshot.nodes.len());
+                self.snapshot.nodes.push(node);
+                true
+            });
+        }
     }
 
     pub fn set_node(&mut self, node: &Node) -> NodeChange {
@@ -229,6 +262,7 @@ impl Cache {
             return NodeChange::Nothing;
         }
         self.count_images(old.as_deref(), Some(&facts));
+        self.unordered |= old.as_ref().is_none_or(|old| old.zone() != facts.zone());
         if old.is_some() {
             self.snapshot.edit(name, |node| node.facts = Arc::new(facts));
             return NodeChange::Changed;
@@ -250,6 +284,7 @@ impl Cache {
     pub fn remove_node(&mut self, name: &str) {
         let index = Arc::make_mut(&mut self.snapshot.index);
         let Some(at) = index.remove(name) else { return };
+        self.unordered = true;
         let gone = self.snapshot.nodes.remove(at);
         for later in index.values_mut().filter(|later| **later > at) {
             *later -= 1;

@@ -5,6 +5,7 @@ use futures_util::future::BoxFuture;
 use rustls_pki_types::CertificateDer;
 use skeg_api::Status;
 use skeg_apiserver::auth::authz::Union;
+use skeg_apiserver::discovery::Discovery;
 use skeg_apiserver::hooks::{Authenticator, Authorizer};
 use skeg_apiserver::request::{Attributes, Decision};
 use skeg_apiserver::{Hooks, Identity, Seams, admission};
@@ -36,7 +37,7 @@ pub fn hooks(seams: &Seams) -> Hooks {
         authenticator: Arc::new(Nobody),
         authorizer: Arc::new(May(union.clone())),
         admission: admission::chain(&seams.reader, &union, &seams.random),
-        endpoints: Vec::new(),
+        endpoints: vec![Arc::new(Discovery::new(seams.kinds.clone()))],
         allocators: Vec::new(),
     }
 }

@@ -65,7 +65,7 @@ fn remove(instance: &Instance) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let settings = Settings::load(instance)?;
     runtime.block_on(async {
-        up::open_runtime(instance)?.purge().await.context("containers")?;
+        up::open_runtime(instance).await?.purge().await.context("containers")?;
         if let Some(settings) = settings {
             up::open_network(instance, &settings).await?.purge().await.context("network")?;
         }

@@ -3,10 +3,12 @@
 
 mod cli;
 mod detach;
+mod dial;
 mod down;
 mod image;
 mod instance;
 mod logging;
+mod preflight;
 mod settings;
 mod status;
 mod up;
@@ -28,7 +30,7 @@ fn main() -> ExitCode {
     // The supervisors and container creators are this same binary, re-executed: they must run
     // before anything here starts a thread or allocates much.
     if let Some(code) = skeg_runtime::run_helper(std::env::args_os()) {
-        return ExitCode::from(code);
+        std::process::exit(code);
     }
     let cli = match <cli::Cli as clap::Parser>::try_parse() {
         Ok(cli) => cli,

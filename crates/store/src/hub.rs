@@ -31,8 +31,18 @@ impl Hub {
                 let matching: Arc<[Change]> = changes.iter().filter(matches).cloned().collect();
                 if matching.is_empty() { WatchItem::Progress(newest) } else { WatchItem::Changes(matching) }
             };
+            // A batch that ends with other keys: who waits for its last revision is told so.
+            let behind = match &item {
+                WatchItem::Changes(sent) => sent.last().is_some_and(|change| change.revision < newest),
+                _ => false,
+            };
             match subscriber.sender.try_send(item) {
-                Ok(()) => true,
+                Ok(()) => {
+                    if behind {
+                        let _ = subscriber.sender.try_send(WatchItem::Progress(newest));
+                    }
+                    true
+                }
                 // Progress is only a hint: a full channel may miss it.
                 Err(mpsc::error::TrySendError::Full(WatchItem::Progress(_))) => true,
                 Err(_) => false,

@@ -258,7 +258,8 @@ pub fn codegen(args: &[String]) -> Result<()> {
     let compressed = zstd::bulk::compress(generated.descriptions.as_bytes(), 22)?;
     std::fs::write(out.join("descriptions.zst"), &compressed)?;
     println!("schema.bin {} bytes, descriptions.zst {} bytes", generated.schema.len(), compressed.len());
-    Ok(())
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    crate::wire::write(definitions, &root.join("../target/codegen"), &root.join("apiserver/data/protobuf.tsv"))
 }
 
 /// Downloads the package into `target/codegen` and returns the file with all definitions.

@@ -8,6 +8,7 @@ mod host;
 mod images;
 mod setup;
 mod test;
+mod wire;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};

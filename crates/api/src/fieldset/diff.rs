@@ -7,6 +7,7 @@ use super::set::{
 };
 use crate::schema::{ListType, SchemaRef, Shape};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 
 /// The fields that differ between two versions of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -241,18 +242,15 @@ fn compare_items(old: &[Value], new: &[Value], schema: SchemaRef<'_>) -> Found {
     let (Some(a), Some(b)) = (elements(old), elements(new)) else {
         return Found { changed: Some(Node::new()), removed: None };
     };
-    let group = |elements: &[String], items: &[Value], element: &str| -> Vec<Value> {
-        elements.iter().zip(items).filter(|(e, _)| *e == element).map(|(_, item)| item.clone()).collect()
-    };
-    let mut nodes = Nodes::default();
-    let only_new = b.iter().filter(|element| !a.contains(element));
-    let mut seen: Vec<&String> = Vec::new();
-    for element in a.iter().chain(only_new) {
-        if seen.contains(&element) {
-            continue;
+    // The items of both sides by their element; usually one each.
+    let mut groups: BTreeMap<&String, [Vec<&Value>; 2]> = BTreeMap::new();
+    for (side, (elements, items)) in [(&a, old), (&b, new)].into_iter().enumerate() {
+        for (element, item) in elements.iter().zip(items) {
+            groups.entry(element).or_default()[side].push(item);
         }
-        seen.push(element);
-        let (before, after) = (group(&a, old, element), group(&b, new, element));
+    }
+    let mut nodes = Nodes::default();
+    for (element, [before, after]) in groups {
         let found = match (before.as_slice(), after.as_slice()) {
             ([old], [new]) => compare_values(old, new, item_schema(schema)),
             ([old], []) => compare(Before::Value(old), None, item_schema(schema)),

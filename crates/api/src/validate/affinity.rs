@@ -4,6 +4,7 @@ use super::at::{At, Errors};
 use crate::field::{FieldError, Path};
 use crate::names;
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 const TAINT_EFFECTS: &[&str] = &["NoSchedule", "PreferNoSchedule", "NoExecute"];
 
@@ -252,7 +253,7 @@ pub(super) fn tolerations(spec: &At<'_>, errors: &mut Errors) {
 
 /// Taints of a Node; upstream reports them below `metadata`.
 pub(super) fn taints(spec: &At<'_>, path: &Path, errors: &mut Errors) {
-    let mut seen: Vec<(&str, &str)> = Vec::new();
+    let mut seen: BTreeSet<(&str, &str)> = BTreeSet::new();
     for (i, taint) in spec.list("taints").iter().enumerate() {
         let at = At::new(Some(taint), path.index(i));
         let (key, effect) = (at.str("key"), at.str("effect"));
@@ -267,6 +268,6 @@ pub(super) fn taints(spec: &At<'_>, path: &Path, errors: &mut Errors) {
             error.detail = "taints must be unique by key and effect pair".into();
             errors.push(error);
         }
-        seen.push((effect, key));
+        seen.insert((effect, key));
     }
 }

@@ -6,6 +6,7 @@ use crate::field::Path;
 use crate::names;
 use crate::quantity::Quantity;
 use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 
 const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
 const PULL_POLICIES: &[&str] = &["Always", "IfNotPresent", "Never"];
@@ -20,6 +21,7 @@ pub(super) struct Context<'a> {
     pub grace_period_seconds: Option<i64>,
     pub host_users: bool,
     pub restart_policy: &'a str,
+    volumes: BTreeMap<&'a str, &'a Value>,
 }
 
 impl<'a> Context<'a> {
@@ -30,12 +32,17 @@ impl<'a> Context<'a> {
             grace_period_seconds: spec.int("terminationGracePeriodSeconds"),
             host_users: spec.value.get("hostUsers").and_then(Value::as_bool).unwrap_or(true),
             restart_policy: spec.str("restartPolicy"),
+            volumes: spec
+                .list("volumes")
+                .iter()
+                .filter_map(|v| Some((v.get("name")?.as_str()?, v)))
+                .collect(),
             spec,
         }
     }
 
     fn volume(&self, name: &str) -> Option<&'a Value> {
-        self.spec.list("volumes").iter().find(|v| v.get("name").and_then(Value::as_str) == Some(name))
+        self.volumes.get(name).copied()
     }
 }
 
@@ -60,14 +67,14 @@ fn main_containers(ctx: &Context<'_>, errors: &mut Errors) {
         errors.required(ctx.spec.at("containers"), "");
         return;
     }
-    let (mut seen, mut host_ports): (Vec<&str>, Vec<String>) = Default::default();
+    let (mut seen, mut host_ports): (BTreeSet<&str>, BTreeSet<String>) = Default::default();
     for at in ctx.spec.items("containers") {
         common(&at, ctx, errors);
         let name = at.str("name");
         if seen.contains(&name) {
             errors.duplicate(at.at("name"), name);
         }
-        seen.push(name);
+        seen.insert(name);
         lifecycle_and_probes(&at, ctx, errors);
         if at.has("restartPolicy") {
             errors.forbidden(at.at("restartPolicy"), "may not be set for non-init containers");
@@ -80,7 +87,7 @@ fn main_containers(ctx: &Context<'_>, errors: &mut Errors) {
 
 fn init_containers(ctx: &Context<'_>, errors: &mut Errors) {
     let main = ctx.spec.list("containers").iter();
-    let mut seen: Vec<&str> = main.filter_map(|c| c.get("name")?.as_str()).collect();
+    let mut seen: BTreeSet<&str> = main.filter_map(|c| c.get("name")?.as_str()).collect();
     for at in ctx.spec.items("initContainers") {
         common(&at, ctx, errors);
         errors.optional_one_of(&at, "restartPolicy", &["Always"]);
@@ -88,10 +95,10 @@ fn init_containers(ctx: &Context<'_>, errors: &mut Errors) {
         if seen.contains(&name) {
             errors.duplicate(at.at("name"), name);
         } else if !name.is_empty() {
-            seen.push(name);
+            seen.insert(name);
         }
         // Ordinary init containers run one by one, so each is checked alone.
-        unique_host_ports(&at, &mut Vec::new(), errors);
+        unique_host_ports(&at, &mut BTreeSet::new(), errors);
         if at.str("restartPolicy") == "Always" {
             lifecycle_and_probes(&at, ctx, errors);
         } else {
@@ -111,7 +118,8 @@ fn init_containers(ctx: &Context<'_>, errors: &mut Errors) {
 fn ephemeral_containers(ctx: &Context<'_>, errors: &mut Errors) {
     let named =
         |list: &str| ctx.spec.list(list).iter().filter_map(|c| c.get("name")?.as_str()).collect::<Vec<_>>();
-    let others = [named("containers"), named("initContainers")].concat();
+    let others: BTreeSet<&str> =
+        [named("containers"), named("initContainers")].concat().into_iter().collect();
     let mut seen = others.clone();
     for at in ctx.spec.items("ephemeralContainers") {
         common(&at, ctx, errors);
@@ -119,7 +127,7 @@ fn ephemeral_containers(ctx: &Context<'_>, errors: &mut Errors) {
         if seen.contains(&name) {
             errors.duplicate(at.at("name"), name);
         }
-        seen.push(name);
+        seen.insert(name);
         if !target.is_empty() && !others.contains(&target) {
             errors.push(crate::field::FieldError::not_found(at.at("targetContainerName"), target));
         }
@@ -175,7 +183,7 @@ fn common(at: &At<'_>, ctx: &Context<'_>, errors: &mut Errors) {
 }
 
 fn ports(container: &At<'_>, errors: &mut Errors) {
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     for at in container.items("ports") {
         let name = at.str("name");
         if !name.is_empty() {
@@ -185,7 +193,7 @@ fn ports(container: &At<'_>, errors: &mut Errors) {
             } else if seen.contains(&name) {
                 errors.duplicate(at.at("name"), name);
             } else {
-                seen.push(name);
+                seen.insert(name);
             }
         }
         match at.int("containerPort") {
@@ -199,14 +207,14 @@ fn ports(container: &At<'_>, errors: &mut Errors) {
     }
 }
 
-fn unique_host_ports(container: &At<'_>, seen: &mut Vec<String>, errors: &mut Errors) {
+fn unique_host_ports(container: &At<'_>, seen: &mut BTreeSet<String>, errors: &mut Errors) {
     for at in container.items("ports") {
         let Some(port) = at.int("hostPort").filter(|port| *port != 0) else { continue };
         let key = format!("{}/{}/{port}", at.str("protocol"), at.str("hostIP"));
         if seen.contains(&key) {
             errors.duplicate(at.at("hostPort"), key);
         } else {
-            seen.push(key);
+            seen.insert(key);
         }
     }
 }
@@ -397,13 +405,16 @@ pub(super) fn resource_field_ref(at: &At<'_>, in_volume: bool, errors: &mut Erro
     errors.invalid(at.at("divisor"), resource, why);
 }
 
+/// The values of two fields over a list.
+fn texts<'a>(at: &At<'a>, list: &str, fields: [&str; 2]) -> (BTreeSet<&'a str>, BTreeSet<&'a str>) {
+    let of = |field: &str| at.list(list).iter().filter_map(|item| item.get(field)?.as_str()).collect();
+    (of(fields[0]), of(fields[1]))
+}
+
 fn volume_mounts(container: &At<'_>, ctx: &Context<'_>, errors: &mut Errors) {
     let list = container.at("volumeMounts");
-    let devices = container.list("volumeDevices");
-    let in_devices = |field: &str, value: &str| {
-        devices.iter().any(|d| d.get(field).and_then(Value::as_str) == Some(value))
-    };
-    let mut seen: Vec<&str> = Vec::new();
+    let (device_names, device_paths) = texts(container, "volumeDevices", ["name", "devicePath"]);
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     for at in container.items("volumeMounts") {
         let (name, path) = (at.str("name"), at.str("mountPath"));
         errors.need(&at, "name");
@@ -414,11 +425,11 @@ fn volume_mounts(container: &At<'_>, ctx: &Context<'_>, errors: &mut Errors) {
         if seen.contains(&path) {
             errors.invalid(at.at("mountPath"), path, "must be unique");
         }
-        seen.push(path);
-        if in_devices("name", name) {
+        seen.insert(path);
+        if device_names.contains(name) {
             errors.invalid(at.at("name"), name, "must not already exist in volumeDevices");
         }
-        if in_devices("devicePath", path) {
+        if device_paths.contains(path) {
             errors.invalid(at.at("mountPath"), path, "must not already exist as a path in volumeDevices");
         }
         volume::local_descending(at.str("subPath"), &list.child("subPath"), errors);
@@ -473,10 +484,8 @@ fn recursive_read_only(mount: &At<'_>, path: &Path, errors: &mut Errors) {
 }
 
 fn volume_devices(container: &At<'_>, ctx: &Context<'_>, errors: &mut Errors) {
-    let mounts = container.list("volumeMounts");
-    let in_mounts =
-        |field: &str, value: &str| mounts.iter().any(|m| m.get(field).and_then(Value::as_str) == Some(value));
-    let (mut names, mut paths): (Vec<&str>, Vec<&str>) = Default::default();
+    let (mount_names, mount_paths) = texts(container, "volumeMounts", ["name", "mountPath"]);
+    let (mut names, mut paths): (BTreeSet<&str>, BTreeSet<&str>) = Default::default();
     for at in container.items("volumeDevices") {
         let (name, path) = (at.str("name"), at.str("devicePath"));
         errors.need(&at, "name");
@@ -499,26 +508,26 @@ fn volume_devices(container: &At<'_>, ctx: &Context<'_>, errors: &mut Errors) {
         if path.split('/').any(|part| part == "..") {
             errors.invalid(at.at("devicePath"), path, "can not contain backsteps ('..')");
         }
-        if in_mounts("name", name) {
+        if mount_names.contains(name) {
             errors.invalid(at.at("name"), name, "must not already exist in volumeMounts");
         }
-        if in_mounts("mountPath", path) {
+        if mount_paths.contains(path) {
             errors.invalid(at.at("devicePath"), path, "must not already exist as a path in volumeMounts");
         }
-        names.push(name);
-        paths.push(path);
+        names.insert(name);
+        paths.insert(path);
     }
 }
 
 fn resize_policy(container: &At<'_>, ctx: &Context<'_>, errors: &mut Errors) {
     let path = container.at("resizePolicy");
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     for at in container.items("resizePolicy") {
         let (resource, policy) = (at.str("resourceName"), at.str("restartPolicy"));
         if seen.contains(&resource) {
             errors.duplicate(at.path.clone(), resource);
         }
-        seen.push(resource);
+        seen.insert(resource);
         for (value, supported) in
             [(resource, &["cpu", "memory"]), (policy, &["NotRequired", "RestartContainer"])]
         {

@@ -6,6 +6,7 @@ use crate::field::{FieldError, Path};
 use crate::{meta, names};
 use base64::Engine;
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// Data of a Secret or ConfigMap, all values together.
 const DATA_MAX_BYTES: usize = 1024 * 1024;
@@ -342,13 +343,13 @@ fn slice_endpoint(at: &At<'_>, kind: &str, errors: &mut Errors) {
         errors.push(FieldError::too_many(hints.at("forZones"), zones, ZONE_HINTS_MAX));
         return;
     }
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     for zone in hints.items("forZones") {
         let name = zone.str("name");
         if seen.contains(&name) {
             errors.duplicate(zone.path.clone(), name);
         }
-        seen.push(name);
+        seen.insert(name);
         errors.each(&zone.at("name"), name, names::is_label_value(name));
     }
 }
@@ -359,14 +360,14 @@ fn slice_ports(root: &At<'_>, errors: &mut Errors) {
         errors.push(FieldError::too_many(root.at("ports"), count, ENDPOINT_PORTS_MAX));
         return;
     }
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     for port in root.items("ports") {
         let name = port.str("name");
         errors.checked(&port, "name", names::is_dns1123_label);
         if seen.contains(&name) {
             errors.duplicate(port.at("name"), name);
         }
-        seen.push(name);
+        seen.insert(name);
         errors.one_of(&port, "protocol", PROTOCOLS);
         errors.checked(&port, "appProtocol", names::is_qualified_name);
     }

@@ -7,6 +7,7 @@ use crate::field::{FieldError, Path};
 use crate::names;
 use crate::{meta, pod};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 
 const MIRROR: &str = "kubernetes.io/config.mirror";
 const DNS_POLICIES: &[&str] = &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
@@ -127,7 +128,7 @@ fn pod_spec(spec: &At<'_>, pod_name: &str, is_pod: bool, errors: &mut Errors) {
 }
 
 fn resource_claims(spec: &At<'_>, errors: &mut Errors) {
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     for at in spec.items("resourceClaims") {
         let name = at.str("name");
         if errors.need(&at, "name") {
@@ -137,7 +138,7 @@ fn resource_claims(spec: &At<'_>, errors: &mut Errors) {
                 errors.checked(&at, "name", names::is_dns1123_label);
             }
         }
-        seen.push(name);
+        seen.insert(name);
         match (at.has("resourceClaimName"), at.has("resourceClaimTemplateName")) {
             (true, true) => {
                 let why =
@@ -206,7 +207,7 @@ fn is_sysctl_name(name: &str) -> bool {
 }
 
 fn sysctls(spec: &At<'_>, context: &At<'_>, errors: &mut Errors) {
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     for at in context.items("sysctls") {
         let name = at.str("name");
         if errors.need(&at, "name") {
@@ -219,7 +220,7 @@ fn sysctls(spec: &At<'_>, context: &At<'_>, errors: &mut Errors) {
                 errors.duplicate(at.at("name"), name);
             }
         }
-        seen.push(name);
+        seen.insert(name);
         let dotted = name.replace('/', ".");
         let is_ipc =
             ["kernel.sem", "kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|p| dotted.starts_with(p));
@@ -278,14 +279,14 @@ fn dns_config(spec: &At<'_>, errors: &mut Errors) {
 }
 
 fn scheduling_gates(spec: &At<'_>, errors: &mut Errors) {
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     for gate in spec.items("schedulingGates") {
         let name = gate.str("name");
         errors.each(&gate.path, name, names::is_qualified_name(name));
         if seen.contains(&name) {
             errors.duplicate(gate.path.clone(), name);
         }
-        seen.push(name);
+        seen.insert(name);
     }
 }
 
@@ -631,7 +632,7 @@ fn stays_terminated(root: &At<'_>, new: &At<'_>, old: &At<'_>, list: &str, error
 
 fn claim_statuses(root: &At<'_>, status: &At<'_>, errors: &mut Errors) {
     let spec = root.child("spec");
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     for at in status.items("resourceClaimStatuses") {
         let name = at.str("name");
         if !spec.items("resourceClaims").any(|claim| claim.str("name") == name) {
@@ -640,7 +641,7 @@ fn claim_statuses(root: &At<'_>, status: &At<'_>, errors: &mut Errors) {
         if seen.contains(&name) {
             errors.duplicate(at.at("name"), name);
         }
-        seen.push(name);
+        seen.insert(name);
     }
 }
 
@@ -745,9 +746,11 @@ fn merge_into_selector(term: &mut Value, labels: &Map<String, Value>) {
     if added.is_empty() {
         return;
     }
-    let selector = &mut term["labelSelector"];
+    let Some(selector) = term.get_mut("labelSelector").and_then(Value::as_object_mut) else { return };
     match selector.get_mut("matchExpressions").and_then(Value::as_array_mut) {
         Some(expressions) => expressions.extend(added),
-        None => selector["matchExpressions"] = Value::Array(added),
+        None => {
+            selector.insert("matchExpressions".into(), Value::Array(added));
+        }
     }
 }

@@ -6,6 +6,7 @@ use crate::field::{FieldError, Path};
 use crate::meta;
 use crate::names;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
 const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
@@ -89,7 +90,7 @@ fn by_type(spec: &At<'_>, kind: &str, errors: &mut Errors) {
 
 fn ports(spec: &At<'_>, errors: &mut Errors) {
     let several = spec.list("ports").len() > 1;
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     for at in spec.items("ports") {
         let name = at.str("name");
         if name.is_empty() {
@@ -101,7 +102,7 @@ fn ports(spec: &At<'_>, errors: &mut Errors) {
             if seen.contains(&name) {
                 errors.duplicate(at.at("name"), name);
             }
-            seen.push(name);
+            seen.insert(name);
         }
         let port = at.int("port").unwrap_or(0);
         for message in names::is_port_number(port) {
@@ -207,8 +208,8 @@ fn cluster_ips(spec: &At<'_>, errors: &mut Errors) {
 }
 
 fn unique_ports(spec: &At<'_>, kind: &str, errors: &mut Errors) {
-    let mut node_ports: Vec<(&str, i64)> = Vec::new();
-    let mut ports: Vec<(&str, i64)> = Vec::new();
+    let mut node_ports: BTreeSet<(&str, i64)> = BTreeSet::new();
+    let mut ports: BTreeSet<(&str, i64)> = BTreeSet::new();
     for at in spec.items("ports") {
         let node_port = at.int("nodePort").unwrap_or(0);
         if node_port != 0 {
@@ -219,13 +220,13 @@ fn unique_ports(spec: &At<'_>, kind: &str, errors: &mut Errors) {
             if node_ports.contains(&key) {
                 errors.duplicate(at.at("nodePort"), node_port);
             }
-            node_ports.push(key);
+            node_ports.insert(key);
         }
         let key = (at.str("protocol"), at.int("port").unwrap_or(0));
         if ports.contains(&key) {
             errors.duplicate(at.path.clone(), json!({ "protocol": key.0, "port": key.1 }));
         }
-        ports.push(key);
+        ports.insert(key);
     }
 }
 

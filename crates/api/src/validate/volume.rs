@@ -4,6 +4,7 @@ use super::at::{At, Errors};
 use crate::field::Path;
 use crate::names;
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 const FILE_MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
 const ONE_TYPE: &str = "may not specify more than 1 volume type";
@@ -63,7 +64,7 @@ const SOURCES: &[Source] = &[
 
 /// `spec.volumes`. `pod_name` is empty for templates.
 pub(super) fn volumes(spec: &At<'_>, pod_name: &str, is_pod: bool, errors: &mut Errors) {
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     let all = spec.list("volumes");
     for at in spec.items("volumes") {
         volume_source(&at, is_pod, errors);
@@ -74,7 +75,7 @@ pub(super) fn volumes(spec: &At<'_>, pod_name: &str, is_pod: bool, errors: &mut 
         if !name.is_empty() && seen.contains(&name) {
             errors.duplicate(at.at("name"), name);
         }
-        seen.push(name);
+        seen.insert(name);
         // The claims of ephemeral volumes belong to the Pod; no other volume may use them.
         let claim = at.child("persistentVolumeClaim");
         let claim_name = claim.str("claimName");

@@ -4,6 +4,7 @@ use super::at::At;
 use crate::field::Path;
 use crate::{meta, names};
 use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Annotations that do nothing any more.
 const ANNOTATIONS: &[(&str, &str)] = &[
@@ -128,13 +129,13 @@ fn node_affinity(spec: &At<'_>, out: &mut Vec<String>) {
 
 fn lists(spec: &At<'_>, out: &mut Vec<String>) {
     for (list, field, what) in [("hostAliases", "ip", "ip"), ("imagePullSecrets", "name", "name")] {
-        let mut seen: Vec<&str> = Vec::new();
+        let mut seen: BTreeSet<&str> = BTreeSet::new();
         for at in spec.items(list) {
             let value = at.str(field);
             if seen.contains(&value) {
                 out.push(format!("{}: duplicate {what} {value:?}", at.at(field)));
             }
-            seen.push(value);
+            seen.insert(value);
             if list == "imagePullSecrets" && value.is_empty() {
                 out.push(format!("{}: invalid empty name \"\"", at.at(field)));
             }
@@ -159,7 +160,7 @@ fn fractions(list: Option<&Value>, path: &Path, out: &mut Vec<String>) {
 
 /// A later variable of the same name wins, but apply merges by name and may drop one.
 fn environment(container: &At<'_>, out: &mut Vec<String>) {
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
     for at in container.items("env") {
         let name = at.str("name");
         if seen.contains(&name) {
@@ -172,16 +173,24 @@ fn environment(container: &At<'_>, out: &mut Vec<String>) {
                 ));
             }
         }
-        seen.push(name);
+        seen.insert(name);
     }
 }
 
+/// Each pair of ports gives a warning, so a bad object could ask for millions.
+const PORT_WARNINGS_MAX: usize = 100;
+
 fn ports(spec: &At<'_>, out: &mut Vec<String>) {
-    let mut seen: Vec<At<'_>> = Vec::new();
+    let mut seen: BTreeMap<String, Vec<At<'_>>> = BTreeMap::new();
+    let warnings_max = out.len() + PORT_WARNINGS_MAX;
     for (field, i, container) in crate::pod::all_containers(spec.value) {
         for port in At::new(Some(container), spec.at(field).index(i)).items("ports") {
-            let same = |other: &At<'_>, field: &str| other.value.get(field) == port.value.get(field);
-            for other in seen.iter().filter(|other| same(other, "containerPort") && same(other, "protocol")) {
+            let key = format!("{}/{}", port.int("containerPort").unwrap_or(0), port.str("protocol"));
+            let others = seen.entry(key).or_default();
+            for other in others.iter().take(PORT_WARNINGS_MAX) {
+                if out.len() >= warnings_max {
+                    return;
+                }
                 let (host, other_host) =
                     (port.int("hostPort").unwrap_or(0), other.int("hostPort").unwrap_or(0));
                 let any_ip = port.str("hostIP").is_empty() || other.str("hostIP").is_empty();
@@ -196,7 +205,7 @@ fn ports(spec: &At<'_>, out: &mut Vec<String>) {
                     ));
                 }
             }
-            seen.push(port);
+            others.push(port);
         }
     }
 }

@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 
 const TABLE: &str = include_str!("../../testdata/invalid.yaml");
 
-pub fn table() -> Value {
-    serde_saphyr::from_str(TABLE).unwrap()
+pub fn table() -> &'static Value {
+    static PARSED: std::sync::OnceLock<Value> = std::sync::OnceLock::new();
+    PARSED.get_or_init(|| serde_saphyr::from_str(TABLE).unwrap())
 }
 
 pub struct Rows(BTreeMap<(String, String), Kind>);

@@ -12,7 +12,8 @@ fn any_json() -> impl Strategy<Value = Value> {
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
         any::<i64>().prop_map(Value::from),
-        prop_oneof![Just(""), Just("a"), Just("A b"), Just("-1"), Just("10%"), Just("é['"), Just("..")].prop_map(Value::from),
+        prop_oneof![Just(""), Just("a"), Just("A b"), Just("-1"), Just("10%"), Just("é['"), Just("..")]
+            .prop_map(Value::from),
     ];
     leaf.prop_recursive(2, 8, 3, |inner| {
         prop_oneof![
@@ -42,11 +43,16 @@ fn damage(value: &mut Value, at: u64, with: Value) {
     }
 }
 
+fn rows() -> &'static Rows {
+    static ROWS: std::sync::OnceLock<Rows> = std::sync::OnceLock::new();
+    ROWS.get_or_init(Rows::new)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1500))]
     #[test]
     fn damaged_objects_do_not_panic(base in any::<prop::sample::Index>(), case in any::<prop::sample::Index>(), at in any::<u64>(), with in any_json()) {
-        let (rows, table) = (Rows::new(), table());
+        let (rows, table) = (rows(), table());
         let bases = table["bases"].as_object().unwrap();
         let case = case.get(table["cases"].as_array().unwrap());
         let object = match at % 2 {
@@ -84,7 +90,7 @@ proptest! {
 
     #[test]
     fn every_field_of_a_new_object_has_an_owner(base in any::<prop::sample::Index>()) {
-        let (rows, table) = (Rows::new(), table());
+        let (rows, table) = (rows(), table());
         let bases = table["bases"].as_object().unwrap();
         let mut object = bases.values().nth(base.index(bases.len())).unwrap().clone();
         let schema = rows.of(&object).schema.clone();

@@ -4,7 +4,7 @@
 
 use super::{Admission, Operation, Plugin, ready};
 use crate::auth::authz::{SUPERUSERS, Union, question};
-use crate::auth::rbac::{RoleRef, Rule, uncovered};
+use crate::auth::rbac::{RoleRef, Rule, compact, uncovered};
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 use skeg_api::Status;
@@ -23,7 +23,11 @@ impl Escalation {
 
     fn check(&self, a: &Admission<'_>) -> Result<(), Status> {
         let writes = matches!(a.operation, Operation::Create | Operation::Update);
-        if !writes || &*a.kind.gvk.group != GROUP || !a.subresource.is_empty() || a.identity.in_group(SUPERUSERS) {
+        if !writes
+            || &*a.kind.gvk.group != GROUP
+            || !a.subresource.is_empty()
+            || a.identity.in_group(SUPERUSERS)
+        {
             return Ok(());
         }
         let Some(object) = a.object.as_deref() else { return Ok(()) };
@@ -33,13 +37,21 @@ impl Escalation {
         match &*a.kind.plural {
             resource @ ("roles" | "clusterroles") => {
                 let same = |field: &str| a.old.is_some_and(|old| old[field] == object[field]);
-                if same("rules") && same("aggregationRule") || may("escalate", resource, a.namespace, a.name) {
+                if same("rules") && same("aggregationRule") || may("escalate", resource, a.namespace, a.name)
+                {
                     return Ok(());
                 }
                 let held = self.held(a);
-                if object.get("aggregationRule").is_some_and(|rule| !rule.is_null()) && !same("aggregationRule") {
+                if object.get("aggregationRule").is_some_and(|rule| !rule.is_null())
+                    && !same("aggregationRule")
+                {
                     // Aggregation may bring any rule later.
-                    self.cover(a, &held, &[everything()], "must have cluster-admin privileges to use the aggregationRule")?;
+                    self.cover(
+                        a,
+                        &held,
+                        &[everything()],
+                        "must have cluster-admin privileges to use the aggregationRule",
+                    )?;
                 }
                 self.cover(a, &held, &rules(object), "")
             }
@@ -75,7 +87,7 @@ impl Escalation {
             return Err(a.forbid(why));
         }
         let groups: Vec<String> = a.identity.groups().iter().map(|group| format!("{group:?}")).collect();
-        let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
+        let missing: Vec<String> = compact(&missing).iter().map(ToString::to_string).collect();
         Err(a.forbid(format!(
             "user {:?} (groups=[{}]) is attempting to grant RBAC permissions not currently held:\n{}",
             a.identity.user(),
@@ -128,19 +140,31 @@ mod tests {
         (reader, Escalation::new(union))
     }
 
-    fn write(plugin: &Escalation, who: &crate::Identity, kind_name: &str, plural: &str, object: Value) -> Result<(), Status> {
+    fn write(
+        plugin: &Escalation,
+        who: &crate::Identity,
+        kind_name: &str,
+        plural: &str,
+        object: Value,
+    ) -> Result<(), Status> {
         let kind = kind(GROUP, kind_name, plural, !plural.starts_with("cluster"));
         let identity = who.clone();
-        Case { operation: Operation::Create, kind, subresource: "", identity, object: Some(object), old: None }.run(plugin)
+        Case {
+            operation: Operation::Create,
+            kind,
+            subresource: "",
+            identity,
+            object: Some(object),
+            old: None,
+        }
+        .run(plugin)
     }
 
     #[test]
     fn grants_stay_within_what_is_held() {
         let (_, plugin) = world();
         let (jane, admin) = (user("jane", &["dev"]), user("root", &["system:masters"]));
-        let role = |verb: &str, resource: &str| {
-            json!({"metadata": {"name": "r", "namespace": "a"}, "rules": [{"verbs": [verb], "apiGroups": [""], "resources": [resource]}]})
-        };
+        let role = |verb: &str, resource: &str| json!({"metadata": {"name": "r", "namespace": "a"}, "rules": [{"verbs": [verb], "apiGroups": [""], "resources": [resource]}]});
         assert!(write(&plugin, &jane, "Role", "roles", role("get", "pods")).is_ok());
         let status = write(&plugin, &jane, "Role", "roles", role("get", "nodes")).unwrap_err();
         assert_eq!(
@@ -149,13 +173,15 @@ mod tests {
              permissions not currently held:\n{APIGroups:[\"\"], Resources:[\"nodes\"], Verbs:[\"get\"]}"
         );
         assert!(write(&plugin, &admin, "Role", "roles", role("*", "nodes")).is_ok());
-        let binding = |kind: &str, name: &str| {
-            json!({"metadata": {"name": "r", "namespace": "a"}, "roleRef": {"kind": kind, "name": name}})
-        };
+        let binding = |kind: &str, name: &str| json!({"metadata": {"name": "r", "namespace": "a"}, "roleRef": {"kind": kind, "name": name}});
         assert!(write(&plugin, &jane, "RoleBinding", "rolebindings", binding("ClusterRole", "edit")).is_ok());
-        let status = write(&plugin, &jane, "RoleBinding", "rolebindings", binding("ClusterRole", "cluster-admin"));
+        let status =
+            write(&plugin, &jane, "RoleBinding", "rolebindings", binding("ClusterRole", "cluster-admin"));
         assert_eq!(status.unwrap_err().code, 403);
-        assert_eq!(write(&plugin, &jane, "RoleBinding", "rolebindings", binding("Role", "no")).unwrap_err().code, 404);
+        assert_eq!(
+            write(&plugin, &jane, "RoleBinding", "rolebindings", binding("Role", "no")).unwrap_err().code,
+            404
+        );
         let controller = crate::Identity::component("clusterrole-aggregation-controller");
         let any = json!({"metadata": {"name": "r"}, "rules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}]});
         assert!(write(&plugin, &controller, "ClusterRole", "clusterroles", any).is_ok());

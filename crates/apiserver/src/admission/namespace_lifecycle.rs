@@ -61,8 +61,9 @@ impl NamespaceLifecycle {
             return Ok(());
         }
         let namespace = a.namespace;
-        let mut status =
-            a.forbid(format!("unable to create new content in namespace {namespace} because it is being terminated"));
+        let mut status = a.forbid(format!(
+            "unable to create new content in namespace {namespace} because it is being terminated"
+        ));
         if let Some(details) = &mut status.details {
             details.causes.push(Cause {
                 reason: "NamespaceTerminating".into(),
@@ -96,7 +97,10 @@ mod tests {
     fn namespaces_must_be_there_and_stay() {
         let reader = Arc::new(Fake::default());
         reader.put(&resources::NAMESPACES, json!({"metadata": {"name": "a"}, "status": {"phase": "Active"}}));
-        reader.put(&resources::NAMESPACES, json!({"metadata": {"name": "b"}, "status": {"phase": "Terminating"}}));
+        reader.put(
+            &resources::NAMESPACES,
+            json!({"metadata": {"name": "b"}, "status": {"phase": "Terminating"}}),
+        );
         let plugin = NamespaceLifecycle::new(reader);
         let pod = |operation, namespace: &str| {
             let object = json!({"metadata": {"name": "x", "namespace": namespace}});
@@ -112,11 +116,14 @@ mod tests {
         assert_eq!(ending.details.unwrap().causes[0].reason, "NamespaceTerminating");
         assert!(pod(Operation::Update, "b").is_ok());
         assert!(pod(Operation::Delete, "c").is_ok());
-        for (name, expected) in [("default", false), ("kube-system", false), ("kube-node-lease", true), ("a", true)] {
+        for (name, expected) in
+            [("default", false), ("kube-system", false), ("kube-node-lease", true), ("a", true)]
+        {
             let old = Some(json!({"metadata": {"name": name}}));
             let kind = kind("", "Namespace", "namespaces", false);
             let identity = Identity::anonymous();
-            let mut case = Case { operation: Operation::Delete, kind, subresource: "", identity, object: None, old };
+            let mut case =
+                Case { operation: Operation::Delete, kind, subresource: "", identity, object: None, old };
             assert_eq!(case.run(&plugin).is_ok(), expected, "{name}");
         }
     }

@@ -53,7 +53,9 @@ impl NodeRestriction {
             ("", "serviceaccounts") if a.subresource == "token" => self.token(node, a),
             ("coordination.k8s.io", "leases") => {
                 if a.namespace != LEASE_NAMESPACE {
-                    return Err(a.forbid(format!("can only access leases in the {LEASE_NAMESPACE:?} system namespace")));
+                    return Err(a.forbid(format!(
+                        "can only access leases in the {LEASE_NAMESPACE:?} system namespace"
+                    )));
                 }
                 own_name(node, a, "can only access node lease with the same name as the requesting node")
             }
@@ -73,9 +75,9 @@ impl NodeRestriction {
             },
             ("", Operation::Delete) => match a.old.cloned().map(Arc::new).or_else(stored) {
                 // A Pod that is not there is answered with 404 later.
-                Some(pod) if pod["spec"]["nodeName"] != node => {
-                    Err(a.forbid(format!("node {node:?} can only delete pods with spec.nodeName set to itself")))
-                }
+                Some(pod) if pod["spec"]["nodeName"] != node => Err(
+                    a.forbid(format!("node {node:?} can only delete pods with spec.nodeName set to itself"))
+                ),
                 _ => Ok(()),
             },
             ("", _) => Err(a.forbid(format!(
@@ -85,9 +87,9 @@ impl NodeRestriction {
             ("status", Operation::Update) => {
                 let (Some(old), Some(new)) = (a.old, a.object.as_deref()) else { return Ok(()) };
                 if old["spec"]["nodeName"] != node {
-                    return Err(
-                        a.forbid(format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself"))
-                    );
+                    return Err(a.forbid(format!(
+                        "node {node:?} can only update pod status for pods with spec.nodeName set to itself"
+                    )));
                 }
                 if old["metadata"]["labels"] != new["metadata"]["labels"] {
                     return Err(a.forbid(format!("node {node:?} cannot update labels through pod status")));
@@ -104,9 +106,9 @@ impl NodeRestriction {
                 }
                 _ => Ok(()),
             },
-            (other, _) => {
-                Err(a.forbid(format!("unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed")))
-            }
+            (other, _) => Err(a.forbid(format!(
+                "unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"
+            ))),
         }
     }
 
@@ -122,9 +124,10 @@ impl NodeRestriction {
         let changed = changed_labels(a.old, new);
         let labels: Vec<&str> = changed.into_iter().filter(|label| is_forbidden_label(label)).collect();
         match a.operation {
-            Operation::Create if !labels.is_empty() => {
-                Err(a.forbid(format!("node {node:?} is not allowed to set the following labels: {}", labels.join(", "))))
-            }
+            Operation::Create if !labels.is_empty() => Err(a.forbid(format!(
+                "node {node:?} is not allowed to set the following labels: {}",
+                labels.join(", ")
+            ))),
             Operation::Update => {
                 let Some(old) = a.old else { return Ok(()) };
                 if old["spec"]["taints"] != new["spec"]["taints"] {
@@ -134,7 +137,10 @@ impl NodeRestriction {
                     return Err(a.forbid(format!("node {node:?} is not allowed to modify ownerReferences")));
                 }
                 if !labels.is_empty() {
-                    return Err(a.forbid(format!("node {node:?} is not allowed to modify labels: {}", labels.join(", "))));
+                    return Err(a.forbid(format!(
+                        "node {node:?} is not allowed to modify labels: {}",
+                        labels.join(", ")
+                    )));
                 }
                 Ok(())
             }
@@ -211,16 +217,20 @@ fn mirror_pod(node: &str, a: &Admission<'_>, pod: &Value) -> Result<(), Status> 
     }
     for owner in meta::owner_references(pod) {
         if owner.kind != "Node" || owner.api_version != "v1" || owner.name != node {
-            return Err(a.forbid(format!("node {node:?} can only create pods with an owner reference set to itself")));
+            return Err(a.forbid(format!(
+                "node {node:?} can only create pods with an owner reference set to itself"
+            )));
         }
     }
     if spec["serviceAccountName"].as_str().is_some_and(|name| !name.is_empty()) {
         return Err(a.forbid(format!("node {node:?} can not create pods that reference a service account")));
     }
     for volume in spec["volumes"].as_array().into_iter().flatten() {
-        for (field, what) in
-            [("secret", "secrets"), ("configMap", "configmaps"), ("persistentVolumeClaim", "persistentvolumeclaims")]
-        {
+        for (field, what) in [
+            ("secret", "secrets"),
+            ("configMap", "configmaps"),
+            ("persistentVolumeClaim", "persistentvolumeclaims"),
+        ] {
             if !volume[field].is_null() {
                 return Err(a.forbid(format!("node {node:?} can not create pods that reference {what}")));
             }
@@ -233,7 +243,9 @@ fn changed_labels<'a>(old: Option<&'a Value>, new: &'a Value) -> BTreeSet<&'a st
     let before = old.and_then(meta::labels);
     let after = meta::labels(new);
     let keys = before.into_iter().chain(after).flat_map(|labels| labels.keys());
-    let get = |labels: Option<&'a serde_json::Map<String, Value>>, key: &str| labels.and_then(|l| l.get(key).cloned());
+    let get = |labels: Option<&'a serde_json::Map<String, Value>>, key: &str| {
+        labels.and_then(|l| l.get(key).cloned())
+    };
     keys.map(String::as_str).filter(|key| get(before, key) != get(after, key)).collect()
 }
 
@@ -289,8 +301,18 @@ mod tests {
         assert!(check(Create, ("", "nodes", ""), Some(node("n1", "kubernetes.io/hostname")), None));
         assert!(check(Create, ("", "nodes", ""), Some(node("n1", "example.com/x")), None));
         assert!(!check(Create, ("", "nodes", ""), Some(node("n2", "kubernetes.io/hostname")), None));
-        assert!(!check(Create, ("", "nodes", ""), Some(node("n1", "node-role.kubernetes.io/control-plane")), None));
-        assert!(!check(Create, ("", "nodes", ""), Some(node("n1", "a.node-restriction.kubernetes.io/x")), None));
+        assert!(!check(
+            Create,
+            ("", "nodes", ""),
+            Some(node("n1", "node-role.kubernetes.io/control-plane")),
+            None
+        ));
+        assert!(!check(
+            Create,
+            ("", "nodes", ""),
+            Some(node("n1", "a.node-restriction.kubernetes.io/x")),
+            None
+        ));
         let mut tainted = node("n1", "a");
         tainted["spec"]["taints"] = json!([]);
         assert!(!check(Update, ("", "nodes", ""), Some(tainted), Some(node("n1", "a"))));
@@ -301,7 +323,8 @@ mod tests {
         assert!(!check(Delete, ("", "pods", ""), None, Some(pod("other", "n2"))));
         assert!(!check(Create, ("", "pods", ""), Some(pod("new", "n1")), None), "no mirror Pod");
         assert!(!check(Update, ("", "pods", ""), Some(pod("mine", "n1")), Some(pod("mine", "n1"))));
-        let lease = |namespace: &str, name: &str| Some(json!({"metadata": {"name": name, "namespace": namespace}}));
+        let lease =
+            |namespace: &str, name: &str| Some(json!({"metadata": {"name": name, "namespace": namespace}}));
         assert!(check(Create, ("coordination.k8s.io", "leases", ""), lease("kube-node-lease", "n1"), None));
         assert!(!check(Create, ("coordination.k8s.io", "leases", ""), lease("kube-node-lease", "n2"), None));
         assert!(!check(Create, ("coordination.k8s.io", "leases", ""), lease("default", "n1"), None));

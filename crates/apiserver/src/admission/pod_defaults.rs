@@ -51,7 +51,11 @@ impl Priority {
             Some(class.ok_or_else(|| a.forbid(format!("no PriorityClass with name {name} was found")))?)
         };
         let value = class.as_ref().and_then(|c| c["value"].as_i64()).unwrap_or(0);
-        let policy = class.as_ref().and_then(|c| c["preemptionPolicy"].as_str()).unwrap_or(DEFAULT_PREEMPTION).to_owned();
+        let policy = class
+            .as_ref()
+            .and_then(|c| c["preemptionPolicy"].as_str())
+            .unwrap_or(DEFAULT_PREEMPTION)
+            .to_owned();
         if let Some(given) = spec["priority"].as_i64()
             && given != value
         {
@@ -95,7 +99,9 @@ impl Priority {
         if !a.is("scheduling.k8s.io", "priorityclasses", "") {
             return Ok(());
         }
-        let Some(class) = a.object.as_deref().filter(|class| class["globalDefault"] == true) else { return Ok(()) };
+        let Some(class) = a.object.as_deref().filter(|class| class["globalDefault"] == true) else {
+            return Ok(());
+        };
         match self.default_class(Some(meta::name(class))) {
             Some(other) => Err(a.forbid(format!(
                 "PriorityClass {} is already marked as default. Only one default can exist",
@@ -144,7 +150,8 @@ impl Plugin for DefaultTolerationSeconds {
 
     fn admit<'a>(&'a self, request: &'a mut Admission<'_>) -> BoxFuture<'a, Result<(), Status>> {
         let writes = matches!(request.operation, Operation::Create | Operation::Update);
-        if writes && request.is("", "pods", "")
+        if writes
+            && request.is("", "pods", "")
             && let Some(pod) = request.object.as_deref_mut()
         {
             tolerate(&mut pod["spec"]);
@@ -199,7 +206,12 @@ mod tests {
     use crate::Identity;
     use crate::reader::fake::Fake;
 
-    fn run(plugin: &dyn Plugin, operation: Operation, what: (&str, &str, &str), object: Value) -> Result<Value, Status> {
+    fn run(
+        plugin: &dyn Plugin,
+        operation: Operation,
+        what: (&str, &str, &str),
+        object: Value,
+    ) -> Result<Value, Status> {
         let (group, name, plural) = what;
         let kind = kind(group, name, plural, plural == "pods");
         let identity = Identity::anonymous();
@@ -217,10 +229,17 @@ mod tests {
         let pod = |spec: Value| json!({"metadata": {"name": "x", "namespace": "a"}, "spec": spec});
         let plain = run(&plugin, Operation::Create, POD, pod(json!({"priorityClassName": ""}))).unwrap();
         assert_eq!(plain["spec"], json!({"priority": 0, "preemptionPolicy": "PreemptLowerPriority"}));
-        let missing = run(&plugin, Operation::Create, POD, pod(json!({"priorityClassName": "high"}))).unwrap_err();
+        let missing =
+            run(&plugin, Operation::Create, POD, pod(json!({"priorityClassName": "high"}))).unwrap_err();
         assert_eq!(missing.message, "pods \"x\" is forbidden: no PriorityClass with name high was found");
-        reader.put(&resources::PRIORITY_CLASSES, json!({"metadata": {"name": "high"}, "value": 7, "preemptionPolicy": "Never"}));
-        reader.put(&resources::PRIORITY_CLASSES, json!({"metadata": {"name": "std"}, "value": 3, "globalDefault": true}));
+        reader.put(
+            &resources::PRIORITY_CLASSES,
+            json!({"metadata": {"name": "high"}, "value": 7, "preemptionPolicy": "Never"}),
+        );
+        reader.put(
+            &resources::PRIORITY_CLASSES,
+            json!({"metadata": {"name": "std"}, "value": 3, "globalDefault": true}),
+        );
         let high = run(&plugin, Operation::Create, POD, pod(json!({"priorityClassName": "high"}))).unwrap();
         assert_eq!(high["spec"]["priority"], 7);
         assert_eq!(high["spec"]["preemptionPolicy"], "Never");
@@ -239,7 +258,10 @@ mod tests {
         let pod = json!({"metadata": {"name": "x", "namespace": "a"}, "spec": {"tolerations": [{"key": UNREACHABLE, "operator": "Exists"}]}});
         let pod = run(&DefaultTolerationSeconds, Operation::Create, POD, pod).unwrap();
         let list = pod["spec"]["tolerations"].as_array().unwrap();
-        assert_eq!((list.len(), &list[1]["key"], &list[1]["tolerationSeconds"]), (2, &json!(NOT_READY), &json!(300)));
+        assert_eq!(
+            (list.len(), &list[1]["key"], &list[1]["tolerationSeconds"]),
+            (2, &json!(NOT_READY), &json!(300))
+        );
         let all = json!({"metadata": {"name": "x", "namespace": "a"}, "spec": {"tolerations": [{"operator": "Exists"}]}});
         assert_eq!(run(&DefaultTolerationSeconds, Operation::Create, POD, all.clone()).unwrap(), all);
         let node = json!({"metadata": {"name": "n"}});

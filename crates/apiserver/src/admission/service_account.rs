@@ -56,12 +56,15 @@ impl ServiceAccount {
         if meta::annotation(&account, ENFORCE_MOUNTABLE) == Some("true") {
             mountable(a, &pod["spec"], &account)?;
         }
-        let automount = [&pod["spec"], &*account].iter().find_map(|o| o["automountServiceAccountToken"].as_bool());
+        let automount =
+            [&pod["spec"], &*account].iter().find_map(|o| o["automountServiceAccountToken"].as_bool());
         if automount.unwrap_or(true) {
             self.mount(&mut pod["spec"]);
         }
         let own_secrets = pod["spec"]["imagePullSecrets"].as_array().is_some_and(|list| !list.is_empty());
-        if !own_secrets && let Some(secrets) = account["imagePullSecrets"].as_array().filter(|list| !list.is_empty()) {
+        if !own_secrets
+            && let Some(secrets) = account["imagePullSecrets"].as_array().filter(|list| !list.is_empty())
+        {
             pod["spec"]["imagePullSecrets"] = secrets.clone().into();
         }
         Ok(())
@@ -82,7 +85,11 @@ impl ServiceAccount {
                     continue;
                 }
                 needed = true;
-                push(container, "volumeMounts", json!({"name": name, "readOnly": true, "mountPath": MOUNT_PATH}));
+                push(
+                    container,
+                    "volumeMounts",
+                    json!({"name": name, "readOnly": true, "mountPath": MOUNT_PATH}),
+                );
             }
             // Indexing for the loop leaves a null where the field was absent.
             if spec[field].is_null()
@@ -124,7 +131,8 @@ fn mirror(a: &Admission<'_>, spec: &Value) -> Result<(), Status> {
     if secrets(spec).next().is_some() {
         return Err(a.forbid("a mirror pod may not reference secrets"));
     }
-    let mut sources = volumes.flat_map(|volume| volume["projected"]["sources"].as_array().into_iter().flatten());
+    let mut sources =
+        volumes.flat_map(|volume| volume["projected"]["sources"].as_array().into_iter().flatten());
     if sources.any(|source| !source["serviceAccountToken"].is_null()) {
         return Err(a.forbid("a mirror pod may not use ServiceAccountToken volume projections"));
     }
@@ -148,7 +156,8 @@ fn secrets(spec: &Value) -> impl Iterator<Item = &str> {
 
 /// The deprecated rule that a Pod uses only the secrets that its account lists.
 fn mountable(a: &Admission<'_>, spec: &Value, account: &Value) -> Result<(), Status> {
-    let listed = |field: &str, name: &str| account[field].as_array().into_iter().flatten().any(|s| s["name"] == name);
+    let listed =
+        |field: &str, name: &str| account[field].as_array().into_iter().flatten().any(|s| s["name"] == name);
     let account_name = meta::name(account);
     for name in secrets(spec) {
         if !listed("secrets", name) {
@@ -220,7 +229,10 @@ mod tests {
         let account = account(json!({"imagePullSecrets": [{"name": "pull"}]}));
         let pod = admit(account, pod(json!({"containers": [{"name": "c"}]}))).unwrap();
         let spec = &pod["spec"];
-        assert_eq!((&spec["serviceAccountName"], &spec["serviceAccount"]), (&json!("default"), &json!("default")));
+        assert_eq!(
+            (&spec["serviceAccountName"], &spec["serviceAccount"]),
+            (&json!("default"), &json!("default"))
+        );
         let name = spec["volumes"][0]["name"].as_str().unwrap();
         assert!(name.starts_with(VOLUME_PREFIX) && name.len() == VOLUME_PREFIX.len() + 5);
         assert_eq!(spec["volumes"][0], volume(name));
@@ -232,14 +244,20 @@ mod tests {
 
     #[test]
     fn pod_and_account_may_decline_and_own_mounts_stay() {
-        let declined = admit(account(json!({"automountServiceAccountToken": false})), pod(json!({"containers": [{}]})));
+        let declined =
+            admit(account(json!({"automountServiceAccountToken": false})), pod(json!({"containers": [{}]})));
         assert!(declined.unwrap()["spec"].get("volumes").is_none());
         let wins = pod(json!({"containers": [{}], "automountServiceAccountToken": true}));
-        assert!(admit(account(json!({"automountServiceAccountToken": false})), wins).unwrap()["spec"].get("volumes").is_some());
+        assert!(
+            admit(account(json!({"automountServiceAccountToken": false})), wins).unwrap()["spec"]
+                .get("volumes")
+                .is_some()
+        );
         let own = pod(json!({"containers": [{"volumeMounts": [{"name": "v", "mountPath": MOUNT_PATH}]}]}));
         let admitted = admit(account(json!({})), own).unwrap();
         assert!(admitted["spec"].get("volumes").is_none());
-        let status = admit(account(json!({})), pod(json!({"serviceAccountName": "b", "containers": []}))).unwrap_err();
+        let status =
+            admit(account(json!({})), pod(json!({"serviceAccountName": "b", "containers": []}))).unwrap_err();
         assert_eq!(
             status.message,
             "pods \"x\" is forbidden: error looking up service account a/b: serviceaccount \"b\" not found"

@@ -83,7 +83,11 @@ impl Credentials {
     }
 
     /// The user of a request with these headers over a connection with this client chain.
-    pub fn identify(&self, headers: &http::HeaderMap, chain: &[CertificateDer<'_>]) -> Result<Identity, Status> {
+    pub fn identify(
+        &self,
+        headers: &http::HeaderMap,
+        chain: &[CertificateDer<'_>],
+    ) -> Result<Identity, Status> {
         let mut refused = false;
         if let Some((leaf, intermediates)) = chain.split_first() {
             match self.certificate(leaf, intermediates) {
@@ -103,7 +107,11 @@ impl Credentials {
         if refused { Err(Status::unauthorized()) } else { Ok(Identity::anonymous()) }
     }
 
-    fn certificate(&self, leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Option<Identity> {
+    fn certificate(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+    ) -> Option<Identity> {
         let now = self.clock.now();
         let digest = sha256(leaf);
         if let Some((identity, end)) = self.certificates.lock().get(&digest)
@@ -112,7 +120,8 @@ impl Credentials {
             return Some(identity);
         }
         let since_epoch = Duration::from_secs(u64::try_from(now.as_second()).ok()?);
-        let verified = self.verifier.verify_client_cert(leaf, intermediates, UnixTime::since_unix_epoch(since_epoch));
+        let verified =
+            self.verifier.verify_client_cert(leaf, intermediates, UnixTime::since_unix_epoch(since_epoch));
         if let Err(error) = verified {
             tracing::debug!(%error, "client certificate refused");
             return None;
@@ -148,7 +157,8 @@ impl Credentials {
             return Err("service account token is not valid yet".into());
         }
         let matching = |audience: &&str| claims.aud.iter().any(|a| a == audience);
-        let audiences: Vec<String> = audiences.iter().copied().filter(|a| matching(a)).map(str::to_owned).collect();
+        let audiences: Vec<String> =
+            audiences.iter().copied().filter(|a| matching(a)).map(str::to_owned).collect();
         if audiences.is_empty() {
             return Err(format!("token audiences {:?} is invalid for the target audiences", claims.aud));
         }
@@ -179,15 +189,27 @@ impl Credentials {
         Ok(())
     }
 
-    fn exists(&self, gvr: &Gvr, namespace: &str, reference: &Reference, now: Timestamp) -> Result<(), String> {
-        let invalid = |why: &str| Err(format!("service account token is bound to {} \"{}\": {why}", gvr.resource, reference.name));
-        let Some(bytes) = self.reader.get(gvr, namespace, &reference.name) else { return invalid("not found") };
+    fn exists(
+        &self,
+        gvr: &Gvr,
+        namespace: &str,
+        reference: &Reference,
+        now: Timestamp,
+    ) -> Result<(), String> {
+        let invalid = |why: &str| {
+            Err(format!("service account token is bound to {} \"{}\": {why}", gvr.resource, reference.name))
+        };
+        let Some(bytes) = self.reader.get(gvr, namespace, &reference.name) else {
+            return invalid("not found");
+        };
         let Ok(Head { metadata }) = serde_json::from_slice(&bytes) else { return invalid("unreadable") };
         if metadata.uid != reference.uid {
             return invalid("it has another uid");
         }
         match metadata.deletion_timestamp {
-            Some(deleted) if deleted.as_second() + DELETED_LEEWAY_S < now.as_second() => invalid("it is deleted"),
+            Some(deleted) if deleted.as_second() + DELETED_LEEWAY_S < now.as_second() => {
+                invalid("it is deleted")
+            }
             _ => Ok(()),
         }
     }
@@ -231,7 +253,8 @@ pub fn split_service_account(user: &str) -> Option<(&str, &str)> {
 /// The subject of a certificate: the last common name, every organization.
 fn subject(leaf: &[u8], digest: &Digest) -> Option<Identity> {
     let (_, parsed) = x509_parser::parse_x509_certificate(leaf).ok()?;
-    let text = |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| attribute.as_str().ok().map(str::to_owned);
+    let text =
+        |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| attribute.as_str().ok().map(str::to_owned);
     let user = parsed.subject().iter_common_name().last().and_then(text).filter(|user| !user.is_empty())?;
     let mut groups = parsed.subject().iter_organization().map(text).collect::<Option<Vec<_>>>()?;
     groups.push("system:authenticated".into());
@@ -274,10 +297,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pki = Pki::open(dir.path(), Clock::system()).unwrap();
         let reader = Arc::new(Fake::default());
-        reader.put(&resources::SERVICE_ACCOUNTS, json!({"metadata": {"name": "app", "namespace": "default", "uid": "sa-1"}}));
+        reader.put(
+            &resources::SERVICE_ACCOUNTS,
+            json!({"metadata": {"name": "app", "namespace": "default", "uid": "sa-1"}}),
+        );
         let signer = Arc::new(Signer::from_pem(pki.token_key()).unwrap());
         let verifier = pki.client_verifier().unwrap();
-        let credentials = Credentials::new(reader.clone(), Clock::system(), signer.clone(), ISSUER.into(), verifier);
+        let credentials =
+            Credentials::new(reader.clone(), Clock::system(), signer.clone(), ISSUER.into(), verifier);
         World { _dir: dir, pki, reader, signer, credentials }
     }
 
@@ -328,7 +355,10 @@ mod tests {
             ("account name", Box::new(|c| c.kubernetes.serviceaccount.name = "gone".into())),
             ("subject", Box::new(|c| c.sub = "system:serviceaccount:kube-system:admin".into())),
             ("pod", Box::new(|c| c.kubernetes.pod = Some(Reference { name: "p".into(), uid: "x".into() }))),
-            ("secret", Box::new(|c| c.kubernetes.secret = Some(Reference { name: "p".into(), uid: "x".into() }))),
+            (
+                "secret",
+                Box::new(|c| c.kubernetes.secret = Some(Reference { name: "p".into(), uid: "x".into() })),
+            ),
             ("node", Box::new(|c| c.kubernetes.node = Some(Reference { name: "p".into(), uid: "x".into() }))),
         ];
         for (what, edit) in edits {
@@ -366,10 +396,16 @@ mod tests {
         let chain = crate::pki::chain_of(&pair).unwrap();
         for _ in 0..2 {
             let identity = world.credentials.identify(&http::HeaderMap::new(), &chain).unwrap();
-            assert_eq!((identity.user(), identity.groups().join(",").as_str()), ("jane", "dev,ops,system:authenticated"));
+            assert_eq!(
+                (identity.user(), identity.groups().join(",").as_str()),
+                ("jane", "dev,ops,system:authenticated")
+            );
         }
         let dir = tempfile::tempdir().unwrap();
-        let foreign = Pki::open(dir.path(), Clock::system()).unwrap().issue_client("jane", &["system:masters"]).unwrap();
+        let foreign = Pki::open(dir.path(), Clock::system())
+            .unwrap()
+            .issue_client("jane", &["system:masters"])
+            .unwrap();
         let chain = crate::pki::chain_of(&foreign).unwrap();
         assert_eq!(world.credentials.identify(&http::HeaderMap::new(), &chain).unwrap_err().code, 401);
     }

@@ -44,7 +44,18 @@ impl Union {
 /// A question about a resource, without the parts that rarely matter.
 pub fn question<'a>(identity: &'a Identity, verb: &'a str, what: [&'a str; 5]) -> Attributes<'a> {
     let [group, resource, subresource, namespace, name] = what;
-    Attributes { identity, verb, group, version: "*", resource, subresource, namespace, name, path: "", query: "" }
+    Attributes {
+        identity,
+        verb,
+        group,
+        version: "*",
+        resource,
+        subresource,
+        namespace,
+        name,
+        path: "",
+        query: "",
+    }
 }
 
 #[cfg(test)]
@@ -79,7 +90,8 @@ mod tests {
     #[test]
     fn each_component_is_refused_what_it_has_no_need_for() {
         let union = union();
-        let common: [(&str, [&str; 5]); 8] = [
+        type Question = (&'static str, [&'static str; 5]);
+        let common: [Question; 8] = [
             ("create", ["", "pods", "exec", "default", "x"]),
             ("create", ["", "pods", "attach", "default", "x"]),
             ("create", ["", "nodes", "proxy", "", "x"]),
@@ -89,17 +101,87 @@ mod tests {
             ("impersonate", ["", "users", "", "", "admin"]),
             ("impersonate", ["", "groups", "", "", "system:masters"]),
         ];
-        let components: [(&str, [(&str, [&str; 5]); 3]); 10] = [
-            ("deployment-controller", [("list", ["", "secrets", "", "default", ""]), ("create", ["", "pods", "", "default", ""]), ("delete", ["", "namespaces", "", "", "x"])]),
-            ("replicaset-controller", [("get", ["", "secrets", "", "default", "x"]), ("update", ["apps", "deployments", "", "default", "x"]), ("delete", ["", "nodes", "", "", "x"])]),
-            ("endpointslice-controller", [("get", ["", "secrets", "", "default", "x"]), ("delete", ["", "pods", "", "default", "x"]), ("update", ["", "services", "", "default", "x"])]),
-            ("endpoint-controller", [("get", ["", "secrets", "", "default", "x"]), ("delete", ["", "pods", "", "default", "x"]), ("update", ["", "nodes", "", "", "x"])]),
-            ("service-account-controller", [("get", ["", "secrets", "", "default", "x"]), ("delete", ["", "pods", "", "default", "x"]), ("create", ["", "serviceaccounts", "token", "default", "x"])]),
-            ("root-ca-cert-publisher", [("get", ["", "secrets", "", "default", "x"]), ("delete", ["", "configmaps", "", "default", "x"]), ("create", ["", "pods", "", "default", ""])]),
-            ("pod-garbage-collector", [("get", ["", "secrets", "", "default", "x"]), ("create", ["", "pods", "", "default", ""]), ("delete", ["", "nodes", "", "", "x"])]),
-            ("node-controller", [("get", ["", "secrets", "", "default", "x"]), ("create", ["", "pods", "", "default", ""]), ("update", ["apps", "deployments", "", "default", "x"])]),
-            ("namespace-controller", [("create", ["", "pods", "", "default", ""]), ("create", ["", "namespaces", "", "", ""]), ("update", ["", "secrets", "", "default", "x"])]),
-            ("clusterrole-aggregation-controller", [("get", ["", "secrets", "", "default", "x"]), ("create", ["", "pods", "", "default", ""]), ("delete", ["rbac.authorization.k8s.io", "clusterroles", "", "", "x"])]),
+        let components: [(&str, [Question; 3]); 10] = [
+            (
+                "deployment-controller",
+                [
+                    ("list", ["", "secrets", "", "default", ""]),
+                    ("create", ["", "pods", "", "default", ""]),
+                    ("delete", ["", "namespaces", "", "", "x"]),
+                ],
+            ),
+            (
+                "replicaset-controller",
+                [
+                    ("get", ["", "secrets", "", "default", "x"]),
+                    ("update", ["apps", "deployments", "", "default", "x"]),
+                    ("delete", ["", "nodes", "", "", "x"]),
+                ],
+            ),
+            (
+                "endpointslice-controller",
+                [
+                    ("get", ["", "secrets", "", "default", "x"]),
+                    ("delete", ["", "pods", "", "default", "x"]),
+                    ("update", ["", "services", "", "default", "x"]),
+                ],
+            ),
+            (
+                "endpoint-controller",
+                [
+                    ("get", ["", "secrets", "", "default", "x"]),
+                    ("delete", ["", "pods", "", "default", "x"]),
+                    ("update", ["", "nodes", "", "", "x"]),
+                ],
+            ),
+            (
+                "service-account-controller",
+                [
+                    ("get", ["", "secrets", "", "default", "x"]),
+                    ("delete", ["", "pods", "", "default", "x"]),
+                    ("create", ["", "serviceaccounts", "token", "default", "x"]),
+                ],
+            ),
+            (
+                "root-ca-cert-publisher",
+                [
+                    ("get", ["", "secrets", "", "default", "x"]),
+                    ("delete", ["", "configmaps", "", "default", "x"]),
+                    ("create", ["", "pods", "", "default", ""]),
+                ],
+            ),
+            (
+                "pod-garbage-collector",
+                [
+                    ("get", ["", "secrets", "", "default", "x"]),
+                    ("create", ["", "pods", "", "default", ""]),
+                    ("delete", ["", "nodes", "", "", "x"]),
+                ],
+            ),
+            (
+                "node-controller",
+                [
+                    ("get", ["", "secrets", "", "default", "x"]),
+                    ("create", ["", "pods", "", "default", ""]),
+                    ("update", ["apps", "deployments", "", "default", "x"]),
+                ],
+            ),
+            (
+                "namespace-controller",
+                [
+                    ("create", ["", "pods", "", "default", ""]),
+                    ("create", ["", "namespaces", "", "", ""]),
+                    ("update", ["", "secrets", "", "default", "x"]),
+                ],
+            ),
+            (
+                "clusterrole-aggregation-controller",
+                [
+                    ("get", ["", "secrets", "", "default", "x"]),
+                    ("create", ["", "pods", "", "default", ""]),
+                    ("delete", ["rbac.authorization.k8s.io", "clusterroles", "", "", "x"]),
+                ],
+            ),
         ];
         for (name, own) in components {
             let identity = Identity::component(name);

@@ -26,7 +26,8 @@ pub fn resolve(
 ) -> Result<Identity, Status> {
     let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
     let (user, uid) = (text(USER), text(UID));
-    let groups: Vec<String> = headers.get_all(GROUP).iter().filter_map(|v| v.to_str().ok().map(str::to_owned)).collect();
+    let groups: Vec<String> =
+        headers.get_all(GROUP).iter().filter_map(|v| v.to_str().ok().map(str::to_owned)).collect();
     let mut extra: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (name, value) in headers {
         if let Some(key) = name.as_str().strip_prefix(EXTRA_PREFIX)
@@ -124,8 +125,12 @@ mod tests {
         assert_eq!(jane.extra()["scopes/x"], ["view"]);
         let account = headers(&[("impersonate-user", "system:serviceaccount:a:b")]);
         let account = resolve(admin.clone(), &account, all).unwrap();
-        assert_eq!(account.groups(), ["system:serviceaccounts", "system:serviceaccounts:a", "system:authenticated"]);
-        let nobody = resolve(admin.clone(), &headers(&[("impersonate-user", "system:anonymous")]), all).unwrap();
+        assert_eq!(
+            account.groups(),
+            ["system:serviceaccounts", "system:serviceaccounts:a", "system:authenticated"]
+        );
+        let nobody =
+            resolve(admin.clone(), &headers(&[("impersonate-user", "system:anonymous")]), all).unwrap();
         assert_eq!(nobody.groups(), ["system:unauthenticated"]);
         assert_eq!(resolve(admin, &headers(&[("impersonate-group", "dev")]), all).unwrap_err().code, 500);
     }
@@ -146,7 +151,11 @@ mod tests {
             };
             let status = resolve(user("bob", &[]), &headers(pairs), authorize).unwrap_err();
             assert_eq!(status.code, 403, "{refused}");
-            assert!(status.message.contains("User \"bob\" cannot impersonate resource"), "{}", status.message);
+            assert!(
+                status.message.contains("User \"bob\" cannot impersonate resource"),
+                "{}",
+                status.message
+            );
         }
     }
 }

@@ -20,7 +20,12 @@ const LEASE_NAMESPACE: &str = "kube-node-lease";
 static COMMON: LazyLock<Vec<Rule>> = LazyLock::new(|| {
     let rule = |verbs: &[&str], group: &str, resources: &[&str]| {
         let own = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
-        Rule { verbs: own(verbs), groups: vec![group.into()], resources: own(resources), ..Default::default() }
+        Rule {
+            verbs: own(verbs),
+            groups: vec![group.into()],
+            resources: own(resources),
+            ..Default::default()
+        }
     };
     let read = ["get", "list", "watch"];
     vec![
@@ -110,9 +115,15 @@ impl NodeAuthorizer {
         let found = match asked.resource {
             // Volumes hang on claims, which name them.
             "persistentvolumes" => false,
-            resource => self.pods_naming(node, asked.namespace, asked.name).any(|pod| refers(&pod, resource, asked.name)),
+            resource => self
+                .pods_naming(node, asked.namespace, asked.name)
+                .any(|pod| refers(&pod, resource, asked.name)),
         };
-        if found { allow() } else { no(format!("no relationship found between node '{node}' and this object")) }
+        if found {
+            allow()
+        } else {
+            no(format!("no relationship found between node '{node}' and this object"))
+        }
     }
 
     /// Pods of the node that mention the name at all: the cheap look that comes before decoding.
@@ -125,7 +136,8 @@ impl NodeAuthorizer {
         let node = node.to_owned();
         pods.filter(move |bytes| {
             let text = std::str::from_utf8(bytes).unwrap_or_default();
-            text.contains(&bound) && (text.contains(&quoted) || text.contains("\"ephemeral\"") && name.contains('-'))
+            text.contains(&bound)
+                && (text.contains(&quoted) || text.contains("\"ephemeral\"") && name.contains('-'))
         })
         .filter_map(|bytes| serde_json::from_slice::<Value>(&bytes).ok())
         .filter(move |pod| pod["spec"]["nodeName"] == *node)
@@ -222,7 +234,8 @@ pub fn refers(object: &Value, resource: &str, name: &str) -> bool {
     let environment = |from: &str, key: &str| {
         containers().any(|container| {
             let each = |field: &str| container[field].as_array().into_iter().flatten();
-            each("envFrom").any(|e| e[from]["name"] == name) || each("env").any(|e| e["valueFrom"][key]["name"] == name)
+            each("envFrom").any(|e| e[from]["name"] == name)
+                || each("env").any(|e| e["valueFrom"][key]["name"] == name)
         })
     };
     match resource {
@@ -254,7 +267,8 @@ pub fn refers(object: &Value, resource: &str, name: &str) -> bool {
         "persistentvolumeclaims" => volumes().any(|v| {
             let own = || name.strip_prefix(meta::name(object)).and_then(|rest| rest.strip_prefix('-'));
             v["persistentVolumeClaim"]["claimName"] == name
-                || v.get("ephemeral").is_some_and(|e| !e.is_null()) && own().is_some_and(|volume| v["name"] == volume)
+                || v.get("ephemeral").is_some_and(|e| !e.is_null())
+                    && own().is_some_and(|volume| v["name"] == volume)
         }),
         _ => false,
     }
@@ -289,7 +303,8 @@ mod tests {
         reader.put(&resources::PODS, pod("p1", "n1"));
         let authorizer = NodeAuthorizer::new(reader.clone());
         let (n1, n2) = (user("system:node:n1", &["system:nodes"]), user("system:node:n2", &["system:nodes"]));
-        let may = |who, verb, what| matches!(authorizer.authorize(&asked(who, verb, what)), Decision::Allow(_));
+        let may =
+            |who, verb, what| matches!(authorizer.authorize(&asked(who, verb, what)), Decision::Allow(_));
         for (resource, sub, verb, name, expected) in [
             ("secrets", "", "get", "vol", true),
             ("secrets", "", "watch", "inner", true),

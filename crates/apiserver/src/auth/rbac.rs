@@ -125,14 +125,18 @@ struct Bindings {
 
 impl Bindings {
     fn add(&mut self, binding: &Binding) {
-        let (name, role) = (Arc::<str>::from(binding.metadata.name.as_str()), Arc::new(binding.role_ref.clone()));
+        let (name, role) =
+            (Arc::<str>::from(binding.metadata.name.as_str()), Arc::new(binding.role_ref.clone()));
         for subject in binding.subjects.iter().flatten() {
             let (map, key, text) = match subject.kind.as_str() {
                 "User" => (&mut self.users, subject.name.clone(), format!("User {:?}", subject.name)),
                 "Group" => (&mut self.groups, subject.name.clone(), format!("Group {:?}", subject.name)),
                 "ServiceAccount" => {
-                    let namespace =
-                        if subject.namespace.is_empty() { &binding.metadata.namespace } else { &subject.namespace };
+                    let namespace = if subject.namespace.is_empty() {
+                        &binding.metadata.namespace
+                    } else {
+                        &subject.namespace
+                    };
                     if namespace.is_empty() {
                         continue;
                     }
@@ -148,7 +152,8 @@ impl Bindings {
 
     fn of<'a>(&'a self, identity: &'a Identity) -> impl Iterator<Item = &'a Grant> {
         let users = self.users.iter().flat_map(|users| users.get(identity.user()));
-        let groups = self.groups.iter().flat_map(|map| identity.groups().iter().filter_map(|group| map.get(group)));
+        let groups =
+            self.groups.iter().flat_map(|map| identity.groups().iter().filter_map(|group| map.get(group)));
         users.chain(groups).flatten()
     }
 }
@@ -178,7 +183,12 @@ pub struct Rbac {
 }
 
 fn kinds() -> [&'static Gvr; 4] {
-    [&resources::CLUSTER_ROLES, &resources::ROLES, &resources::CLUSTER_ROLE_BINDINGS, &resources::ROLE_BINDINGS]
+    [
+        &resources::CLUSTER_ROLES,
+        &resources::ROLES,
+        &resources::CLUSTER_ROLE_BINDINGS,
+        &resources::ROLE_BINDINGS,
+    ]
 }
 
 /// Objects that cannot be read grant nothing.
@@ -279,7 +289,9 @@ impl Rbac {
         let mut all = Vec::new();
         for (place, grants) in compiled.places(namespace) {
             for grant in grants.of(identity) {
-                all.extend(compiled.rules(&grant.role, place).into_iter().flat_map(|rules| rules.iter().cloned()));
+                all.extend(
+                    compiled.rules(&grant.role, place).into_iter().flat_map(|rules| rules.iter().cloned()),
+                );
             }
         }
         all
@@ -319,7 +331,9 @@ impl Grant {
         let RoleRef { kind, name } = &*self.role;
         let (binding, subject) = (&self.binding, &self.subject);
         if namespace.is_empty() {
-            return format!("RBAC: allowed by ClusterRoleBinding {binding:?} of {kind} {name:?} to {subject}");
+            return format!(
+                "RBAC: allowed by ClusterRoleBinding {binding:?} of {kind} {name:?} to {subject}"
+            );
         }
         let full = format!("{binding}/{namespace}");
         format!("RBAC: allowed by RoleBinding {full:?} of {kind} {name:?} to {subject}")
@@ -337,6 +351,25 @@ pub fn uncovered(held: &[Rule], wanted: &[Rule]) -> Vec<Rule> {
     missing
 }
 
+/// Joins the verbs of single permissions on the same things, and sorts them: for people.
+pub fn compact(singles: &[Rule]) -> Vec<Rule> {
+    let mut all: Vec<Rule> = Vec::new();
+    for single in singles {
+        let same = |rule: &&mut Rule| {
+            rule.urls.is_empty()
+                && single.urls.is_empty()
+                && (&rule.groups, &rule.resources, &rule.resource_names)
+                    == (&single.groups, &single.resources, &single.resource_names)
+        };
+        match all.iter_mut().find(same) {
+            Some(rule) => rule.verbs.extend(single.verbs.iter().cloned()),
+            None => all.push(single.clone()),
+        }
+    }
+    all.sort_by_cached_key(ToString::to_string);
+    all
+}
+
 /// Every combination of one verb, one group, one resource and one name (or one verb and one URL).
 fn singles(rule: &Rule) -> Vec<Rule> {
     let one = |text: &String| vec![text.clone()];
@@ -344,8 +377,12 @@ fn singles(rule: &Rule) -> Vec<Rule> {
     for verb in &rule.verbs {
         for group in &rule.groups {
             for resource in &rule.resources {
-                let base =
-                    Rule { verbs: one(verb), groups: one(group), resources: one(resource), ..Default::default() };
+                let base = Rule {
+                    verbs: one(verb),
+                    groups: one(group),
+                    resources: one(resource),
+                    ..Default::default()
+                };
                 if rule.resource_names.is_empty() {
                     all.push(base);
                 } else {
@@ -354,7 +391,11 @@ fn singles(rule: &Rule) -> Vec<Rule> {
                 }
             }
         }
-        all.extend(rule.urls.iter().map(|url| Rule { verbs: one(verb), urls: one(url), ..Default::default() }));
+        all.extend(rule.urls.iter().map(|url| Rule {
+            verbs: one(verb),
+            urls: one(url),
+            ..Default::default()
+        }));
     }
     all
 }
@@ -393,7 +434,9 @@ impl std::fmt::Display for Rule {
         ];
         let shown = parts.into_iter().filter(|(_, list)| !list.is_empty());
         let text: Vec<String> = shown
-            .map(|(name, list)| format!("{name}:[{}]", list.iter().map(|v| format!("{v:?}")).collect::<Vec<_>>().join(" ")))
+            .map(|(name, list)| {
+                format!("{name}:[{}]", list.iter().map(|v| format!("{v:?}")).collect::<Vec<_>>().join(" "))
+            })
             .collect();
         write!(f, "{{{}}}", text.join(", "))
     }
@@ -413,7 +456,18 @@ pub(crate) mod tests {
 
     pub fn asked<'a>(identity: &'a Identity, verb: &'a str, what: [&'a str; 5]) -> Attributes<'a> {
         let [group, resource, subresource, namespace, name] = what;
-        Attributes { identity, verb, group, version: "v1", resource, subresource, namespace, name, path: "", query: "" }
+        Attributes {
+            identity,
+            verb,
+            group,
+            version: "v1",
+            resource,
+            subresource,
+            namespace,
+            name,
+            path: "",
+            query: "",
+        }
     }
 
     fn allowed(rbac: &Rbac, identity: &Identity, verb: &str, what: [&str; 5]) -> bool {
@@ -426,13 +480,19 @@ pub(crate) mod tests {
         let rbac = Rbac::new(reader.clone());
         let (jane, bot) = (user("jane", &["dev"]), user("system:serviceaccount:a:bot", &[]));
         assert!(!allowed(&rbac, &jane, "get", ["", "pods", "", "a", "x"]));
-        reader.put(&resources::CLUSTER_ROLES, json!({"metadata": {"name": "view"}, "rules": [
-            {"verbs": ["get", "list"], "apiGroups": [""], "resources": ["pods", "pods/log", "*/scale"]},
-            {"verbs": ["get"], "nonResourceURLs": ["/metrics", "/api/*"]},
-        ]}));
-        reader.put(&resources::ROLE_BINDINGS, json!({"metadata": {"name": "b", "namespace": "a"},
+        reader.put(
+            &resources::CLUSTER_ROLES,
+            json!({"metadata": {"name": "view"}, "rules": [
+                {"verbs": ["get", "list"], "apiGroups": [""], "resources": ["pods", "pods/log", "*/scale"]},
+                {"verbs": ["get"], "nonResourceURLs": ["/metrics", "/api/*"]},
+            ]}),
+        );
+        reader.put(
+            &resources::ROLE_BINDINGS,
+            json!({"metadata": {"name": "b", "namespace": "a"},
             "roleRef": {"kind": "ClusterRole", "name": "view"},
-            "subjects": [{"kind": "Group", "name": "dev"}, {"kind": "ServiceAccount", "name": "bot"}]}));
+            "subjects": [{"kind": "Group", "name": "dev"}, {"kind": "ServiceAccount", "name": "bot"}]}),
+        );
         for (who, verb, what, expected) in [
             (&jane, "get", ["", "pods", "", "a", "x"], true),
             (&bot, "get", ["", "pods", "", "a", "x"], true),
@@ -455,7 +515,9 @@ pub(crate) mod tests {
         assert!(!matches!(rbac.authorize(&url("/metrics/x")), Decision::Allow(_)));
         assert_eq!(
             rbac.authorize(&asked(&jane, "list", ["", "pods", "", "", ""])),
-            Decision::Allow("RBAC: allowed by ClusterRoleBinding \"c\" of ClusterRole \"view\" to User \"jane\"".into())
+            Decision::Allow(
+                "RBAC: allowed by ClusterRoleBinding \"c\" of ClusterRole \"view\" to User \"jane\"".into()
+            )
         );
         reader.remove(&resources::CLUSTER_ROLES, "", "view");
         assert_eq!(
@@ -466,7 +528,10 @@ pub(crate) mod tests {
 
     #[test]
     fn names_narrow_rules() {
-        let rule: Rule = serde_json::from_value(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["secrets"], "resourceNames": ["a"]})).unwrap();
+        let rule: Rule = serde_json::from_value(
+            json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["secrets"], "resourceNames": ["a"]}),
+        )
+        .unwrap();
         let jane = user("jane", &[]);
         assert!(rule.allows(&asked(&jane, "get", ["", "secrets", "", "n", "a"])));
         assert!(!rule.allows(&asked(&jane, "get", ["", "secrets", "", "n", "b"])));
@@ -480,11 +545,23 @@ pub(crate) mod tests {
             Rule { verbs: own(verbs), groups: own(groups), resources: own(resources), ..Default::default() }
         };
         let held = [rule(&["get", "list"], &[""], &["pods"]), rule(&["*"], &["apps"], &["*"])];
-        assert!(uncovered(&held, &[rule(&["get"], &[""], &["pods"]), rule(&["delete"], &["apps"], &["x", "x/y"])]).is_empty());
+        assert!(
+            uncovered(
+                &held,
+                &[rule(&["get"], &[""], &["pods"]), rule(&["delete"], &["apps"], &["x", "x/y"])]
+            )
+            .is_empty()
+        );
         let missing = uncovered(&held, &[rule(&["get", "delete"], &[""], &["pods"])]);
         assert_eq!(missing.len(), 1);
         assert_eq!(missing[0].to_string(), "{APIGroups:[\"\"], Resources:[\"pods\"], Verbs:[\"delete\"]}");
         assert_eq!(uncovered(&held, &[rule(&["*"], &["*"], &["*"])]).len(), 1);
+        let joined = compact(&uncovered(&[], &[rule(&["list", "get"], &[""], &["pods", "nodes"])]));
+        assert_eq!(joined.len(), 2);
+        assert_eq!(
+            joined[0].to_string(),
+            "{APIGroups:[\"\"], Resources:[\"nodes\"], Verbs:[\"list\" \"get\"]}"
+        );
         let mut named = rule(&["get"], &[""], &["pods"]);
         named.resource_names = vec!["a".into()];
         assert!(uncovered(&held, std::slice::from_ref(&named)).is_empty());

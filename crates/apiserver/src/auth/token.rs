@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 /// What precedes the 65 bytes of an uncompressed P-256 point in a SubjectPublicKeyInfo.
 const SPKI_HEAD: [u8; 26] = [
-    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d,
-    0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
+    0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
 ];
 
 /// Clocks may differ by this much.
@@ -93,7 +93,8 @@ pub struct Signer {
 impl Signer {
     /// From PKCS #8 PEM.
     pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
-        let der = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).map_err(|e| KeyError(format!("{e:?}")))?;
+        let der =
+            PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).map_err(|e| KeyError(format!("{e:?}")))?;
         let random = SystemRandom::new();
         let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der.secret_pkcs8_der(), &random)
             .map_err(|e| KeyError(e.to_string()))?;
@@ -101,14 +102,22 @@ impl Signer {
         let spki = [&SPKI_HEAD[..], &point].concat();
         let key_id = URL_SAFE_NO_PAD.encode(ring::digest::digest(&ring::digest::SHA256, &spki));
         let header = URL_SAFE_NO_PAD.encode(format!("{{\"alg\":\"ES256\",\"kid\":\"{key_id}\"}}"));
-        Ok(Signer { key, public: UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point), random, key_id, header })
+        Ok(Signer {
+            key,
+            public: UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point),
+            random,
+            key_id,
+            header,
+        })
     }
 
     pub fn sign(&self, claims: &Claims) -> Result<String, KeyError> {
         let claims = serde_json::to_vec(claims).map_err(|e| KeyError(e.to_string()))?;
         let signed = format!("{}.{}", self.header, URL_SAFE_NO_PAD.encode(claims));
-        let signature =
-            self.key.sign(&self.random, signed.as_bytes()).map_err(|_| KeyError("no signature".to_owned()))?;
+        let signature = self
+            .key
+            .sign(&self.random, signed.as_bytes())
+            .map_err(|_| KeyError("no signature".to_owned()))?;
         Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }
 

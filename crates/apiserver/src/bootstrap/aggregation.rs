@@ -12,7 +12,6 @@ use skeg_api::selector::LabelSelector;
 use skeg_base::Backoff;
 use std::sync::Arc;
 use std::time::Duration;
-use tower::ServiceExt;
 
 /// The rules that aggregation gives a role, if it is aggregated.
 pub fn rules_of(role: &Value, all: &[Value]) -> Option<Vec<Value>> {
@@ -66,8 +65,11 @@ pub async fn run(server: Arc<ApiServer>) {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(30));
     loop {
         changes.borrow_and_update();
-        let all: Vec<Value> =
-            reader.list(&resources::CLUSTER_ROLES, "").iter().filter_map(|b| serde_json::from_slice(b).ok()).collect();
+        let all: Vec<Value> = reader
+            .list(&resources::CLUSTER_ROLES, "")
+            .iter()
+            .filter_map(|b| serde_json::from_slice(b).ok())
+            .collect();
         let mut failed = false;
         for role in &all {
             let Some(rules) = rules_of(role, &all) else { continue };
@@ -79,16 +81,23 @@ pub async fn run(server: Arc<ApiServer>) {
             role["rules"] = rules.into();
             let request = Request::builder()
                 .method(Method::PUT)
-                .uri(format!("/apis/rbac.authorization.k8s.io/v1/clusterroles/{}", meta::name(&role).replace('%', "%25")))
+                .uri(format!(
+                    "/apis/rbac.authorization.k8s.io/v1/clusterroles/{}",
+                    meta::name(&role).replace('%', "%25")
+                ))
                 .header(header::CONTENT_TYPE, "application/json")
                 .body(full(role.to_string()));
             let Ok(request) = request else { continue };
-            match service.clone().oneshot(request).await {
+            match tower::Service::call(&mut service.clone(), request).await {
                 Ok(response) if response.status().is_success() => {}
                 // The role changed or went: that is a change, which is looked at next.
                 Ok(response) if matches!(response.status().as_u16(), 404 | 409) => {}
                 Ok(response) => {
-                    tracing::warn!(role = meta::name(&role), code = response.status().as_u16(), "aggregated role not written");
+                    tracing::warn!(
+                        role = meta::name(&role),
+                        code = response.status().as_u16(),
+                        "aggregated role not written"
+                    );
                     failed = true;
                 }
                 Err(error) => {
@@ -102,6 +111,7 @@ pub async fn run(server: Arc<ApiServer>) {
             backoff.reset();
         }
         tokio::select! {
+            biased;
             changed = changes.changed() => if changed.is_err() { return },
             () = stop.cancelled() => return,
             () = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => {}

@@ -11,12 +11,15 @@ use crate::record;
 use crate::resources;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
+use skeg_api::fieldset::{self, Tracking};
 use skeg_api::{Gvr, Kinds, meta};
 use skeg_base::{Clock, Random};
 use skeg_store::{Error, Expect, Revision, Store, Write};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+/// Who managedFields names.
+const MANAGER: &str = "kube-apiserver";
 pub const NAMESPACES: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kube-system"];
 
 /// Where the API server is reached.
@@ -62,7 +65,11 @@ pub async fn run(
     let existing = existing(store, kinds, &wanted).await?;
     let mut writes = Vec::new();
     for Wanted { gvr, object, reconcile } in wanted {
-        let kind = kinds.snapshot().by_gvr(gvr).cloned().ok_or_else(|| BootstrapError::Kind(gvr.group_resource()))?;
+        let kind = kinds
+            .snapshot()
+            .by_gvr(gvr)
+            .cloned()
+            .ok_or_else(|| BootstrapError::Kind(gvr.group_resource()))?;
         let key = kind
             .key(meta::namespace(&object), meta::name(&object))
             .ok_or_else(|| BootstrapError::Kind(gvr.group_resource()))?;
@@ -83,6 +90,15 @@ pub async fn run(
             },
         };
         meta::remove(&mut object, "resourceVersion");
+        let tracking = Tracking {
+            manager: MANAGER,
+            api_version: &kind.gvk.api_version(),
+            subresource: "",
+            now: clock.now_seconds(),
+            ignored: &["status"],
+        };
+        let before = existing.get(&key).map(|(_, before)| before);
+        fieldset::track(before, &mut object, &tracking, kind.schema.root());
         let value = record::encode(&kind.gvk.version, &object)
             .map_err(|error| BootstrapError::Record { key: key.clone(), error })?;
         writes.push(Write { key: key.into(), expect, value: Some(value), ttl: None });
@@ -139,9 +155,17 @@ fn wanted(settings: &Settings) -> Vec<Wanted> {
         .iter()
         .map(|name| Wanted { gvr: &resources::NAMESPACES, object: namespace(name), reconcile: keep })
         .collect();
-    all.extend(rbac::objects().into_iter().map(|(gvr, object)| Wanted { gvr, object, reconcile: rbac::reconcile }));
+    all.extend(rbac::objects().into_iter().map(|(gvr, object)| Wanted {
+        gvr,
+        object,
+        reconcile: rbac::reconcile,
+    }));
     for (name, value, description) in [
-        ("system-cluster-critical", 2_000_000_000, "For Pods the cluster cannot do without, on whichever node they run."),
+        (
+            "system-cluster-critical",
+            2_000_000_000,
+            "For Pods the cluster cannot do without, on whichever node they run.",
+        ),
         ("system-node-critical", 2_000_001_000, "For Pods their node cannot do without."),
     ] {
         let object = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
@@ -151,8 +175,16 @@ fn wanted(settings: &Settings) -> Vec<Wanted> {
     }
     all.push(Wanted { gvr: &resources::SERVICES, object: service(settings), reconcile: reconcile_ports });
     if !settings.endpoints.is_empty() {
-        all.push(Wanted { gvr: &resources::ENDPOINTS, object: endpoints(settings), reconcile: reconcile_subsets });
-        all.push(Wanted { gvr: &resources::ENDPOINT_SLICES, object: slice(settings), reconcile: reconcile_slice });
+        all.push(Wanted {
+            gvr: &resources::ENDPOINTS,
+            object: endpoints(settings),
+            reconcile: reconcile_subsets,
+        });
+        all.push(Wanted {
+            gvr: &resources::ENDPOINT_SLICES,
+            object: slice(settings),
+            reconcile: reconcile_slice,
+        });
     }
     all
 }
@@ -196,8 +228,9 @@ fn endpoints(settings: &Settings) -> Value {
 }
 
 fn slice(settings: &Settings) -> Value {
-    let endpoints: Vec<Value> =
-        addresses(settings).map(|ip| json!({"addresses": [ip.to_string()], "conditions": {"ready": true}})).collect();
+    let endpoints: Vec<Value> = addresses(settings)
+        .map(|ip| json!({"addresses": [ip.to_string()], "conditions": {"ready": true}}))
+        .collect();
     json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": {"name": "kubernetes", "namespace": "default",
             "labels": {"kubernetes.io/service-name": "kubernetes"}},

@@ -41,7 +41,9 @@ const CLUSTER_ROLES: &[(&str, &[Line])] = &[
     ),
     (
         "system:service-account-issuer-discovery",
-        &["get url /.well-known/openid-configuration,/.well-known/openid-configuration/,/openid/v1/jwks,/openid/v1/jwks/"],
+        &[
+            "get url /.well-known/openid-configuration,/.well-known/openid-configuration/,/openid/v1/jwks,/openid/v1/jwks/",
+        ],
     ),
     (
         "system:aggregate-to-admin",
@@ -201,7 +203,10 @@ const CLUSTER_ROLES: &[(&str, &[Line])] = &[
 /// Controllers: the role `system:controller:<name>` is bound to the service account of that name in
 /// kube-system.
 const CONTROLLERS: &[(&str, &[Line])] = &[
-    ("clusterrole-aggregation-controller", &["R,escalate,patch,update rbac.authorization.k8s.io clusterroles"]),
+    (
+        "clusterrole-aggregation-controller",
+        &["R,escalate,patch,update rbac.authorization.k8s.io clusterroles"],
+    ),
     (
         "deployment-controller",
         &[
@@ -253,10 +258,17 @@ const CONTROLLERS: &[(&str, &[Line])] = &[
             "create,patch,update -,events.k8s.io events",
         ],
     ),
-    ("generic-garbage-collector", &["R,delete,patch,update * *", "create,patch,update -,events.k8s.io events"]),
+    (
+        "generic-garbage-collector",
+        &["R,delete,patch,update * *", "create,patch,update -,events.k8s.io events"],
+    ),
     (
         "namespace-controller",
-        &["R,delete - namespaces", "update - namespaces/finalize,namespaces/status", "delete,deletecollection,get,list * *"],
+        &[
+            "R,delete - namespaces",
+            "update - namespaces/finalize,namespaces/status",
+            "delete,deletecollection,get,list * *",
+        ],
     ),
     (
         "node-controller",
@@ -270,7 +282,10 @@ const CONTROLLERS: &[(&str, &[Line])] = &[
     ),
     ("pod-garbage-collector", &["delete,list,watch - pods", "get,list - nodes", "patch - pods/status"]),
     ("root-ca-cert-publisher", &["create,update - configmaps", "create,patch,update -,events.k8s.io events"]),
-    ("service-account-controller", &["create - serviceaccounts", "create,patch,update -,events.k8s.io events"]),
+    (
+        "service-account-controller",
+        &["create - serviceaccounts", "create,patch,update -,events.k8s.io events"],
+    ),
 ];
 
 /// Bindings of cluster roles to users (`u:`), groups (`g:`) and service accounts of kube-system
@@ -280,9 +295,17 @@ const CLUSTER_BINDINGS: &[(&str, &str, &[&str])] = &[
     ("system:monitoring", "system:monitoring", &["g:system:monitoring"]),
     ("system:discovery", "system:discovery", &["g:system:authenticated"]),
     ("system:basic-user", "system:basic-user", &["g:system:authenticated"]),
-    ("system:public-info-viewer", "system:public-info-viewer", &["g:system:authenticated", "g:system:unauthenticated"]),
+    (
+        "system:public-info-viewer",
+        "system:public-info-viewer",
+        &["g:system:authenticated", "g:system:unauthenticated"],
+    ),
     ("system:node-proxier", "system:node-proxier", &["u:system:kube-proxy"]),
-    ("system:kube-controller-manager", "system:kube-controller-manager", &["u:system:kube-controller-manager"]),
+    (
+        "system:kube-controller-manager",
+        "system:kube-controller-manager",
+        &["u:system:kube-controller-manager"],
+    ),
     ("system:kube-dns", "system:kube-dns", &["s:kube-dns"]),
     ("system:kube-scheduler", "system:kube-scheduler", &["u:system:kube-scheduler"]),
     ("system:volume-scheduler", "system:volume-scheduler", &["u:system:kube-scheduler"]),
@@ -299,24 +322,79 @@ const CLUSTER_BINDINGS: &[(&str, &str, &[&str])] = &[
 
 /// Roles in namespaces: namespace, name, rules.
 const ROLES: &[(&str, &str, &[Line])] = &[
-    ("kube-system", "extension-apiserver-authentication-reader", &["R - configmaps extension-apiserver-authentication"]),
-    ("kube-system", "system::leader-locking-kube-controller-manager", &["watch - configmaps", "get,update - configmaps kube-controller-manager"]),
-    ("kube-system", "system::leader-locking-kube-scheduler", &["watch - configmaps", "get,update - configmaps kube-scheduler"]),
+    (
+        "kube-system",
+        "extension-apiserver-authentication-reader",
+        &["R - configmaps extension-apiserver-authentication"],
+    ),
+    (
+        "kube-system",
+        "system::leader-locking-kube-controller-manager",
+        &["watch - configmaps", "get,update - configmaps kube-controller-manager"],
+    ),
+    (
+        "kube-system",
+        "system::leader-locking-kube-scheduler",
+        &["watch - configmaps", "get,update - configmaps kube-scheduler"],
+    ),
     ("kube-system", "system:controller:bootstrap-signer", &["R - secrets"]),
     ("kube-system", "system:controller:cloud-provider", &["create,get,list,patch,update,watch - configmaps"]),
-    ("kube-system", "system:controller:token-cleaner", &["R,delete - secrets", "create,patch,update -,events.k8s.io events"]),
-    ("kube-public", "system:controller:bootstrap-signer", &["R - configmaps", "update - configmaps cluster-info", "create,patch,update -,events.k8s.io events"]),
+    (
+        "kube-system",
+        "system:controller:token-cleaner",
+        &["R,delete - secrets", "create,patch,update -,events.k8s.io events"],
+    ),
+    (
+        "kube-public",
+        "system:controller:bootstrap-signer",
+        &["R - configmaps", "update - configmaps cluster-info", "create,patch,update -,events.k8s.io events"],
+    ),
 ];
 
 /// Bindings of those roles: namespace, name, role, subjects.
 const ROLE_BINDINGS: &[(&str, &str, &str, &[&str])] = &[
-    ("kube-system", "system::extension-apiserver-authentication-reader", "extension-apiserver-authentication-reader", &["u:system:kube-controller-manager", "u:system:kube-scheduler"]),
-    ("kube-system", "system::leader-locking-kube-controller-manager", "system::leader-locking-kube-controller-manager", &["u:system:kube-controller-manager", "s:kube-controller-manager"]),
-    ("kube-system", "system::leader-locking-kube-scheduler", "system::leader-locking-kube-scheduler", &["u:system:kube-scheduler", "s:kube-scheduler"]),
-    ("kube-system", "system:controller:bootstrap-signer", "system:controller:bootstrap-signer", &["s:bootstrap-signer"]),
-    ("kube-system", "system:controller:cloud-provider", "system:controller:cloud-provider", &["s:cloud-provider"]),
-    ("kube-system", "system:controller:token-cleaner", "system:controller:token-cleaner", &["s:token-cleaner"]),
-    ("kube-public", "system:controller:bootstrap-signer", "system:controller:bootstrap-signer", &["s:bootstrap-signer"]),
+    (
+        "kube-system",
+        "system::extension-apiserver-authentication-reader",
+        "extension-apiserver-authentication-reader",
+        &["u:system:kube-controller-manager", "u:system:kube-scheduler"],
+    ),
+    (
+        "kube-system",
+        "system::leader-locking-kube-controller-manager",
+        "system::leader-locking-kube-controller-manager",
+        &["u:system:kube-controller-manager", "s:kube-controller-manager"],
+    ),
+    (
+        "kube-system",
+        "system::leader-locking-kube-scheduler",
+        "system::leader-locking-kube-scheduler",
+        &["u:system:kube-scheduler", "s:kube-scheduler"],
+    ),
+    (
+        "kube-system",
+        "system:controller:bootstrap-signer",
+        "system:controller:bootstrap-signer",
+        &["s:bootstrap-signer"],
+    ),
+    (
+        "kube-system",
+        "system:controller:cloud-provider",
+        "system:controller:cloud-provider",
+        &["s:cloud-provider"],
+    ),
+    (
+        "kube-system",
+        "system:controller:token-cleaner",
+        "system:controller:token-cleaner",
+        &["s:token-cleaner"],
+    ),
+    (
+        "kube-public",
+        "system:controller:bootstrap-signer",
+        "system:controller:bootstrap-signer",
+        &["s:bootstrap-signer"],
+    ),
 ];
 
 fn rule(line: Line) -> Rule {
@@ -405,9 +483,13 @@ pub fn objects() -> Vec<(&'static Gvr, Value)> {
         roles.push(role);
     }
     super::aggregation::settle(&mut roles);
-    let mut all: Vec<(&'static Gvr, Value)> = roles.into_iter().map(|role| (&*resources::CLUSTER_ROLES, role)).collect();
+    let mut all: Vec<(&'static Gvr, Value)> =
+        roles.into_iter().map(|role| (&*resources::CLUSTER_ROLES, role)).collect();
     for (name, role, list) in CLUSTER_BINDINGS {
-        all.push((&resources::CLUSTER_ROLE_BINDINGS, binding("ClusterRoleBinding", "", name, "ClusterRole", role, list)));
+        all.push((
+            &resources::CLUSTER_ROLE_BINDINGS,
+            binding("ClusterRoleBinding", "", name, "ClusterRole", role, list),
+        ));
     }
     for (name, _) in CONTROLLERS {
         let (role, subject) = (format!("system:controller:{name}"), format!("s:{name}"));
@@ -444,7 +526,8 @@ pub fn reconcile(existing: &Value, default: &Value) -> Option<Value> {
         let selectors = &default["aggregationRule"]["clusterRoleSelectors"];
         add_missing(&mut merged["aggregationRule"]["clusterRoleSelectors"], selectors);
     } else if default.get("rules").is_some() {
-        let parse = |value: &Value| serde_json::from_value::<Vec<Rule>>(value["rules"].clone()).unwrap_or_default();
+        let parse =
+            |value: &Value| serde_json::from_value::<Vec<Rule>>(value["rules"].clone()).unwrap_or_default();
         let missing = uncovered(&parse(existing), &parse(default));
         if !missing.is_empty() {
             add_missing(&mut merged["rules"], &json!(missing));
@@ -474,7 +557,11 @@ mod tests {
     use super::*;
 
     fn find(name: &str) -> Value {
-        objects().into_iter().map(|(_, o)| o).find(|o| meta::name(o) == name && meta::kind(o) == "ClusterRole").unwrap()
+        objects()
+            .into_iter()
+            .map(|(_, o)| o)
+            .find(|o| meta::name(o) == name && meta::kind(o) == "ClusterRole")
+            .unwrap()
     }
 
     #[test]
@@ -493,10 +580,17 @@ mod tests {
     fn names_are_unique_and_lines_parse() {
         let mut seen = std::collections::BTreeSet::new();
         for (gvr, object) in objects() {
-            assert!(seen.insert((gvr.resource.clone(), meta::namespace(&object).to_owned(), meta::name(&object).to_owned())));
+            assert!(seen.insert((
+                gvr.resource.clone(),
+                meta::namespace(&object).to_owned(),
+                meta::name(&object).to_owned()
+            )));
             for rule in object["rules"].as_array().into_iter().flatten() {
                 let rule: Rule = serde_json::from_value(rule.clone()).unwrap();
-                assert!(!rule.verbs.is_empty() && (!rule.urls.is_empty() || !rule.resources.is_empty()), "{rule}");
+                assert!(
+                    !rule.verbs.is_empty() && (!rule.urls.is_empty() || !rule.resources.is_empty()),
+                    "{rule}"
+                );
             }
         }
     }

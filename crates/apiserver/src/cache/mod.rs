@@ -81,17 +81,16 @@ impl Table {
     ) -> Result<(), CacheError> {
         let snapshot = kinds.snapshot();
         self.generation = snapshot.generation;
+        // Of the rows that share a prefix the first by group and version is stored.
+        let mut stored = BTreeMap::new();
         for kind in snapshot.iter() {
-            let Some(storage) = &kind.storage else { continue };
-            let prefix = format!("{ROOT}{storage}");
+            if let Some(storage) = &kind.storage {
+                stored.entry(format!("{ROOT}{storage}")).or_insert(kind);
+            }
+        }
+        for (prefix, kind) in stored {
             match self.by_prefix.get(&prefix) {
-                // Of the rows that share a prefix the first by group and version is stored.
-                Some(resource) => {
-                    let stored = resource.kind();
-                    if stored.gvr() >= kind.gvr() && !Arc::ptr_eq(&stored, kind) {
-                        resource.set_kind(kind.clone());
-                    }
-                }
+                Some(resource) => resource.set_kind(kind.clone()),
                 None => {
                     let resource =
                         Resource::new(prefix.clone(), kind.clone(), applied.clone(), stats.clone());
@@ -304,7 +303,7 @@ impl Cache {
         let generation = self.kinds.snapshot().generation;
         {
             let table = self.table.read();
-            if table.generation == generation || table.by_prefix.contains_key(&prefix) {
+            if table.generation == generation {
                 return table.by_prefix.get(&prefix).cloned();
             }
         }

@@ -54,7 +54,6 @@ pub async fn create(w: &mut Writing<'_>, decoded: Decoded) -> Result<Answer, Sta
     errors.extend(decoded.invalid);
     errors.extend((kind.strategy.validate)(&object));
     errors.extend((kind.strategy.validate_create)(&object));
-    errors.extend((kind.strategy.validate_create)(&object));
     ctx.invalid(&name, &errors)?;
     w.warnings.extend((kind.strategy.warnings)(&object, None));
     w.admit_validated(Operation::Create, Some(&mut object), None, &name).await?;

@@ -8,7 +8,7 @@ use crate::admission::Operation;
 use crate::cache::Entry;
 use crate::list::ListOptions;
 use crate::local::Body;
-use crate::negotiate::Output;
+use futures_util::future::join_all;
 use http::request::Parts;
 use http::{Response, StatusCode};
 use jiff::SignedDuration;
@@ -20,6 +20,9 @@ const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
 /// How often a delete is tried against other writers.
 const TRIES_MAX: usize = 10;
+
+/// How many objects of a collection are deleted at a time.
+const COLLECTION_BATCH: usize = 16;
 
 /// Kinds whose delete answers with the object; others answer with a Status.
 const ANSWER_OBJECT: [&str; 3] = ["Pod", "Service", "ServiceAccount"];
@@ -279,7 +282,7 @@ fn done(kind: &Kind, object: Value) -> Answer {
 }
 
 pub async fn serve_collection(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Response<Body>, Status> {
-    let output = Output::negotiate(&parts.headers, true)?;
+    let output = ctx.output(&parts.headers)?;
     let options = WriteOptions::parse(ctx, &parts.headers)?;
     let list = ListOptions::parse(ctx.info, ctx.query, ctx.served)?;
     let bytes = super::read_body(body).await?;
@@ -291,18 +294,29 @@ pub async fn serve_collection(ctx: Context<'_>, parts: &Parts, body: Body) -> Re
             return Err(Status::expired("The provided continue parameter is too old."));
         }
     };
-    let mut w = Writing { ctx, headers: &parts.headers, options, warnings: Vec::new() };
-    w.options.dry_run |= delete_options.is_dry_run();
-    for entry in &page.entries {
-        match delete(&mut w, entry.path(), &delete_options).await {
-            Err(status) if status.is_not_found() => {}
-            deleted => {
-                deleted?;
+    let mut options = options;
+    options.dry_run |= delete_options.is_dry_run();
+    let mut warnings = Vec::new();
+    for batch in page.entries.chunks(COLLECTION_BATCH) {
+        // Writes at the same time share a sync.
+        let deletes = batch.iter().map(|entry| async {
+            let mut w =
+                Writing { ctx, headers: &parts.headers, options: options.clone(), warnings: Vec::new() };
+            let deleted = delete(&mut w, entry.path(), &delete_options).await;
+            (deleted, w.warnings)
+        });
+        for (deleted, told) in join_all(deletes).await {
+            warnings.extend(told);
+            match deleted {
+                Err(status) if status.is_not_found() => {}
+                deleted => {
+                    deleted?;
+                }
             }
         }
     }
     let mut response = read::respond_list(ctx, output, page, None)?;
-    super::warn(response.headers_mut(), &w.warnings);
+    super::warn(response.headers_mut(), &warnings);
     Ok(response)
 }
 

@@ -93,7 +93,7 @@ pub struct Writing<'a> {
 
 /// Reads the body, runs the verb, and answers in the form that was asked for.
 async fn write(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Response<Body>, Status> {
-    let output = Output::negotiate(&parts.headers, true)?;
+    let output = ctx.output(&parts.headers)?;
     let options = WriteOptions::parse(ctx, &parts.headers)?;
     let bytes = read_body(body).await?;
     let mut writing = Writing { ctx, headers: &parts.headers, options, warnings: Vec::new() };
@@ -178,6 +178,12 @@ pub fn warn(headers: &mut HeaderMap, warnings: &[String]) {
 impl Context<'_> {
     pub fn renderer(&self, form: Form) -> Result<Renderer, Status> {
         Renderer::new(self.served.clone(), form, self.query, self.server.clock(), self.server.stats.clone())
+    }
+
+    /// How the answer is written.
+    fn output(&self, headers: &HeaderMap) -> Result<Output, Status> {
+        let output = Output::negotiate(headers, true)?;
+        Ok(Output { pretty: !self.query.is_empty() && self.query.flag("pretty") == Some(true), ..output })
     }
 
     /// The path of the object that the request names.

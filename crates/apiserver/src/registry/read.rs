@@ -19,7 +19,7 @@ use std::time::Duration;
 const WATCH_TIMEOUT_MIN_S: u64 = 1800;
 
 pub async fn get(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Body>, Status> {
-    let output = Output::negotiate(headers, true)?;
+    let output = ctx.output(headers)?;
     let resource = resource(ctx)?;
     if let Some(revision) = parse_revision(ctx.query.text("resourceVersion"))? {
         wait(ctx, revision).await?;
@@ -36,7 +36,7 @@ pub(super) fn resource<'a>(ctx: Context<'a>) -> Result<&'a Arc<Resource>, Status
 }
 
 pub async fn list(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Body>, Status> {
-    let output = Output::negotiate(headers, true)?;
+    let output = ctx.output(headers)?;
     let options = ListOptions::parse(ctx.info, ctx.query, ctx.served)?;
     // Only a list of the state now can be answered by the last one like it.
     let plain = ctx.served.native && output.is_plain() && output.gzip;
@@ -234,7 +234,7 @@ fn expired(token: &str, encoding: Encoding) -> Response<Body> {
 }
 
 pub async fn watch(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Body>, Status> {
-    let output = Output::negotiate(headers, true)?;
+    let output = ctx.output(headers)?;
     if output.encoding == Encoding::Yaml {
         let types = "application/json, application/vnd.kubernetes.protobuf";
         return Err(Status::not_acceptable(format!("only the following media types are accepted: {types}")));

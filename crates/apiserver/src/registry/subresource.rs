@@ -7,7 +7,6 @@ use super::update::modify;
 use super::{Answer, Context, DeleteOptions, Part, Writing, delete, patch, read, update};
 use crate::admission::Operation;
 use crate::local::Body;
-use crate::negotiate::Output;
 use http::header::HeaderMap;
 use http::{Response, StatusCode};
 use serde_json::json;
@@ -16,7 +15,7 @@ use skeg_api::{Kind, Status, Value, builtin, decode, meta};
 use std::sync::OnceLock;
 
 pub async fn get(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Body>, Status> {
-    let output = Output::negotiate(headers, true)?;
+    let output = ctx.output(headers)?;
     match ctx.info.subresource.as_str() {
         "scale" => {
             let entry = read::resource(ctx)?.get(&ctx.path()).ok_or_else(|| ctx.not_found())?;
@@ -70,7 +69,11 @@ fn decode_as(w: &mut Writing<'_>, kind: &Kind, bytes: &[u8]) -> Result<Value, St
 
 fn validate_as(kind: &Kind, object: &Value, name: &str) -> Result<(), Status> {
     let errors = (kind.strategy.validate)(object);
-    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&kind.gvk.group, &kind.gvk.kind, name, &errors)) }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(Status::invalid(&kind.gvk.group, &kind.gvk.kind, name, &errors))
+    }
 }
 
 /// `autoscaling/v1` Scale of a Deployment or ReplicaSet.

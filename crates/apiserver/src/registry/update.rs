@@ -141,7 +141,9 @@ async fn attempt_once(
     if admitted {
         w.admit_validated(Operation::Update, Some(&mut new), Some(old), name).await?;
     }
-    w.track(Some(old), &mut new, part);
+    if part != Part::Unchecked {
+        w.track(Some(old), &mut new, part);
+    }
     if delete::is_finished(kind, &new, old) {
         if !w.options.dry_run {
             let revision = ctx.remove(entry, true).await?;

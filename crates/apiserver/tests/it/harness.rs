@@ -6,6 +6,7 @@ use http::{Method, Request, Response};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use skeg_api::{Kinds, Status};
+use skeg_apiserver::admission::Plugin;
 use skeg_apiserver::hooks::{Authenticator, Authorizer};
 use skeg_apiserver::request::{Attributes, Decision};
 use skeg_apiserver::{ApiServer, Body, Config, Hooks, Identity, LocalService};
@@ -13,7 +14,6 @@ use skeg_base::{Clock, Random};
 use skeg_store::Memory;
 use std::sync::Arc;
 use std::time::Duration;
-use tower::ServiceExt;
 
 struct Nobody;
 
@@ -93,17 +93,27 @@ pub async fn start_on(store: Arc<dyn skeg_store::Store>) -> Server {
 }
 
 pub async fn start_with(store: Arc<dyn skeg_store::Store>, authenticator: Arc<dyn Authenticator>) -> Server {
-    open(store, authenticator, Clock::system(), Random::seeded(1)).await
+    open(store, authenticator, Vec::new(), Clock::system(), Random::seeded(1)).await
+}
+
+/// With admission plugins; requests from the network are let in.
+pub async fn start_plugged(plugins: Vec<Arc<dyn Plugin>>) -> Server {
+    open(Arc::new(Memory::new()), Arc::new(Everybody), plugins, Clock::system(), Random::seeded(1)).await
 }
 
 /// A server of the simulation.
 pub async fn start_at(clock: Clock, random: Random) -> Server {
-    open(Arc::new(Memory::new()), Arc::new(Nobody), clock, random).await
+    open(Arc::new(Memory::new()), Arc::new(Nobody), Vec::new(), clock, random).await
+}
+
+pub async fn start_at_store(store: Arc<dyn skeg_store::Store>, random: Random) -> Server {
+    open(store, Arc::new(Nobody), Vec::new(), Clock::system(), random).await
 }
 
 async fn open(
     store: Arc<dyn skeg_store::Store>,
     authenticator: Arc<dyn Authenticator>,
+    admission: Vec<Arc<dyn Plugin>>,
     clock: Clock,
     random: Random,
 ) -> Server {
@@ -112,7 +122,7 @@ async fn open(
         hooks: Box::new(move |_| Hooks {
             authenticator,
             authorizer: Arc::new(AllBut),
-            admission: Vec::new(),
+            admission,
             endpoints: Vec::new(),
             allocators: Vec::new(),
         }),
@@ -134,8 +144,8 @@ impl Server {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let body = http_body_util::Full::new(body.into());
-        self.service.clone().oneshot(request.body(body).unwrap()).await.unwrap()
+        let body = skeg_apiserver::local::full(body);
+        self.service.send(request.body(body).unwrap()).await
     }
 
     pub async fn send(

@@ -7,7 +7,8 @@ use skeg_api::{GroupVersion, Kinds, meta};
 
 const TABLE: &str = include_str!("../../../api/testdata/invalid.yaml");
 /// Kinds that an endpoint answers; their own tests use the table too.
-const REVIEWS: [&str; 4] = ["TokenRequest", "SubjectAccessReview", "SelfSubjectAccessReview", "LocalSubjectAccessReview"];
+const REVIEWS: [&str; 4] =
+    ["TokenRequest", "SubjectAccessReview", "SelfSubjectAccessReview", "LocalSubjectAccessReview"];
 
 fn change(mut object: Value, set: &Value) -> Value {
     for (pointer, value) in set.as_object().unwrap() {
@@ -39,8 +40,10 @@ fn place(kinds: &Kinds, object: &Value) -> (String, String) {
         .iter()
         .find(|k| k.gvk.group == version.group && &*k.gvk.kind == meta::kind(object))
         .unwrap_or_else(|| panic!("{object}"));
-    let root = if version.group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{}/v1", version.group) };
-    let middle = if kind.namespaced { format!("/namespaces/{}", meta::namespace(object)) } else { String::new() };
+    let root =
+        if version.group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{}/v1", version.group) };
+    let middle =
+        if kind.namespaced { format!("/namespaces/{}", meta::namespace(object)) } else { String::new() };
     (format!("{root}{middle}/{}", kind.plural), meta::name(object).to_owned())
 }
 
@@ -105,7 +108,10 @@ async fn invalid_objects_are_refused_over_http() {
             && got == expected
             && body["message"].as_str().unwrap().contains(message);
         if !right {
-            wrong.push(format!("{}: {code} {got:?} instead of {expected:?}: {}", case["name"], body["message"]));
+            wrong.push(format!(
+                "{}: {code} {got:?} instead of {expected:?}: {}",
+                case["name"], body["message"]
+            ));
         }
     }
     assert!(wrong.is_empty(), "{} of {count}:\n{}", wrong.len(), wrong.join("\n"));

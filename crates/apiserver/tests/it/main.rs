@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod access;
 mod concurrency;
 mod crud;
+mod faults;
 mod harness;
 mod invalid;
 mod kinds;

@@ -214,3 +214,61 @@ async fn both_event_groups_show_one_event() {
     let refused = s.patch(&format!("{path}/e"), "merge-patch+json", &json!({"note": "other"})).await;
     assert_eq!(refused.code, 422, "{}", refused.text());
 }
+
+fn unpack(answer: &Answer) -> Value {
+    assert_eq!(answer.headers["content-encoding"], "gzip");
+    serde_json::from_reader(flate2::read::GzDecoder::new(&answer.bytes[..])).unwrap()
+}
+
+#[tokio::test]
+async fn large_answers_are_compressed_and_never_stale() {
+    let s = start().await;
+    for i in 0..30 {
+        s.post(CONFIG_MAPS, &config_map(&format!("c{i}"), json!({"k": "v".repeat(5000)}))).await.expect(201);
+    }
+    let gzip = [("accept-encoding", "gzip, deflate")];
+    let first = s.send("GET", CONFIG_MAPS, &gzip, "").await;
+    assert_eq!(unpack(&first), s.get(CONFIG_MAPS).await.json());
+    let again = s.send("GET", CONFIG_MAPS, &gzip, "").await;
+    assert_eq!(again.bytes, first.bytes);
+    let selected = s.send("GET", &format!("{CONFIG_MAPS}?labelSelector=!x"), &gzip, "").await;
+    assert_eq!(names(&unpack(&selected)).len(), 30);
+    s.delete(&format!("{CONFIG_MAPS}/c0")).await.expect(200);
+    let fresh = s.send("GET", CONFIG_MAPS, &gzip, "").await;
+    assert_eq!(names(&unpack(&fresh)).len(), 29);
+    let small = s.send("GET", &format!("{CONFIG_MAPS}/c1"), &gzip, "").await;
+    assert!(!small.headers.contains_key("content-encoding"));
+}
+
+#[tokio::test]
+async fn pretty_answers_are_indented() {
+    let s = start().await;
+    s.post(CONFIG_MAPS, &config_map("a", json!({}))).await.expect(201);
+    let got = s.get(&format!("{CONFIG_MAPS}/a?pretty=true")).await;
+    assert!(got.text().starts_with("{\n  \"apiVersion\": \"v1\""), "{}", got.text());
+    assert_eq!(got.json(), s.get(&format!("{CONFIG_MAPS}/a")).await.json());
+}
+
+#[tokio::test]
+async fn revisions_of_the_future_are_not_served() {
+    let s = start().await;
+    let refused =
+        tokio::time::timeout(Duration::from_secs(20), s.get(&format!("{CONFIG_MAPS}?resourceVersion=999")))
+            .await;
+    let refused = refused.unwrap().expect(504);
+    assert_eq!(refused["details"]["causes"][0]["reason"], "ResourceVersionTooLarge");
+    s.get(&format!("{CONFIG_MAPS}?resourceVersion=x")).await.expect(400);
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_expire_and_watchers_are_told() {
+    let s = start().await;
+    let object = json!({"metadata": {"name": "e"}, "involvedObject": {"kind": "Pod", "namespace": "default", "name": "p"}});
+    let path = "/api/v1/namespaces/default/events";
+    s.post(path, &object).await.expect(201);
+    let mut watch = s.watch(&format!("{path}?watch=true&resourceVersion=0&timeoutSeconds=9000")).await;
+    assert_eq!(watch.event().await.0, "ADDED");
+    tokio::time::advance(Duration::from_secs(3601)).await;
+    assert_eq!(watch.event().await.0, "DELETED");
+    s.get(&format!("{path}/e")).await.expect(404);
+}

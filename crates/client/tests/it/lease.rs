@@ -22,8 +22,9 @@ impl Store {
         if *down {
             return Err("down".into());
         }
-        let refuse =
-            |code: u16, reason: &str| Ok((code, json!({"status": "Failure", "code": code, "reason": reason})));
+        let refuse = |code: u16, reason: &str| {
+            Ok((code, json!({"status": "Failure", "code": code, "reason": reason})))
+        };
         match method {
             "GET" if lease.is_null() => return refuse(404, "NotFound"),
             "GET" => return Ok((200, lease.clone())),

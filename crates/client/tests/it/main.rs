@@ -184,6 +184,28 @@ async fn one_watch_per_resource() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_part_of_a_kind_has_a_watch_of_its_own() {
+    let mut world = synced().await;
+    let options = skeg_client::ListOptions::fields("metadata.name=a");
+    let part: Informer<ConfigMap> = world.informers.selected("default", &options);
+    let call = world.api.call().await;
+    assert!(
+        call.uri
+            .starts_with("/api/v1/namespaces/default/configmaps?watch=true&fieldSelector=metadata.name%3Da")
+    );
+    let frames = call.stream();
+    frames.event("ADDED", &config_map("a", 1, "1"));
+    frames.end_of_list(5);
+    part.synced().await;
+    assert_eq!((part.len(), world.configs.len()), (1, 2));
+    world.informers.stop_selected::<ConfigMap>("default", &options);
+    tokio::task::yield_now().await;
+    assert!(frames.0.is_closed());
+    assert!(!world.frames.0.is_closed());
+    assert_eq!(part.len(), 1, "what was known stays readable");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cut_watch_goes_on_where_it_was() {
     let mut world = synced().await;
     let diary = Diary::keep(&world.configs);

@@ -174,6 +174,7 @@ impl Controller {
             Step::Update { set, scaled } => {
                 let updated = self.set_api.update(namespace, meta::name(&set.metadata), &set).await?;
                 if let Some(message) = scaled {
+                    tracing::info!(kind = KIND, namespace, name = meta::name(&deployment.metadata), message);
                     self.recorder.event(
                         &object_ref(deployment),
                         EventType::Normal,

@@ -180,10 +180,14 @@ impl<'a> Pass<'a> {
 
     /// Whether `spec.replicas` changed since the sets were last sized.
     fn was_scaled(&self) -> bool {
-        self.sets.iter().filter(|set| size(set) > 0).any(|set| {
+        let active: Vec<_> = self.sets.iter().filter(|set| size(set) > 0).collect();
+        let differs = |set: &&ReplicaSet| {
             annotations::number::<i32>(&set.metadata, annotations::DESIRED_REPLICAS)
                 .is_some_and(|desired| desired != self.limits.replicas)
-        })
+        };
+        // Strategy Recreate sizes one set only; with several it first has to get rid of the old.
+        // Upstream would wait for ever there.
+        active.iter().any(differs) && (self.limits.rolling || active.len() == 1)
     }
 
     fn touch(&mut self, at: usize) -> &mut Option<String> {

@@ -275,6 +275,24 @@ fn a_scaled_deployment_scales_its_set() {
 }
 
 #[test]
+fn a_rollout_turned_recreate_while_scaled_goes_on() {
+    let mut world = World::new(json!({}));
+    world.settle();
+    world.image("v2");
+    world.pass();
+    world.act(|_| true);
+    world.trace();
+    let spec = world.spec();
+    spec.strategy.as_mut().unwrap().type_ = Some("Recreate".into());
+    spec.replicas = Some(4);
+    world.settle();
+    assert_eq!(
+        world.trace(),
+        ["Scaled down replica set rs1 from 3 to 0", "Scaled up replica set rs2 from 1 to 4"]
+    );
+}
+
+#[test]
 fn a_selector_of_everything_does_nothing() {
     let mut world = World::new(json!({"selector": {}}));
     let plan = plan(Observed { deployment: &world.deployment, sets: &[], pods: &[] }, at(0));

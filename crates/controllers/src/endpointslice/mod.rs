@@ -1,6 +1,8 @@
 //! Keeps the EndpointSlices of Services that have a selector.
 //! Upstream counterpart: `pkg/controller/endpointslice`.
 
+mod layout;
+mod mirror;
 mod plan;
 
 use crate::context::{ControllerContext, Controllers};
@@ -69,6 +71,7 @@ pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers, pods
         synced.2.synced().await;
         synced.3.synced().await;
     };
+    mirror::start(ctx, controllers, controller.services.clone(), controller.slices.clone());
     let queue = controller.queue.clone();
     controllers.work("endpointslice", WORKERS, queue, ready, move |key| {
         let controller = controller.clone();
@@ -131,7 +134,7 @@ impl Controller {
         let trigger = service::last_change(&service, &pods);
         let plan =
             plan::plan(&Observed { service: &service, pods: &pods, nodes: &nodes, slices: &slices, trigger });
-        match self.act(key, plan).await {
+        match act(&self.api, &key.namespace, plan).await {
             // The next pass must see what this one wrote, or it would do it again.
             Ok(newest) => self.slices.wait_for(newest).await,
             Err(error) if error.is_namespace_terminating() => {}
@@ -148,21 +151,21 @@ impl Controller {
         }
         Ok(None)
     }
+}
 
-    /// The newest revision it made.
-    async fn act(&self, key: &ObjectKey, plan: plan::Plan) -> skeg_client::Result<u64> {
-        let mut newest = 0;
-        for slice in plan.create {
-            let created = self.api.create(&key.namespace, &slice).await?;
-            newest = newest.max(meta::revision(&created.metadata));
-        }
-        for slice in plan.update {
-            let updated = self.api.update(&key.namespace, meta::name(&slice.metadata), &slice).await?;
-            newest = newest.max(meta::revision(&updated.metadata));
-        }
-        for name in plan.delete {
-            ignore_not_found(self.api.delete(&key.namespace, &name, &Default::default()).await)?;
-        }
-        Ok(newest)
+/// Carries out a plan; the newest revision it made.
+async fn act(api: &Api<EndpointSlice>, namespace: &str, plan: layout::Plan) -> skeg_client::Result<u64> {
+    let mut newest = 0;
+    for slice in plan.create {
+        let created = api.create(namespace, &slice).await?;
+        newest = newest.max(meta::revision(&created.metadata));
     }
+    for slice in plan.update {
+        let updated = api.update(namespace, meta::name(&slice.metadata), &slice).await?;
+        newest = newest.max(meta::revision(&updated.metadata));
+    }
+    for name in plan.delete {
+        ignore_not_found(api.delete(namespace, &name, &Default::default()).await)?;
+    }
+    Ok(newest)
 }

@@ -1,15 +1,15 @@
 //! From a Service and its Pods to the EndpointSlices that should be. Pure.
 //! Upstream counterparts: `k8s.io/endpointslice` (`reconciler.go`, `utils.go`).
 
-use crate::service::{self, PodPort};
+use super::layout::{self, Groups, Plan};
+use crate::service;
 use crate::{owner, pod};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service};
 use k8s_openapi::api::discovery::v1::{
-    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
+    Endpoint, EndpointConditions, EndpointHints, EndpointSlice, ForNode, ForZone,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,9 +19,6 @@ pub(crate) const MANAGER: &str = "endpointslice-controller.k8s.io";
 pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const TOPOLOGY_ZONE: &str = "topology.kubernetes.io/zone";
-
-/// Endpoints of one slice; more go to further slices.
-pub(crate) const ENDPOINTS_PER_SLICE_MAX: usize = 100;
 
 /// What a pass looks at.
 pub(crate) struct Observed<'a> {
@@ -34,14 +31,6 @@ pub(crate) struct Observed<'a> {
     pub slices: &'a [Arc<EndpointSlice>],
     /// When the change happened that this pass answers to.
     pub trigger: Option<Timestamp>,
-}
-
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct Plan {
-    pub create: Vec<EndpointSlice>,
-    pub update: Vec<EndpointSlice>,
-    /// Names.
-    pub delete: Vec<String>,
 }
 
 pub(crate) fn plan(observed: &Observed<'_>) -> Plan {
@@ -66,100 +55,17 @@ fn address_types(service: &Service) -> BTreeSet<&'static str> {
     if types.is_empty() { BTreeSet::from(["IPv4"]) } else { types }
 }
 
-/// A slice as it should be: the one it was, its ports, its endpoints.
-type Assignment<'a> = (Option<&'a EndpointSlice>, Vec<PodPort>, Vec<Endpoint>);
-
 fn plan_family(observed: &Observed<'_>, family: &str, plan: &mut Plan) {
-    let mut groups: BTreeMap<Vec<PodPort>, BTreeMap<String, Endpoint>> = BTreeMap::new();
+    let mut groups: Groups = BTreeMap::new();
     for pod in observed.pods.iter().filter(|pod| service::is_endpoint(pod)) {
         let Some(endpoint) = endpoint(observed, pod, family) else { continue };
         groups
             .entry(service::pod_ports(observed.service, pod))
             .or_default()
-            .insert(identity(&endpoint), endpoint);
+            .insert(layout::identity(&endpoint), endpoint);
     }
-    // Each endpoint stays in the slice it is in, if the ports are still the same.
-    let mut slices: Vec<Assignment<'_>> = Vec::new();
-    for slice in observed.slices {
-        if slice.metadata.deletion_timestamp.is_some() || slice.address_type != family {
-            continue;
-        }
-        let ports = ports_of(slice);
-        let mut wanted = groups.get_mut(&ports);
-        let old = slice.endpoints.iter().flatten();
-        let kept = old.filter_map(|endpoint| wanted.as_mut()?.remove(&identity(endpoint))).collect();
-        slices.push((Some(slice), ports, kept));
-    }
-    for (ports, new) in groups {
-        place(new.into_values().collect(), ports, &mut slices);
-    }
-    // A Service without endpoints still has one slice, so that a consumer can tell that there are
-    // none from that they are not known yet.
-    if slices.iter().all(|(_, _, endpoints)| endpoints.is_empty()) {
-        let placeholder =
-            slices.iter().position(|(_, ports, _)| ports.is_empty()).or(slices.len().checked_sub(1));
-        let slice = placeholder.and_then(|at| slices.remove(at).0);
-        write(observed, family, (slice, Vec::new(), Vec::new()), plan);
-    }
-    for assignment in slices {
-        match assignment {
-            (None, _, endpoints) if endpoints.is_empty() => {}
-            (Some(slice), _, endpoints) if endpoints.is_empty() => {
-                plan.delete.push(slice.metadata.name.clone().unwrap_or_default());
-            }
-            used => write(observed, family, used, plan),
-        }
-    }
-}
-
-/// Puts new endpoints where a write is due anyway, then into the fullest slice with room, then
-/// into slices that would go, then into new ones.
-fn place(mut new: Vec<Endpoint>, ports: Vec<PodPort>, slices: &mut Vec<Assignment<'_>>) {
-    let changed = |(slice, _, endpoints): &Assignment<'_>| {
-        slice.is_none_or(|slice| slice.endpoints.as_deref().unwrap_or_default() != endpoints.as_slice())
-    };
-    let mut order: Vec<usize> = (0..slices.len()).filter(|at| slices[*at].1 == ports).collect();
-    order.sort_by_key(|at| (!changed(&slices[*at]), Reverse(slices[*at].2.len())));
-    // All that is new fits in the slices to be written, or else in one that is not, or else apart.
-    for at in order {
-        let room = ENDPOINTS_PER_SLICE_MAX.saturating_sub(slices[at].2.len());
-        if changed(&slices[at]) || new.len() <= room {
-            let room = room.min(new.len());
-            slices[at].2.extend(new.drain(..room));
-        }
-    }
-    while !new.is_empty() {
-        let chunk: Vec<_> = new.drain(..new.len().min(ENDPOINTS_PER_SLICE_MAX)).collect();
-        match slices.iter_mut().find(|(slice, _, endpoints)| slice.is_some() && endpoints.is_empty()) {
-            Some((_, old_ports, endpoints)) => {
-                old_ports.clone_from(&ports);
-                *endpoints = chunk;
-            }
-            None => slices.push((None, ports.clone(), chunk)),
-        }
-    }
-}
-
-fn write(observed: &Observed<'_>, family: &str, (old, ports, endpoints): Assignment<'_>, plan: &mut Plan) {
-    let mut wanted = EndpointSlice {
-        address_type: family.to_owned(),
-        metadata: metadata(observed, old),
-        endpoints: Some(endpoints),
-        ports: Some(ports.into_iter().map(to_port).collect()),
-    };
-    match old {
-        None => plan.create.push(wanted),
-        Some(old) => {
-            let same = old.metadata.labels == wanted.metadata.labels
-                && old.endpoints.as_deref().unwrap_or_default()
-                    == wanted.endpoints.as_deref().unwrap_or_default()
-                && old.ports.as_deref().unwrap_or_default() == wanted.ports.as_deref().unwrap_or_default();
-            if !same {
-                wanted.metadata.resource_version.clone_from(&old.metadata.resource_version);
-                plan.update.push(wanted);
-            }
-        }
-    }
+    let metadata = |old: Option<&EndpointSlice>| metadata(observed, old);
+    layout::arrange(family, groups, observed.slices, true, metadata, plan);
 }
 
 /// The endpoint of a Pod in one family, if it has an address there.
@@ -214,35 +120,6 @@ fn target(pod: &Pod) -> ObjectReference {
         uid: pod.metadata.uid.clone(),
         ..Default::default()
     }
-}
-
-/// What makes two endpoints the same one: its Pod.
-fn identity(endpoint: &Endpoint) -> String {
-    match endpoint.target_ref.as_ref().and_then(|target| target.uid.as_ref()) {
-        Some(uid) => uid.clone(),
-        None => endpoint.addresses.join(","),
-    }
-}
-
-fn to_port(port: PodPort) -> EndpointPort {
-    EndpointPort {
-        name: Some(port.name),
-        port: Some(port.port),
-        protocol: Some(port.protocol),
-        app_protocol: port.app_protocol,
-    }
-}
-
-fn ports_of(slice: &EndpointSlice) -> Vec<PodPort> {
-    let port = |port: &EndpointPort| PodPort {
-        name: port.name.clone().unwrap_or_default(),
-        port: port.port.unwrap_or(0),
-        protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()),
-        app_protocol: port.app_protocol.clone(),
-    };
-    let mut ports: Vec<_> = slice.ports.iter().flatten().map(port).collect();
-    ports.sort();
-    ports
 }
 
 /// The metadata of a slice: the Service's labels and annotations that may be passed on, and ours.

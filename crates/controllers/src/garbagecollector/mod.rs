@@ -7,6 +7,7 @@ mod plan;
 use crate::context::{ControllerContext, Controllers};
 use crate::discovery::{Resource, Served};
 use crate::error::{Error, Result, ignore_not_found};
+use crate::meta;
 use graph::{FOREGROUND, Graph, Identity, ORPHAN, Uid, Work};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use parking_lot::Mutex;
@@ -14,10 +15,10 @@ use plan::{Action, Owner};
 use serde_json::json;
 use skeg_api::Gvr;
 use skeg_client::{
-    Api, Change, Client, DeleteOptions, EventType, Informers, ObjectRef, PartialObjectMetadata, PatchKind,
-    Preconditions, Queue, Recorder,
+    Api, Change, Client, DeleteOptions, EventType, Informer, Informers, ObjectRef, PartialObjectMetadata,
+    PatchKind, Preconditions, Queue, Recorder,
 };
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -33,6 +34,8 @@ struct Controller {
     graph: Mutex<Graph>,
     queue: Queue<Work>,
     recorder: Recorder,
+    /// The informers that feed the graph.
+    followed: Mutex<BTreeMap<Gvr, Informer<PartialObjectMetadata>>>,
 }
 
 pub(crate) fn start(
@@ -47,6 +50,7 @@ pub(crate) fn start(
         served: served.clone(),
         graph: Mutex::default(),
         queue: ctx.queue(),
+        followed: Mutex::default(),
     });
     let (synced, mut is_synced) = watch::channel(false);
     let (informers, cancel, of) = (ctx.informers.clone(), ctx.cancel.clone(), controller.clone());
@@ -76,28 +80,36 @@ async fn follow_kinds(
     mut served: watch::Receiver<Arc<Served>>,
     synced: watch::Sender<bool>,
 ) {
-    let mut followed: BTreeSet<Gvr> = BTreeSet::new();
     loop {
         let now = served.borrow_and_update().clone();
         let wanted: Vec<&Resource> = now.iter().filter(|resource| is_collectable(resource)).collect();
-        for gone in followed.iter().filter(|gvr| !wanted.iter().any(|resource| resource.gvr == **gvr)) {
-            informers.stop(gone);
-        }
-        followed.retain(|gvr| wanted.iter().any(|resource| resource.gvr == *gvr));
         let mut new = Vec::new();
-        for resource in &wanted {
-            if followed.insert(resource.gvr.clone()) {
-                let informer = informers.metadata(&resource.gvr);
-                let (of, api_version, kind) =
-                    (controller.clone(), resource.gvr.group_version().to_string(), resource.kind.clone());
-                informer.subscribe(move |change| of.changed(&api_version, &kind, &change));
-                new.push(informer);
+        {
+            let mut followed = controller.followed.lock();
+            followed.retain(|gvr, _| {
+                let stays = wanted.iter().any(|resource| resource.gvr == *gvr);
+                if !stays {
+                    informers.stop(gvr);
+                }
+                stays
+            });
+            for resource in &wanted {
+                if !followed.contains_key(&resource.gvr) {
+                    let informer = informers.metadata(&resource.gvr);
+                    followed.insert(resource.gvr.clone(), informer.clone());
+                    new.push((informer, *resource));
+                }
             }
         }
-        for informer in new {
+        for (informer, resource) in &new {
+            let of = controller.clone();
+            let (api_version, kind) = (resource.gvr.group_version().to_string(), resource.kind.clone());
+            informer.subscribe(move |change| of.changed(&api_version, &kind, &change));
+        }
+        for (informer, _) in &new {
             informer.synced().await;
         }
-        if !followed.is_empty() {
+        if !wanted.is_empty() {
             synced.send_replace(true);
         }
         if served.changed().await.is_err() {
@@ -154,8 +166,13 @@ impl Controller {
             return Ok(self.gone(&node));
         };
         if node.is_virtual {
-            // It exists; its event is on the way, and until it comes its end could be missed.
-            return Ok(Some(Duration::from_millis(50)));
+            // It exists, and its event is on the way. Were it to end before that comes, only the
+            // event could tell.
+            let followed = self.followed.lock().get(&resource.gvr).cloned();
+            if let Some(informer) = followed {
+                informer.wait_for(meta::revision(&live.metadata)).await;
+            }
+            return Ok(None);
         }
         if node.is_deleting_dependents {
             return self.delete_dependents(&uid, &resource, &live.metadata).await;
@@ -272,7 +289,7 @@ impl Controller {
             return Ok(());
         }
         let patch = json!({"metadata": {"uid": live.uid, "resourceVersion": live.resource_version, "finalizers": finalizers}});
-        let (namespace, name) = (crate::meta::namespace(live), crate::meta::name(live));
+        let (namespace, name) = (meta::namespace(live), meta::name(live));
         Ok(ignore_not_found(self.api(resource).patch(namespace, name, PatchKind::Merge, &patch, None).await)?)
     }
 

@@ -121,6 +121,7 @@ impl Controller {
             let finalized: skeg_client::Result<Namespace> =
                 self.api.update_subresource("", name, "finalize", &wanted).await;
             ignore_not_found(finalized)?;
+            tracing::info!(kind = "Namespace", name, "empty, and let go");
             self.waiting.lock().remove(name);
             return Ok(None);
         }

@@ -96,6 +96,7 @@ impl Controller {
             return Ok(now.duration_until(due).try_into().ok());
         }
         self.marked.lock().remove(key);
+        tracing::info!(kind = "Pod", %key, "evicted by a taint of its node");
         let message = format!("Marking for deletion Pod {key}");
         self.recorder.event(&object_ref(&*pod), EventType::Normal, "TaintManagerEviction", &message);
         if let Some(conditions) =

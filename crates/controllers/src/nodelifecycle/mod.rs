@@ -189,6 +189,7 @@ impl Controller {
             Err(error) if error.is_not_found() => return Ok(None),
             written => written?,
         };
+        tracing::warn!(kind = "Node", name, "the node is silent");
         let message = format!("Node {name} status is now: NodeNotReady");
         self.recorder.event(&object_ref(node), EventType::Normal, "NodeNotReady", &message);
         self.nodes.wait_for(meta::revision(&written.metadata)).await;

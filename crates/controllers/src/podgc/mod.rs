@@ -165,6 +165,7 @@ impl Controller {
     }
 
     async fn collect(&self, pod: &Pod, reason: Reason) -> Result<()> {
+        tracing::info!(kind = "Pod", key = %meta::key(&pod.metadata), ?reason, "collected");
         if let Some(conditions) = plan::failed(pod, reason, self.clock.now_seconds()) {
             patch_conditions(&self.pod_api, pod, conditions, Some("Failed")).await?;
         }

@@ -63,10 +63,14 @@ impl Cluster {
     /// No one writes any more, for a time in which every timer of the controllers goes off.
     async fn settled(&self) {
         let mut before = usize::MAX;
-        while before != self.api.state().writes.len() {
+        for _ in 0..100 {
+            if before == self.api.state().writes.len() {
+                return;
+            }
             before = self.api.state().writes.len();
             tokio::time::sleep(Duration::from_secs(30)).await;
         }
+        panic!("still writing: {:#?}", self.api.state().writes.iter().rev().take(20).collect::<Vec<_>>());
     }
 
     async fn stop(self) {

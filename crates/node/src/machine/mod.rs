@@ -37,7 +37,9 @@ pub enum Sandbox {
     #[default]
     Missing,
     /// Creation failed; again at that time.
-    Failed { retry_at: Timestamp },
+    Failed {
+        retry_at: Timestamp,
+    },
     Creating,
     Ready,
     /// Its supervisor died: everything in it is lost.
@@ -50,7 +52,9 @@ pub enum Volumes {
     #[default]
     Missing,
     Preparing,
-    Failed { retry_at: Timestamp },
+    Failed {
+        retry_at: Timestamp,
+    },
     Ready,
 }
 
@@ -124,6 +128,8 @@ pub struct Run {
     pub image_id: String,
     /// How it wants to be stopped.
     pub stop_signal: i32,
+    /// The image the spec asked for when it was created; another one restarts the container.
+    pub asked_image: String,
     /// The image as the status shows it.
     pub image: String,
 }
@@ -164,7 +170,8 @@ impl ContainerMemory {
 
     /// The back-off after another restart.
     pub fn next_backoff(&self, finished: Timestamp) -> CrashBackoff {
-        let delay = self.live_backoff(finished).map_or(CRASH_BACKOFF_MIN, |b| (b.delay * 2).min(CRASH_BACKOFF_MAX));
+        let delay =
+            self.live_backoff(finished).map_or(CRASH_BACKOFF_MIN, |b| (b.delay * 2).min(CRASH_BACKOFF_MAX));
         CrashBackoff { delay, updated: finished }
     }
 
@@ -225,7 +232,9 @@ pub fn restarts(spec: &PodSpec, container: &Container, is_init: bool, exit_code:
 /// The main containers have nothing left to do, now or later.
 pub fn mains_finished(pod_spec: &PodSpec, memory: &Memory) -> bool {
     pod_spec.containers.iter().all(|container| {
-        let Some(run) = memory.container(&container.name).and_then(ContainerMemory::run) else { return false };
+        let Some(run) = memory.container(&container.name).and_then(ContainerMemory::run) else {
+            return false;
+        };
         run.is_exited() && !restarts(pod_spec, container, false, run.exit_code)
     })
 }

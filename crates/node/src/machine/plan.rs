@@ -11,8 +11,14 @@ pub enum Action {
     CreateSandbox,
     /// Everything in it has ended, or it is dead.
     RemoveSandbox,
-    Start { container: String },
-    Stop { container: String, message: String, grace: Option<i64> },
+    Start {
+        container: String,
+    },
+    Stop {
+        container: String,
+        message: String,
+        grace: Option<i64>,
+    },
     /// Ends the Pod by the node's own decision.
     End(Ended),
     /// Nothing is left on this host: delete the object.
@@ -112,7 +118,14 @@ fn containers(spec: &PodSpec, memory: &Memory, now: Timestamp, plan: &mut Plan) 
 }
 
 /// Keeps one container as it should be: running, or ended for good.
-fn one(spec: &PodSpec, container: &Container, is_init: bool, memory: &Memory, now: Timestamp, plan: &mut Plan) {
+fn one(
+    spec: &PodSpec,
+    container: &Container,
+    is_init: bool,
+    memory: &Memory,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
     let name = &container.name;
     let start = |plan: &mut Plan| plan.actions.push(Action::Start { container: name.clone() });
     let Some(known) = memory.container(name) else { return start(plan) };
@@ -136,6 +149,8 @@ fn one(spec: &PodSpec, container: &Container, is_init: bool, memory: &Memory, no
         Some(run) if run.is_running() => {
             if let Some(why) = &known.probes.kill {
                 plan.stop(name, format!("{why}, will be restarted"), known.probes.kill_grace);
+            } else if !run.asked_image.is_empty() && container.image.as_ref() != Some(&run.asked_image) {
+                plan.stop(name, format!("Container {name} definition changed, will be restarted"), None);
             }
         }
         // Created but never started: its start was interrupted (the agent died between the two).
@@ -149,7 +164,9 @@ fn wind_down(pod: &Pod, leaving: bool, memory: &Memory, plan: &mut Plan) {
     let spec = spec(pod);
     let grace = if leaving { pod.metadata.deletion_grace_period_seconds } else { None };
     let alive = |name: &str| {
-        memory.container(name).is_some_and(|m| m.busy.is_some() || m.run().is_some_and(|run| !run.is_exited()))
+        memory
+            .container(name)
+            .is_some_and(|m| m.busy.is_some() || m.run().is_some_and(|run| !run.is_exited()))
     };
     let idle_and_alive = |name: &str| alive(name) && memory.container(name).is_some_and(|m| m.busy.is_none());
     let (sidecars, inits): (Vec<_>, Vec<_>) = init_containers(spec).iter().partition(|c| is_sidecar(c));
@@ -197,11 +214,17 @@ mod tests {
     }
 
     fn pod(spec: Value) -> Pod {
-        serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": spec})).unwrap()
+        serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": spec}))
+            .unwrap()
     }
 
     fn ready() -> Memory {
-        Memory { sandbox: Sandbox::Ready, volumes: Volumes::Ready, start_time: Some(at(0)), ..Default::default() }
+        Memory {
+            sandbox: Sandbox::Ready,
+            volumes: Volumes::Ready,
+            start_time: Some(at(0)),
+            ..Default::default()
+        }
     }
 
     fn run(state: runtime::ContainerState, exit_code: i32) -> Run {
@@ -217,13 +240,18 @@ mod tests {
             message: String::new(),
             image_id: String::new(),
             stop_signal: 15,
+            asked_image: String::new(),
             image: String::new(),
         }
     }
 
     fn running() -> ContainerMemory {
         let probes = Probes { started: true, ready: true, ..Default::default() };
-        ContainerMemory { current: Some(run(runtime::ContainerState::Running, 0)), probes, ..Default::default() }
+        ContainerMemory {
+            current: Some(run(runtime::ContainerState::Running, 0)),
+            probes,
+            ..Default::default()
+        }
     }
 
     fn exited(code: i32) -> ContainerMemory {
@@ -329,6 +357,16 @@ mod tests {
         let plan = check(&pod, &with(ready(), &[("a", sick)]), 0, &["stop a"]);
         let Action::Stop { message, .. } = &plan.actions[0] else { panic!() };
         assert_eq!(message, "Container a failed liveness probe, will be restarted");
+    }
+
+    #[test]
+    fn another_image_restarts_the_container() {
+        let pod = pod(json!({"containers": [{"name": "a", "image": "new"}]}));
+        let mut old = running();
+        old.current.as_mut().unwrap().asked_image = "new".into();
+        check(&pod, &with(ready(), &[("a", old.clone())]), 0, &[]);
+        old.current.as_mut().unwrap().asked_image = "old".into();
+        check(&pod, &with(ready(), &[("a", old)]), 0, &["stop a"]);
     }
 
     #[test]

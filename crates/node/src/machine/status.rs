@@ -2,8 +2,8 @@
 
 use super::*;
 use k8s_openapi::api::core::v1::{
-    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP,
-    PodCondition, PodIP, PodStatus,
+    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+    HostIP, PodCondition, PodIP, PodStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use skeg_api::predicates::is_sidecar;
@@ -37,7 +37,8 @@ pub fn status(
         reason: ended.map(|e| e.reason.clone()).filter(|r| !r.is_empty()),
         message: ended.map(|e| e.message.clone()).filter(|m| !m.is_empty()),
         host_ip: host_ips.first().cloned(),
-        host_ips: (!host_ips.is_empty()).then(|| host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect()),
+        host_ips: (!host_ips.is_empty())
+            .then(|| host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect()),
         pod_ip: memory.pod_ips.first().cloned(),
         pod_ips: (!memory.pod_ips.is_empty())
             .then(|| memory.pod_ips.iter().map(|ip| PodIP { ip: ip.clone() }).collect()),
@@ -46,7 +47,8 @@ pub fn status(
         observed_generation: pod.metadata.generation,
         ..Default::default()
     };
-    out.conditions = Some(conditions(pod, old, memory, phase, initialized, &init_statuses, &main_statuses, now));
+    out.conditions =
+        Some(conditions(pod, old, memory, phase, initialized, &init_statuses, &main_statuses, now));
     // A Pod the node turned away never had containers.
     let rejected = ended.is_some() && memory.start_time.is_some() && memory.containers.is_empty();
     if !rejected {
@@ -140,7 +142,9 @@ fn container_status(
     let state = match &known.current {
         None => match &known.waiting {
             Some(why) => waiting(&why.reason, &why.message),
-            None => waiting(if is_init && known.busy.is_none() { "PodInitializing" } else { default_reason }, ""),
+            None => {
+                waiting(if is_init && known.busy.is_none() { "PodInitializing" } else { default_reason }, "")
+            }
         },
         Some(run) if run.is_running() => {
             fill_run(&mut out, run);
@@ -263,9 +267,11 @@ fn conditions(
     let mut add = |kind: &str, verdict: Result<(), (&str, String)>, completed: bool| {
         let (status, reason, message) = match verdict {
             Ok(()) => ("True", completed.then(|| "PodCompleted".to_owned()), None),
-            Err((reason, message)) => {
-                ("False", Some(reason.to_owned()).filter(|r| !r.is_empty()), Some(message).filter(|m| !m.is_empty()))
-            }
+            Err((reason, message)) => (
+                "False",
+                Some(reason.to_owned()).filter(|r| !r.is_empty()),
+                Some(message).filter(|m| !m.is_empty()),
+            ),
         };
         let before = old.iter().find(|c| c.type_ == kind && c.status == status);
         let since = before.and_then(|c| c.last_transition_time.clone()).unwrap_or_else(|| seconds(now));
@@ -291,12 +297,14 @@ fn conditions(
             .filter(|(status, c)| if is_sidecar(c) { status.started != Some(true) } else { !status.ready })
             .map(|(status, _)| status.name.as_str())
             .collect();
-        Err(("ContainersNotInitialized", format!("containers with incomplete status: [{}]", incomplete.join(" "))))
+        Err((
+            "ContainersNotInitialized",
+            format!("containers with incomplete status: [{}]", incomplete.join(" ")),
+        ))
     };
     add("Initialized", init_verdict, succeeded);
     let sidecars = init.iter().zip(init_containers(spec)).filter(|(_, c)| is_sidecar(c)).map(|(s, _)| s);
-    let unready: Vec<&str> =
-        sidecars.chain(main).filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
+    let unready: Vec<&str> = sidecars.chain(main).filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
     let containers_ready = match phase {
         "Succeeded" => Err(("PodCompleted", String::new())),
         "Failed" => Err(("PodFailed", String::new())),
@@ -310,7 +318,9 @@ fn conditions(
         .filter_map(|gate| {
             let kind = &gate.condition_type;
             match shown.iter().find(|c| c.type_ == *kind) {
-                None => Some(format!("corresponding condition of pod readiness gate \"{kind}\" does not exist.")),
+                None => {
+                    Some(format!("corresponding condition of pod readiness gate \"{kind}\" does not exist."))
+                }
                 Some(c) if c.status != "True" => Some(format!(
                     "the status of pod readiness gate \"{kind}\" is not \"True\", but {}",
                     c.status
@@ -346,7 +356,11 @@ mod tests {
         Run {
             id: format!("id{attempt}"),
             attempt,
-            state: if exit.is_some() { runtime::ContainerState::Exited } else { runtime::ContainerState::Running },
+            state: if exit.is_some() {
+                runtime::ContainerState::Exited
+            } else {
+                runtime::ContainerState::Running
+            },
             started_at: Some(start),
             finished_at: exit.map(|_| Timestamp::from_second(1_700_000_095).unwrap()),
             exit_code: exit.unwrap_or(0),
@@ -355,6 +369,7 @@ mod tests {
             message: String::new(),
             image_id: "img@sha256:1".into(),
             stop_signal: 15,
+            asked_image: String::new(),
             image: "img".into(),
         }
     }
@@ -394,22 +409,30 @@ mod tests {
     #[test]
     fn a_crash_loop_shows_waiting_with_the_last_state() {
         let mut known = ContainerMemory { current: Some(run(2, Some(1))), ..Default::default() };
-        known.backoff = Some(CrashBackoff { delay: Duration::from_secs(80), updated: known.current.as_ref().unwrap().finished_at.unwrap() });
+        known.backoff = Some(CrashBackoff {
+            delay: Duration::from_secs(80),
+            updated: known.current.as_ref().unwrap().finished_at.unwrap(),
+        });
         let status = status(&pod("Always"), None, &memory(known), &[], "BestEffort", now());
         assert_eq!(status.phase.as_deref(), Some("Running"));
         let container = &status.container_statuses.as_ref().unwrap()[0];
         let waiting = container.state.as_ref().unwrap().waiting.as_ref().unwrap();
         assert_eq!(waiting.reason.as_deref(), Some("CrashLoopBackOff"));
-        assert_eq!(waiting.message.as_deref(), Some("back-off 1m20s restarting failed container=a pod=p_n(u)"));
+        assert_eq!(
+            waiting.message.as_deref(),
+            Some("back-off 1m20s restarting failed container=a pod=p_n(u)")
+        );
         assert_eq!(container.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 1);
         assert_eq!(container.restart_count, 2);
     }
 
     #[test]
     fn ends_are_told_apart() {
-        for (policy, code, phase, reason) in
-            [("Never", 0, "Succeeded", "PodCompleted"), ("Never", 1, "Failed", "PodFailed"), ("OnFailure", 0, "Succeeded", "PodCompleted")]
-        {
+        for (policy, code, phase, reason) in [
+            ("Never", 0, "Succeeded", "PodCompleted"),
+            ("Never", 1, "Failed", "PodFailed"),
+            ("OnFailure", 0, "Succeeded", "PodCompleted"),
+        ] {
             let known = ContainerMemory { current: Some(run(0, Some(code))), ..Default::default() };
             let status = status(&pod(policy), None, &memory(known), &[], "BestEffort", now());
             assert_eq!(status.phase.as_deref(), Some(phase));
@@ -424,8 +447,12 @@ mod tests {
         let later = Timestamp::from_second(1_700_000_200).unwrap();
         let again = status(&pod, Some(&first), &memory(ContainerMemory::default()), &[], "BestEffort", later);
         assert_eq!(first, again);
-        let waiting = again.container_statuses.as_ref().unwrap()[0].state.as_ref().unwrap().waiting.as_ref().unwrap();
+        let waiting =
+            again.container_statuses.as_ref().unwrap()[0].state.as_ref().unwrap().waiting.as_ref().unwrap();
         assert_eq!(waiting.reason.as_deref(), Some("ContainerCreating"));
-        assert_eq!(condition(&again, "Ready").message.as_deref(), Some("containers with unready status: [a]"));
+        assert_eq!(
+            condition(&again, "Ready").message.as_deref(),
+            Some("containers with unready status: [a]")
+        );
     }
 }

@@ -37,6 +37,57 @@ struct Host {
     runtime: Arc<Runtime>,
 }
 
+/// Configurations for the files under a directory.
+struct HostBlueprint {
+    dir: PathBuf,
+}
+
+impl HostBlueprint {
+    fn sandbox(&self, uid: &str) -> SandboxConfig {
+        SandboxConfig {
+            uid: uid.to_owned(),
+            hostname: "pod-host".to_owned(),
+            host_network: false,
+            host_pid: false,
+            host_ipc: false,
+            share_process_namespace: false,
+            sysctls: BTreeMap::new(),
+            resources: Resources::default(),
+            labels: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
+        }
+    }
+
+    fn container(&self, id: &str, args: &[&str]) -> ContainerConfig {
+        ContainerConfig {
+            id: id.to_owned(),
+            name: id.to_owned(),
+            attempt: 0,
+            layers: vec![self.dir.join("layer")],
+            args: args.iter().map(|a| (*a).to_owned()).collect(),
+            env: vec![("PATH".to_owned(), "/bin".to_owned())],
+            cwd: "/".to_owned(),
+            user: User::default(),
+            mounts: vec![],
+            devices: vec![],
+            resources: Resources::default(),
+            security: Security {
+                privileged: false,
+                capabilities: DEFAULT_CAPABILITIES.iter().map(|c| format!("CAP_{c}")).collect(),
+                no_new_privileges: false,
+                seccomp: Seccomp::RuntimeDefault,
+                read_only_root: false,
+                unmasked_proc: false,
+            },
+            tty: false,
+            stdin: false,
+            stdin_once: false,
+            log_path: self.dir.join(format!("logs/{id}.log")),
+            stop_signal: libc::SIGTERM,
+            labels: BTreeMap::new(),
+        }
+    }
+}
+
 fn busybox() -> Option<PathBuf> {
     ["/bin/busybox", "/usr/bin/busybox"].iter().map(PathBuf::from).find(|p| p.exists())
 }
@@ -87,49 +138,17 @@ impl Host {
     }
 
     async fn sandbox(&self, uid: &str, change: impl FnOnce(&mut SandboxConfig)) -> SandboxStatus {
-        let mut config = SandboxConfig {
-            uid: uid.to_owned(),
-            hostname: "pod-host".to_owned(),
-            host_network: false,
-            host_pid: false,
-            host_ipc: false,
-            share_process_namespace: false,
-            sysctls: BTreeMap::new(),
-            resources: Resources::default(),
-            labels: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
-        };
+        let mut config = self.blueprint().sandbox(uid);
         change(&mut config);
         self.runtime.create_sandbox(config).await.unwrap()
     }
 
+    fn blueprint(&self) -> HostBlueprint {
+        HostBlueprint { dir: self.dir.path().to_owned() }
+    }
+
     fn container(&self, id: &str, args: &[&str]) -> ContainerConfig {
-        ContainerConfig {
-            id: id.to_owned(),
-            name: id.to_owned(),
-            attempt: 0,
-            layers: vec![self.path("layer")],
-            args: args.iter().map(|a| (*a).to_owned()).collect(),
-            env: vec![("PATH".to_owned(), "/bin".to_owned())],
-            cwd: "/".to_owned(),
-            user: User::default(),
-            mounts: vec![],
-            devices: vec![],
-            resources: Resources::default(),
-            security: Security {
-                privileged: false,
-                capabilities: DEFAULT_CAPABILITIES.iter().map(|c| format!("CAP_{c}")).collect(),
-                no_new_privileges: false,
-                seccomp: Seccomp::RuntimeDefault,
-                read_only_root: false,
-                unmasked_proc: false,
-            },
-            tty: false,
-            stdin: false,
-            stdin_once: false,
-            log_path: self.path(&format!("logs/{id}.log")),
-            stop_signal: libc::SIGTERM,
-            labels: BTreeMap::new(),
-        }
+        self.blueprint().container(id, args)
     }
 
     async fn run(&self, uid: &str, config: ContainerConfig) -> ContainerStatus {
@@ -610,6 +629,21 @@ async fn attach_and_port_forward() {
     assert_eq!(session.exit.await.unwrap().unwrap(), 0);
     assert_eq!(host.log("c1").len(), 5 + 500_000 + 4);
 
+    // A session that reads late loses nothing, though the container has ended.
+    let mut config =
+        host.container("late", &["sh", "-c", "read x; dd if=/dev/zero bs=1000 count=90 2>/dev/null"]);
+    (config.stdin, config.stdin_once) = (true, true);
+    host.run("u1", config).await;
+    let mut session = host.runtime.attach("u1", "late", all).await.unwrap();
+    let mut stdin = session.stdin.take().unwrap();
+    stdin.write_all(b"go\n").await.unwrap();
+    stdin.shutdown().await.unwrap();
+    host.wait_exit("u1", "late").await;
+    let mut rest = Vec::new();
+    session.stdout.take().unwrap().read_to_end(&mut rest).await.unwrap();
+    assert_eq!(rest.len(), 90_000);
+    assert_eq!(session.exit.await.unwrap().unwrap(), 0);
+
     let mut config = host.container("c2", &["sh", "-c", "read x; stty size; echo got $x; read y"]);
     (config.stdin, config.tty) = (true, true);
     host.run("u1", config).await;
@@ -634,7 +668,7 @@ async fn attach_and_port_forward() {
         text.push_str(&String::from_utf8_lossy(&chunk[..n]));
     }
     drop(session);
-    assert_eq!(host.runtime.sandbox("u1").await.unwrap().containers[1].state, ContainerState::Running);
+    assert_eq!(host.runtime.sandbox("u1").await.unwrap().containers[2].state, ContainerState::Running);
 
     host.run("u1", host.container("c3", &["sh", "-c", "echo up; nc -l -p 9000 -e cat"])).await;
     wait_log(&host, "c3", "up").await;
@@ -665,6 +699,7 @@ async fn agent_restart_leaves_containers_alone() {
     let pid = host.runtime.sandbox("u1").await.unwrap().containers[1].pid.unwrap();
     // The old agent's handle stays forgotten while c2 ends.
     let pidfd = {
+        // SAFETY: no memory is involved.
         let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
         assert!(raw > 0);
         raw as i32
@@ -672,7 +707,9 @@ async fn agent_restart_leaves_containers_alone() {
     host.runtime = Runtime::open(config(&host.path("other"), &format!("{}x", host.id))).await.unwrap();
     std::fs::write(format!("/proc/{pid}/root/go"), "").unwrap();
     let mut poll = libc::pollfd { fd: pidfd, events: libc::POLLIN, revents: 0 };
-    assert_eq!(unsafe { libc::poll(&mut poll, 1, 20_000) }, 1);
+    // SAFETY: one valid pollfd.
+    let ended = unsafe { libc::poll(&mut poll, 1, 20_000) };
+    assert_eq!(ended, 1);
     let other = host.runtime.clone();
     host.restart().await;
     other.purge().await.unwrap();
@@ -745,5 +782,90 @@ async fn figures() {
     let started = tokio::time::Instant::now();
     host.runtime.remove_sandbox("u1").await.unwrap();
     eprintln!("remove of 20 containers {:?}", started.elapsed());
+    host.finish().await;
+}
+
+/// What the agent that gets killed does, in a process of its own: see [`killed_at_any_moment`].
+#[tokio::test]
+async fn busy_agent() {
+    let Ok(dir) = std::env::var("SKEG_TEST_BUSY_AGENT") else { return };
+    let (dir, id) = dir.split_once(':').unwrap();
+    let dir = PathBuf::from(dir);
+    let runtime = Runtime::open(config(&dir, id)).await.unwrap();
+    let blueprint = HostBlueprint { dir: dir.clone() };
+    for round in 0.. {
+        let uid = format!("p{}", round % 3);
+        runtime.remove_sandbox(&uid).await.unwrap();
+        runtime.create_sandbox(blueprint.sandbox(&uid)).await.unwrap();
+        for name in ["a", "b"] {
+            let config = blueprint.container(name, &["sleep", "1000"]);
+            runtime.create_container(&uid, config).await.unwrap();
+            runtime.start_container(&uid, name).await.unwrap();
+        }
+        runtime.exec_sync(&uid, "a", vec!["true".to_owned()], TIMEOUT, 10).await.unwrap();
+        runtime.remove_container(&uid, "b").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn killed_at_any_moment() {
+    let mut host = Host::new("kill").await;
+    let random = skeg_base::Random::seeded(11);
+    let mut alive = 0;
+    // How fast this host is decides how long an agent may live.
+    let started = tokio::time::Instant::now();
+    host.sandbox("p0", |_| ()).await;
+    host.run("p0", host.container("a", &["true"])).await;
+    let unit_ms = started.elapsed().as_millis() as u64 + 5;
+    let idle = Runtime::open(config(&host.path("idle"), &format!("{}i", host.id))).await.unwrap();
+    let started = tokio::time::Instant::now();
+    for _ in 0..25 {
+        // On a slow host a few rounds do.
+        if alive > 0 && started.elapsed() > TIMEOUT {
+            break;
+        }
+        // One agent at a time: this one lets go while the other works.
+        host.runtime = idle.clone();
+        let mut agent = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["busy_agent", "--exact", "--nocapture"])
+            .env("SKEG_TEST_BUSY_AGENT", format!("{}:{}", host.dir.path().display(), host.id))
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        tokio::time::sleep(Duration::from_millis(unit_ms + random.below(8 * unit_ms))).await;
+        agent.kill().unwrap();
+        let status = agent.wait().unwrap();
+        assert_eq!(status.code(), None, "it was killed, it did not fail");
+        host.restart().await;
+        for sandbox in host.runtime.sandboxes().await.unwrap() {
+            if !sandbox.ready {
+                host.runtime.remove_sandbox(&sandbox.config.uid).await.unwrap();
+                continue;
+            }
+            for container in sandbox.containers.iter().filter(|c| c.state == ContainerState::Running) {
+                // One process per container, and it answers; unless the last wish of the killed
+                // agent was its removal, which the supervisor still fulfils.
+                let uid = sandbox.config.uid.as_str();
+                let args = ["sh", "-c", "ps | grep -c 'sleep 100[0]'"].map(str::to_owned).to_vec();
+                match host.runtime.exec_sync(uid, &container.id, args, TIMEOUT, 100).await {
+                    Ok(out) if !out.output.is_empty() => {
+                        assert_eq!(out.output, b"1\n");
+                        alive += 1;
+                    }
+                    _ => {
+                        let gone = |s: &SandboxStatus| {
+                            !s.ready
+                                || s.containers
+                                    .iter()
+                                    .all(|c| c.id != container.id || c.state == ContainerState::Exited)
+                        };
+                        host.wait(uid, gone).await;
+                    }
+                }
+            }
+        }
+    }
+    assert!(alive > 0, "no kill met a running container");
+    idle.purge().await.unwrap();
     host.finish().await;
 }

@@ -102,8 +102,7 @@ pub fn filter<'a>(pod: &'a Candidate, snapshot: &'a Snapshot) -> PreFilter<'a> {
     }
     let minimum = |(constraint, counts): (&Constraint, &HashMap<&str, i64>)| {
         let enough = counts.len() as i64 >= constraint.min_domains;
-        // Without any domain nothing is too much, as upstream.
-        if enough { counts.values().copied().min().unwrap_or(i64::from(i32::MAX)) } else { 0 }
+        if enough { counts.values().copied().min().unwrap_or(0) } else { 0 }
     };
     let minima: Vec<i64> = constraints.iter().zip(&counts).map(minimum).collect();
     PreFilter::Filter(Box::new(move |node| -> Verdict {

@@ -197,6 +197,19 @@ fn large_clusters_are_sampled_in_turns() {
     assert!(!(410..990).contains(&number), "{number}");
 }
 
+#[test]
+fn zones_take_turns() {
+    let zone = |zone: &str| json!({"metadata": {"labels": {"topology.kubernetes.io/zone": zone}}});
+    let nodes = [("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"), ("c1", "c"), ("c2", "c")];
+    let nodes = nodes.map(|(name, in_zone)| node(name, zone(in_zone)));
+    let names = |snapshot: &Snapshot| {
+        snapshot.nodes().iter().map(|node| node.name.to_string()).collect::<Vec<_>>().join(" ")
+    };
+    let snapshot = cluster(&nodes, &[]);
+    assert_eq!(names(&snapshot), "a1 b1 c1 a2 c2 a3");
+    assert!(snapshot.nodes().iter().all(|node| snapshot.node(&node.name).unwrap().name == node.name));
+}
+
 fn zones() -> Vec<k8s_openapi::api::core::v1::Node> {
     [("a1", "a"), ("a2", "a"), ("b1", "b")]
         .map(|(name, zone)| node(name, json!({"metadata": {"labels": {"zone": zone}}})))

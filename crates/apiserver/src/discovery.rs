@@ -1,0 +1,580 @@
+//! Which groups, versions and resources there are: per group and aggregated, the OpenAPI
+//! documents, and the paths of the root. Everything is made from one state of the kinds table and
+//! kept until the table changes.
+//! Upstream counterpart: `k8s.io/apiserver/pkg/endpoints/discovery`, `kube-openapi/pkg/handler3`.
+
+use crate::hooks::{Call, Endpoint};
+use crate::local::{Body, empty};
+use crate::negotiate::{self, Encoding, Output};
+use crate::query::Query;
+use crate::request::RequestInfo;
+use bytes::Bytes;
+use flate2::read::GzDecoder;
+use futures_util::future::BoxFuture;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Request, Response, StatusCode};
+use parking_lot::Mutex;
+use serde_json::{Map, Value, json};
+use skeg_api::kinds::Snapshot;
+use skeg_api::{GroupVersion, Kind, Kinds, Status, openapi};
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::Arc;
+
+/// Groups in the order in which upstream lists them; others follow by name.
+const GROUP_ORDER: [&str; 16] = [
+    "",
+    "apps",
+    "events.k8s.io",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "autoscaling",
+    "batch",
+    "certificates.k8s.io",
+    "networking.k8s.io",
+    "policy",
+    "rbac.authorization.k8s.io",
+    "storage.k8s.io",
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+    "scheduling.k8s.io",
+    "coordination.k8s.io",
+];
+
+const AGGREGATED: [&str; 2] = ["v2", "v2beta1"];
+/// OpenAPI documents whose URL carries their hash never change.
+const IMMUTABLE: &str = "public, immutable, max-age=31536000";
+
+/// The paths that exist beside groups, for the list at `/`.
+const PATHS: [&str; 13] = [
+    "/.well-known/openid-configuration",
+    "/healthz",
+    "/healthz/ping",
+    "/livez",
+    "/livez/ping",
+    "/metrics",
+    "/openapi/v2",
+    "/openapi/v3",
+    "/openapi/v3/",
+    "/openid/v1/jwks",
+    "/readyz",
+    "/readyz/ping",
+    "/version",
+];
+
+pub struct Discovery {
+    kinds: Arc<Kinds>,
+    /// Of one state of the table.
+    current: Mutex<Option<Arc<Documents>>>,
+}
+
+struct Document {
+    bytes: Bytes,
+    etag: String,
+}
+
+struct Documents {
+    snapshot: Arc<Snapshot>,
+    /// By path; of `/api` and `/apis` also the aggregated forms as `<path>;<version>`.
+    made: BTreeMap<String, Document>,
+    /// OpenAPI documents, compressed, as they were asked for.
+    packed: Mutex<BTreeMap<String, Arc<Document>>>,
+}
+
+impl Discovery {
+    pub fn new(kinds: Arc<Kinds>) -> Self {
+        Discovery { kinds, current: Mutex::new(None) }
+    }
+
+    fn documents(&self) -> Arc<Documents> {
+        let snapshot = self.kinds.snapshot();
+        let mut current = self.current.lock();
+        match &*current {
+            Some(documents) if documents.snapshot.generation == snapshot.generation => documents.clone(),
+            _ => {
+                let fresh = Arc::new(documents(snapshot));
+                *current = Some(fresh.clone());
+                fresh
+            }
+        }
+    }
+
+    fn serve(&self, info: &RequestInfo, headers: &HeaderMap) -> Result<Response<Body>, Status> {
+        let path = match info.path.trim_end_matches('/') {
+            "" => "/",
+            path => path,
+        };
+        if !matches!(info.verb, "get" | "head") {
+            return Err(Status::method_not_allowed(
+                "the server does not allow this method on the requested resource",
+            ));
+        }
+        let documents = self.documents();
+        if path == "/api" || path == "/apis" {
+            if let Some(version) = aggregated_version(headers) {
+                let document =
+                    documents.made.get(&format!("{path};{version}")).ok_or_else(Status::no_route)?;
+                let media =
+                    format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
+                return Ok(cached(
+                    headers,
+                    document,
+                    &media,
+                    "public",
+                    Output::negotiate(headers, false).is_ok_and(|o| o.gzip),
+                ));
+            }
+            if path == "/api" {
+                return respond(headers, &api_versions(headers));
+            }
+        }
+        if let Some(document) = documents.made.get(path) {
+            let output = Output::negotiate(headers, false)?;
+            if output.encoding == Encoding::Json {
+                return Ok(negotiate::respond(StatusCode::OK, output, document.bytes.clone()));
+            }
+            let value: Value = serde_json::from_slice(&document.bytes).map_err(Status::internal)?;
+            return negotiate::respond_value(StatusCode::OK, output, &value);
+        }
+        if let Some(rest) = path.strip_prefix("/openapi/") {
+            return openapi(&documents, rest, &info.query, headers);
+        }
+        Err(Status::no_route())
+    }
+}
+
+impl Endpoint for Discovery {
+    fn handles(&self, info: &RequestInfo) -> bool {
+        if info.is_resource() {
+            return false;
+        }
+        let path = info.path.trim_matches('/');
+        let first = path.split('/').next().unwrap_or_default();
+        let depth = path.split('/').count();
+        match first {
+            "" => true,
+            "api" => depth <= 2 && self.known(info),
+            "apis" => depth <= 3 && self.known(info),
+            "openapi" => true,
+            _ => false,
+        }
+    }
+
+    fn call(&self, call: Call, request: Request<Body>) -> BoxFuture<'_, Result<Response<Body>, Status>> {
+        let result = self.serve(&call.info, request.headers());
+        Box::pin(std::future::ready(result))
+    }
+}
+
+impl Discovery {
+    /// Unknown groups and versions are the router's to refuse.
+    fn known(&self, info: &RequestInfo) -> bool {
+        let path = info.path.trim_end_matches('/');
+        path == "/api" || path == "/apis" || self.documents().made.contains_key(path)
+    }
+}
+
+fn respond(headers: &HeaderMap, value: &Value) -> Result<Response<Body>, Status> {
+    negotiate::respond_value(StatusCode::OK, Output::negotiate(headers, false)?, value)
+}
+
+/// The version of the aggregated form, where the client prefers one. The first that is known wins,
+/// unless the plain form comes before it.
+fn aggregated_version(headers: &HeaderMap) -> Option<&'static str> {
+    let accept =
+        headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
+    for range in accept {
+        let mut parts = range.split(';').map(str::trim);
+        let media_type = parts.next().unwrap_or_default();
+        if media_type != "application/json" {
+            continue;
+        }
+        let parameters: BTreeMap<&str, &str> = parts.filter_map(|part| part.split_once('=')).collect();
+        // The plain form comes first.
+        parameters.get("as")?;
+        let wanted = parameters.get("g") == Some(&"apidiscovery.k8s.io")
+            && parameters.get("as") == Some(&"APIGroupDiscoveryList");
+        let version = AGGREGATED.into_iter().find(|version| parameters.get("v") == Some(version));
+        if wanted && version.is_some() {
+            return version;
+        }
+    }
+    None
+}
+
+/// An answer that clients may keep by its ETag.
+fn cached(
+    headers: &HeaderMap,
+    document: &Document,
+    media: &str,
+    control: &'static str,
+    gzip: bool,
+) -> Response<Body> {
+    let mut response = if same_etag(headers, &document.etag) {
+        let mut response = Response::new(empty());
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        response
+    } else {
+        let output = Output { gzip, ..Default::default() };
+        negotiate::respond(StatusCode::OK, output, document.bytes.clone())
+    };
+    mark(response.headers_mut(), &document.etag, media, control);
+    response
+}
+
+fn same_etag(headers: &HeaderMap, etag: &str) -> bool {
+    let known = headers.get(header::IF_NONE_MATCH).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    known.split(',').any(|tag| tag.trim().trim_start_matches("W/").trim_matches('"') == etag)
+}
+
+fn mark(headers: &mut HeaderMap, etag: &str, media: &str, control: &'static str) {
+    if let Ok(value) = HeaderValue::from_str(&format!("\"{etag}\"")) {
+        headers.insert(header::ETAG, value);
+    }
+    if let Ok(value) = HeaderValue::from_str(media) {
+        headers.insert(header::CONTENT_TYPE, value);
+    }
+    headers.insert(header::VARY, HeaderValue::from_static("Accept"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(control));
+}
+
+fn openapi(
+    documents: &Documents,
+    rest: &str,
+    query: &str,
+    headers: &HeaderMap,
+) -> Result<Response<Body>, Status> {
+    if rest == "v3" {
+        let bytes: Bytes = openapi::v3_index(&documents.snapshot).into();
+        let document = Document { etag: etag(&bytes), bytes };
+        return Ok(cached(headers, &document, "application/json", "no-cache, private", false));
+    }
+    let gzip = Output::negotiate(headers, false).is_ok_and(|output| output.gzip);
+    if rest == "v2" {
+        // The other form, protobuf, is not spoken yet.
+        Output::negotiate(headers, false)?;
+        let packed = documents.packed(rest, || Some((openapi::v2_document(&documents.snapshot), None)));
+        let document = packed.ok_or_else(Status::no_route)?;
+        return Ok(unpacked(headers, &document, "no-cache, private", gzip));
+    }
+    let gv = match rest.strip_prefix("v3/").map(|rest| rest.split('/').collect::<Vec<_>>()).as_deref() {
+        Some(["api", version]) => GroupVersion::new("", version),
+        Some(["apis", group, version]) => GroupVersion::new(group, version),
+        _ => return Err(Status::no_route()),
+    };
+    let hash = openapi::v3_hash(&documents.snapshot, &gv).ok_or_else(Status::no_route)?;
+    let query = Query::parse(query);
+    let asked = query.get("hash");
+    if asked.is_some_and(|asked| asked != hash) {
+        let mut response = Response::new(empty());
+        *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+        if let Ok(value) = HeaderValue::from_str(&format!("/openapi/{rest}?hash={hash}")) {
+            response.headers_mut().insert(header::LOCATION, value);
+        }
+        return Ok(response);
+    }
+    let make = || Some((openapi::v3_document(&documents.snapshot, &gv)?, Some(hash.clone())));
+    let document = documents.packed(rest, make).ok_or_else(Status::no_route)?;
+    let control = if asked.is_some() { IMMUTABLE } else { "no-cache, private" };
+    Ok(unpacked(headers, &document, control, gzip))
+}
+
+/// Sends a compressed document, as it is to whom can read it so.
+fn unpacked(headers: &HeaderMap, document: &Document, control: &'static str, gzip: bool) -> Response<Body> {
+    let mut response = if same_etag(headers, &document.etag) {
+        let mut response = Response::new(empty());
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        response
+    } else if gzip {
+        negotiate::respond_packed(Output::default(), document.bytes.clone())
+    } else {
+        let mut plain = Vec::new();
+        // What was compressed here decompresses.
+        let _ = GzDecoder::new(&document.bytes[..]).read_to_end(&mut plain);
+        negotiate::respond(StatusCode::OK, Output::default(), plain.into())
+    };
+    mark(response.headers_mut(), &document.etag, "application/json", control);
+    if gzip {
+        response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+    }
+    response
+}
+
+impl Documents {
+    fn packed(
+        &self,
+        name: &str,
+        make: impl FnOnce() -> Option<(Vec<u8>, Option<String>)>,
+    ) -> Option<Arc<Document>> {
+        if let Some(document) = self.packed.lock().get(name) {
+            return Some(document.clone());
+        }
+        let (bytes, hash) = make()?;
+        let etag = hash.unwrap_or_else(|| etag(&bytes));
+        let document = Arc::new(Document { bytes: negotiate::gzip(&bytes), etag });
+        self.packed.lock().insert(name.to_owned(), document.clone());
+        Some(document)
+    }
+}
+
+fn etag(bytes: &[u8]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+    digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect()
+}
+
+/// Group, then versions, newest first, each with its kinds.
+type Groups = Vec<(String, Vec<(String, Vec<Arc<Kind>>)>)>;
+
+fn groups(snapshot: &Snapshot) -> Groups {
+    let mut map: BTreeMap<(usize, String), BTreeMap<(u8, i64, i64, String), Vec<Arc<Kind>>>> =
+        BTreeMap::new();
+    for kind in snapshot.iter() {
+        let group = kind.gvk.group.to_string();
+        let order = GROUP_ORDER.iter().position(|known| *known == group).unwrap_or(GROUP_ORDER.len());
+        let (stage, major, minor) = version_rank(&kind.gvk.version);
+        let version = (stage, -major, -minor, kind.gvk.version.to_string());
+        map.entry((order, group)).or_default().entry(version).or_default().push(kind.clone());
+    }
+    map.into_iter()
+        .map(|((_, group), versions)| {
+            (group, versions.into_iter().map(|((.., name), kinds)| (name, kinds)).collect())
+        })
+        .collect()
+}
+
+/// Stable before beta before alpha before names of no such form; then by numbers.
+fn version_rank(version: &str) -> (u8, i64, i64) {
+    let Some(rest) = version.strip_prefix('v') else { return (3, 0, 0) };
+    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    let Ok(major) = rest[..digits].parse() else { return (3, 0, 0) };
+    let minor = |tail: &str| tail.parse().ok();
+    match &rest[digits..] {
+        "" => (0, major, 0),
+        tail => match (tail.strip_prefix("beta").and_then(minor), tail.strip_prefix("alpha").and_then(minor))
+        {
+            (Some(minor), _) => (1, major, minor),
+            (_, Some(minor)) => (2, major, minor),
+            _ => (3, 0, 0),
+        },
+    }
+}
+
+fn documents(snapshot: Arc<Snapshot>) -> Documents {
+    let groups = groups(&snapshot);
+    let mut made = BTreeMap::new();
+    let mut add = |path: String, value: Value| {
+        let bytes: Bytes = value.to_string().into();
+        made.insert(path, Document { etag: etag(&bytes), bytes });
+    };
+    let mut paths: Vec<String> = PATHS.iter().map(|path| (*path).to_owned()).collect();
+    paths.extend(["/api".to_owned(), "/apis".to_owned()]);
+    let mut list = Vec::new();
+    for (group, versions) in &groups {
+        let prefix = if group.is_empty() { "/api".to_owned() } else { format!("/apis/{group}") };
+        for (version, kinds) in versions {
+            let path = format!("{prefix}/{version}");
+            paths.push(path.clone());
+            add(path, resource_list(group, version, kinds));
+        }
+        if !group.is_empty() {
+            let value = api_group(group, versions.iter().map(|(version, _)| version.as_str()));
+            let mut alone = value.clone();
+            alone["kind"] = "APIGroup".into();
+            alone["apiVersion"] = "v1".into();
+            paths.push(prefix.clone());
+            add(prefix, alone);
+            list.push(value);
+        }
+    }
+    add("/apis".to_owned(), json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": list}));
+    paths.sort();
+    add("/".to_owned(), json!({"paths": paths}));
+    for version in AGGREGATED {
+        for (path, core) in [("/api", true), ("/apis", false)] {
+            let items: Vec<Value> = groups
+                .iter()
+                .filter(|(group, _)| group.is_empty() == core)
+                .map(|(group, versions)| aggregated_group(group, versions))
+                .collect();
+            let value = json!({"kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{version}"),
+                "metadata": {}, "items": items});
+            add(format!("{path};{version}"), value);
+        }
+    }
+    Documents { snapshot, made, packed: Mutex::default() }
+}
+
+fn api_versions(headers: &HeaderMap) -> Value {
+    let address = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    json!({"kind": "APIVersions", "versions": ["v1"],
+        "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": address}]})
+}
+
+fn api_group<'a>(group: &str, versions: impl Iterator<Item = &'a str>) -> Value {
+    let versions: Vec<Value> = versions
+        .map(|version| json!({"groupVersion": format!("{group}/{version}"), "version": version}))
+        .collect();
+    json!({"name": group, "preferredVersion": versions.first(), "versions": versions})
+}
+
+fn strings(list: &[String]) -> Option<Value> {
+    (!list.is_empty()).then(|| json!(list))
+}
+
+fn resource_list(group: &str, version: &str, kinds: &[Arc<Kind>]) -> Value {
+    let mut resources = Vec::new();
+    for kind in kinds {
+        let mut main = json!({"name": &*kind.plural, "singularName": &*kind.singular, "namespaced": kind.namespaced,
+            "kind": &*kind.gvk.kind, "verbs": kind.verbs});
+        for (field, list) in [("shortNames", &kind.short_names), ("categories", &kind.categories)] {
+            if let Some(list) = strings(list) {
+                main[field] = list;
+            }
+        }
+        if kind.storage.is_some() {
+            let id = format!("{group}/{version}/{}", kind.gvk.kind);
+            let digest = ring::digest::digest(&ring::digest::SHA256, id.as_bytes());
+            main["storageVersionHash"] =
+                base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &digest.as_ref()[..8])
+                    .into();
+        }
+        resources.push(main);
+        for sub in &kind.subresources {
+            let (sub_group, sub_version, sub_kind) = response_kind(kind, sub);
+            let mut row = json!({"name": format!("{}/{}", kind.plural, sub.name), "singularName": "",
+                "namespaced": kind.namespaced, "kind": sub_kind, "verbs": sub.verbs});
+            if (sub_group, sub_version) != (group, version) {
+                row["group"] = sub_group.into();
+                row["version"] = sub_version.into();
+            }
+            resources.push(row);
+        }
+    }
+    resources.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
+    let gv = GroupVersion::new(group, version).to_string();
+    let mut value = json!({"kind": "APIResourceList", "groupVersion": gv, "resources": resources});
+    if !group.is_empty() {
+        value["apiVersion"] = "v1".into();
+    }
+    value
+}
+
+fn response_kind<'a>(kind: &'a Kind, sub: &skeg_api::kinds::Subresource) -> (&'a str, &'a str, &'a str) {
+    sub.gvk.unwrap_or((&kind.gvk.group, &kind.gvk.version, &kind.gvk.kind))
+}
+
+fn aggregated_group(group: &str, versions: &[(String, Vec<Arc<Kind>>)]) -> Value {
+    let kind_of = |(group, version, kind): (&str, &str, &str)| json!({"group": group, "version": version, "kind": kind});
+    let resource = |kind: &Kind| {
+        let mut row = Map::new();
+        row.insert("resource".into(), (*kind.plural).into());
+        row.insert("responseKind".into(), kind_of((&kind.gvk.group, &kind.gvk.version, &kind.gvk.kind)));
+        row.insert("scope".into(), if kind.namespaced { "Namespaced" } else { "Cluster" }.into());
+        row.insert("singularResource".into(), (*kind.singular).into());
+        row.insert("verbs".into(), json!(kind.verbs));
+        for (field, list) in [("shortNames", &kind.short_names), ("categories", &kind.categories)] {
+            if let Some(list) = strings(list) {
+                row.insert(field.into(), list);
+            }
+        }
+        let subresources: Vec<Value> = kind
+            .subresources
+            .iter()
+            .map(|sub| json!({"subresource": sub.name, "responseKind": kind_of(response_kind(kind, sub)), "verbs": sub.verbs}))
+            .collect();
+        if !subresources.is_empty() {
+            row.insert("subresources".into(), subresources.into());
+        }
+        Value::Object(row)
+    };
+    let versions: Vec<Value> = versions
+        .iter()
+        .map(|(version, kinds)| {
+            let resources: Vec<Value> = kinds.iter().map(|kind| resource(kind)).collect();
+            json!({"version": version, "resources": resources, "freshness": "Current"})
+        })
+        .collect();
+    let mut metadata = json!({"creationTimestamp": null});
+    if !group.is_empty() {
+        metadata["name"] = group.into();
+    }
+    json!({"metadata": metadata, "versions": versions})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::testing::kind;
+    use futures_util::FutureExt;
+    use http_body_util::BodyExt;
+
+    fn discovery() -> Discovery {
+        let rows = [
+            kind("", "Pod", "pods", true),
+            kind("apps", "Deployment", "deployments", true),
+            kind("a.b", "X", "xs", false),
+        ];
+        Discovery::new(Arc::new(Kinds::new(rows)))
+    }
+
+    fn ask(
+        discovery: &Discovery,
+        path: &str,
+        headers: &[(header::HeaderName, &str)],
+    ) -> (u16, HeaderMap, Value) {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(name.clone(), value.parse().unwrap());
+        }
+        let info = RequestInfo { verb: "get", path: path.to_owned(), ..Default::default() };
+        let response = discovery.serve(&info, &map).unwrap();
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().now_or_never().unwrap().unwrap().to_bytes();
+        (parts.status.as_u16(), parts.headers, serde_json::from_slice(&bytes).unwrap_or_default())
+    }
+
+    #[test]
+    fn lists_groups_and_resources() {
+        let discovery = discovery();
+        let (_, _, groups) = ask(&discovery, "/apis", &[]);
+        assert_eq!(groups["groups"][0]["name"], "apps");
+        assert_eq!(groups["groups"][0]["preferredVersion"]["groupVersion"], "apps/v1");
+        let (_, _, core) = ask(&discovery, "/api/v1/", &[]);
+        assert_eq!((&core["groupVersion"], &core["resources"][0]["name"]), (&json!("v1"), &json!("pods")));
+        let (_, _, group) = ask(&discovery, "/apis/a.b", &[]);
+        assert_eq!((&group["kind"], &group["name"]), (&json!("APIGroup"), &json!("a.b")));
+        assert_eq!(ask(&discovery, "/api", &[]).2["versions"], json!(["v1"]));
+        let (_, _, root) = ask(&discovery, "/", &[]);
+        assert!(root["paths"].as_array().unwrap().contains(&json!("/apis/apps/v1")));
+    }
+
+    #[test]
+    fn the_aggregated_form_has_an_etag_and_follows_the_table() {
+        let discovery = discovery();
+        let accept = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+        let (code, headers, list) = ask(&discovery, "/apis", &[(header::ACCEPT, accept)]);
+        assert_eq!((code, &list["kind"]), (200, &json!("APIGroupDiscoveryList")));
+        assert_eq!(list["items"][0]["versions"][0]["resources"][0]["scope"], "Namespaced");
+        assert!(headers[header::CONTENT_TYPE].to_str().unwrap().contains("as=APIGroupDiscoveryList"));
+        let etag = headers[header::ETAG].to_str().unwrap().to_owned();
+        let again = [(header::ACCEPT, accept), (header::IF_NONE_MATCH, etag.as_str())];
+        assert_eq!(ask(&discovery, "/apis", &again).0, 304);
+        assert_eq!(
+            ask(&discovery, "/apis", &[(header::ACCEPT, "application/json")]).2["kind"],
+            "APIGroupList"
+        );
+        discovery.kinds.insert(kind("later.io", "Y", "ys", true));
+        assert_eq!(ask(&discovery, "/apis", &again).0, 200);
+        assert_eq!(ask(&discovery, "/apis/later.io/v1", &[]).0, 200);
+    }
+
+    #[test]
+    fn versions_sort_as_upstreams() {
+        let mut versions = ["v1alpha1", "v1", "v2beta1", "v10", "foo", "v2", "v1beta2"];
+        versions.sort_by_key(|v| {
+            let (stage, major, minor) = version_rank(v);
+            (stage, -major, -minor)
+        });
+        assert_eq!(versions, ["v10", "v2", "v1", "v2beta1", "v1beta2", "v1alpha1", "foo"]);
+    }
+}

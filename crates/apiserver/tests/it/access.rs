@@ -1,0 +1,532 @@
+//! The assembled server over TLS: who gets in, who may what, and what a fresh cluster has.
+
+use crate::harness::Answer;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{Method, Request};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::ServerName;
+use serde_json::{Value, json};
+use skeg_api::Kinds;
+use skeg_apiserver::assembly::{self, Assembled, Edge, Setup};
+use skeg_apiserver::bootstrap;
+use skeg_apiserver::pki::{self, Pair, Pki};
+use skeg_apiserver::proxy::{Connection, Dialer};
+use skeg_apiserver::{ApiServer, Identity};
+use skeg_base::{Clock, Random};
+use skeg_store::{Memory, Store};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+const NODE: &str = "node-1";
+
+/// Connects to the pretend node, once there is one.
+#[derive(Default)]
+struct ToNode(Mutex<Option<SocketAddr>>);
+
+impl Dialer for ToNode {
+    fn dial<'a>(&'a self, node: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Connection>>> {
+        let address = self.0.lock().unwrap().filter(|_| node == NODE);
+        Box::pin(async move {
+            let address = address.ok_or(io::ErrorKind::NotConnected)?;
+            Ok(Box::new(TcpStream::connect(address).await?) as Box<dyn Connection>)
+        })
+    }
+}
+
+struct Cluster {
+    _dir: tempfile::TempDir,
+    pki: Arc<Pki>,
+    api: Arc<ApiServer>,
+    listening: skeg_apiserver::net::Listening,
+    dialer: Arc<ToNode>,
+    admin: Pair,
+    written: usize,
+}
+
+fn settings() -> bootstrap::Settings {
+    let endpoints = vec!["10.0.0.1".parse().unwrap()];
+    bootstrap::Settings { service_ip: "10.96.0.1".parse().unwrap(), endpoints, port: 6443 }
+}
+
+async fn start(store: Arc<dyn Store>) -> Cluster {
+    let dir = tempfile::tempdir().unwrap();
+    let pki = Arc::new(Pki::open(dir.path(), Clock::system()).unwrap());
+    let dialer = Arc::new(ToNode::default());
+    let setup = Setup {
+        edge: Some(Edge { pki: pki.clone(), dialer: dialer.clone() }),
+        cluster_domain: "cluster.local".into(),
+        service_range: "10.96.0.0/16".parse().unwrap(),
+        bootstrap: settings(),
+    };
+    let kinds = Arc::new(Kinds::new(skeg_api::builtin::builtin()));
+    let opened = assembly::open(setup, kinds, store, Clock::system(), Random::seeded(1)).await.unwrap();
+    let Assembled { server, written, .. } = opened;
+    let sans = pki::apiserver_sans("10.96.0.1", "cluster.local", &[]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listening = server.listen(listener, Arc::new(pki.server_config(sans).unwrap())).unwrap();
+    let admin = pki.issue_client("kubernetes-admin", &["system:masters"]).unwrap();
+    Cluster { _dir: dir, pki, api: server, listening, dialer, admin, written }
+}
+
+/// Credentials of one request.
+#[derive(Clone, Default)]
+struct As {
+    certificate: Option<Pair>,
+    headers: Vec<(&'static str, String)>,
+}
+
+fn token(token: &str) -> As {
+    As { certificate: None, headers: vec![("authorization", format!("Bearer {token}"))] }
+}
+
+impl Cluster {
+    fn admin(&self) -> As {
+        As { certificate: Some(self.admin.clone()), headers: vec![] }
+    }
+
+    async fn send(&self, who: &As, method: &str, path: &str, body: Value) -> Answer {
+        let tls = TlsConnector::from(Arc::new(self.pki.client_config(who.certificate.as_ref()).unwrap()));
+        let stream = TcpStream::connect(self.listening.address).await.unwrap();
+        let stream = tls.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let mut request = Request::builder().method(Method::from_bytes(method.as_bytes()).unwrap()).uri(path);
+        request = request.header("host", "localhost").header("content-type", "application/json");
+        for (name, value) in &who.headers {
+            request = request.header(*name, value);
+        }
+        let body = if body.is_null() { Bytes::new() } else { body.to_string().into() };
+        let response = sender.send_request(request.body(Full::new(body)).unwrap()).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        connection.abort();
+        Answer { code: parts.status.as_u16(), headers: parts.headers, bytes }
+    }
+
+    async fn get(&self, who: &As, path: &str) -> Answer {
+        self.send(who, "GET", path, Value::Null).await
+    }
+
+    async fn create(&self, path: &str, body: Value) -> Value {
+        self.send(&self.admin(), "POST", path, body).await.expect(201)
+    }
+
+    async fn service_account(&self, name: &str) {
+        self.create(
+            "/api/v1/namespaces/default/serviceaccounts",
+            json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}),
+        )
+        .await;
+    }
+
+    async fn token_of(&self, name: &str, spec: Value) -> Value {
+        let path = format!("/api/v1/namespaces/default/serviceaccounts/{name}/token");
+        self.create(
+            &path,
+            json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}),
+        )
+        .await
+    }
+}
+
+async fn cluster() -> Cluster {
+    start(Arc::new(Memory::new())).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_start_writes_nothing() {
+    let store: Arc<dyn Store> = Arc::new(Memory::new());
+    let first = start(store.clone()).await;
+    assert!(first.written > 60, "{}", first.written);
+    let service =
+        first.get(&first.admin(), "/api/v1/namespaces/default/services/kubernetes").await.expect(200);
+    assert_eq!(service["spec"]["clusterIP"], "10.96.0.1");
+    assert_eq!(service["metadata"]["managedFields"][0]["manager"], "kube-apiserver");
+    let revision = store.revision();
+    first.api.stop().await;
+    let second = start(store.clone()).await;
+    assert_eq!((second.written, store.revision()), (0, revision));
+    // What users change stays; what is missing comes back.
+    let path = "/apis/rbac.authorization.k8s.io/v1/clusterroles/system:kube-dns";
+    let mut role = second.get(&second.admin(), path).await.expect(200);
+    role["rules"] = json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]);
+    second.send(&second.admin(), "PUT", path, role).await.expect(200);
+    let gone = "/apis/scheduling.k8s.io/v1/priorityclasses/system-node-critical";
+    second.send(&second.admin(), "DELETE", gone, Value::Null).await.expect(200);
+    second.api.stop().await;
+    let third = start(store.clone()).await;
+    assert_eq!(third.written, 2);
+    let role = third.get(&third.admin(), path).await.expect(200);
+    assert_eq!(role["rules"].as_array().unwrap().len(), 5, "{role}");
+    assert_eq!(role["rules"][0]["resources"], json!(["pods"]));
+    third.get(&third.admin(), gone).await.expect(200);
+    third.api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_good_credentials_get_in() {
+    let cluster = cluster().await;
+    let namespaces = "/api/v1/namespaces";
+    cluster.get(&cluster.admin(), namespaces).await.expect(200);
+    let anonymous = As::default();
+    let refused = cluster.get(&anonymous, namespaces).await.expect(403);
+    assert_eq!(
+        refused["message"],
+        "namespaces is forbidden: User \"system:anonymous\" cannot list resource \"namespaces\" in API group \"\" at the \
+         cluster scope"
+    );
+    for open in ["/healthz", "/livez", "/readyz", "/readyz?verbose"] {
+        let answer = cluster.get(&anonymous, open).await;
+        assert_eq!(answer.code, 200, "{open}: {}", answer.text());
+    }
+    assert_eq!(cluster.get(&anonymous, "/version").await.expect(200)["minor"], "36");
+    assert_eq!(cluster.get(&anonymous, "/metrics").await.code, 403);
+    let dir = tempfile::tempdir().unwrap();
+    let foreign =
+        Pki::open(dir.path(), Clock::system()).unwrap().issue_client("x", &["system:masters"]).unwrap();
+    let foreign = As { certificate: Some(foreign), headers: vec![] };
+    cluster.get(&foreign, namespaces).await.expect(401);
+    cluster.get(&token("nonsense"), "/version").await.expect(401);
+    // Nothing that a client writes into headers makes it somebody.
+    for name in ["x-remote-user", "x-remote-group", "x-skeg-identity", "x-forwarded-user", "remote-user"] {
+        let forged = As { certificate: None, headers: vec![(name, "system:masters".to_owned())] };
+        assert_eq!(cluster.get(&forged, namespaces).await.code, 403, "{name}");
+    }
+    let forged = As { certificate: None, headers: vec![("impersonate-user", "system:apiserver".to_owned())] };
+    cluster.get(&forged, namespaces).await.expect(403);
+    cluster.api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_live_as_long_as_their_account() {
+    let cluster = cluster().await;
+    cluster.service_account("app").await;
+    let request = cluster.token_of("app", json!({"expirationSeconds": 600})).await;
+    let bearer = token(request["status"]["token"].as_str().unwrap());
+    let pods = "/api/v1/namespaces/default/pods";
+    let refused = cluster.get(&bearer, pods).await.expect(403);
+    assert_eq!(
+        refused["message"],
+        "pods is forbidden: User \"system:serviceaccount:default:app\" cannot list resource \"pods\" in API group \"\" in \
+         the namespace \"default\""
+    );
+    cluster
+        .create(
+            "/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings",
+            json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "b"},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
+                "subjects": [{"kind": "ServiceAccount", "name": "app", "namespace": "default"}]}),
+        )
+        .await;
+    cluster.get(&bearer, pods).await.expect(200);
+    let me = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"});
+    let me = cluster
+        .send(&bearer, "POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", me)
+        .await
+        .expect(201);
+    assert_eq!(me["status"]["userInfo"]["username"], "system:serviceaccount:default:app");
+    let can = |verb: &str| {
+        json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": {"namespace": "default", "verb": verb, "resource": "pods"}}})
+    };
+    for (verb, expected) in [("get", true), ("delete", false)] {
+        let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+        let review = cluster.send(&bearer, "POST", path, can(verb)).await.expect(201);
+        assert_eq!(review["status"]["allowed"], expected, "{verb}");
+    }
+    let other = cluster.token_of("app", json!({"audiences": ["vault"]})).await;
+    let other = other["status"]["token"].as_str().unwrap();
+    cluster.get(&token(other), pods).await.expect(401);
+    let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview",
+        "spec": {"token": other, "audiences": ["vault", "x"]}});
+    let review = cluster.create("/apis/authentication.k8s.io/v1/tokenreviews", review).await;
+    assert_eq!(
+        (&review["status"]["authenticated"], &review["status"]["audiences"]),
+        (&json!(true), &json!(["vault"]))
+    );
+    let path = "/api/v1/namespaces/default/serviceaccounts/app/token";
+    let short = json!({"spec": {"expirationSeconds": 10}});
+    cluster.send(&cluster.admin(), "POST", path, short).await.expect(422);
+    let account = "/api/v1/namespaces/default/serviceaccounts/app";
+    cluster.send(&cluster.admin(), "DELETE", account, Value::Null).await.expect(200);
+    cluster.get(&bearer, pods).await.expect(401);
+    cluster.api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn impersonation_is_for_those_who_may() {
+    let cluster = cluster().await;
+    let mut jane = cluster.admin();
+    jane.headers.push(("impersonate-user", "jane".into()));
+    let refused = cluster.get(&jane, "/api/v1/nodes").await.expect(403);
+    assert!(refused["message"].as_str().unwrap().contains("User \"jane\" cannot list resource \"nodes\""));
+    jane.headers.push(("impersonate-group", "system:masters".into()));
+    cluster.get(&jane, "/api/v1/nodes").await.expect(200);
+    let bob = As {
+        certificate: Some(cluster.pki.issue_client("bob", &[]).unwrap()),
+        headers: vec![("impersonate-user", "jane".into())],
+    };
+    let refused = cluster.get(&bob, "/api/v1/nodes").await.expect(403);
+    assert_eq!(
+        refused["message"],
+        "users \"jane\" is forbidden: User \"bob\" cannot impersonate resource \"users\" in API group \"\" at the cluster scope"
+    );
+    cluster.api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_and_services_get_what_they_need() {
+    let cluster = cluster().await;
+    let pods = "/api/v1/namespaces/default/pods";
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
+        "spec": {"containers": [{"name": "c", "image": "nginx"}]}});
+    let refused = cluster.send(&cluster.admin(), "POST", pods, pod.clone()).await.expect(403);
+    assert!(
+        refused["message"].as_str().unwrap().contains("error looking up service account default/default")
+    );
+    cluster.service_account("default").await;
+    let made = cluster.create(pods, pod.clone()).await;
+    assert_eq!(made["spec"]["serviceAccountName"], "default");
+    assert_eq!(
+        made["spec"]["volumes"][0]["projected"]["sources"][0]["serviceAccountToken"]["expirationSeconds"],
+        3607
+    );
+    assert_eq!(
+        (&made["spec"]["priority"], &made["spec"]["preemptionPolicy"]),
+        (&json!(0), &json!("PreemptLowerPriority"))
+    );
+    assert_eq!(made["spec"]["tolerations"].as_array().unwrap().len(), 2);
+    cluster.send(&cluster.admin(), "POST", "/api/v1/namespaces/nowhere/pods", pod).await.expect(404);
+    cluster.send(&cluster.admin(), "DELETE", "/api/v1/namespaces/default", Value::Null).await.expect(403);
+    let services = "/api/v1/namespaces/default/services";
+    let service = |name: &str, ip: &str| {
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+            "spec": {"type": "NodePort", "clusterIP": ip, "ports": [{"port": 80}]}})
+    };
+    let made = cluster.create(services, service("a", "")).await;
+    let ip = made["spec"]["clusterIP"].as_str().unwrap();
+    assert!(
+        ip.starts_with("10.96.") && made["spec"]["ports"][0]["nodePort"].as_i64().unwrap() >= 30_000,
+        "{made}"
+    );
+    let refused = cluster.send(&cluster.admin(), "POST", services, service("b", ip)).await.expect(422);
+    assert_eq!(refused["details"]["causes"][0]["field"], "spec.clusterIPs");
+    let taken = cluster.send(&cluster.admin(), "POST", services, service("b", "10.96.0.1")).await;
+    assert_eq!(taken.code, 422, "the address of the API server: {}", taken.text());
+    cluster.send(&cluster.admin(), "DELETE", &format!("{services}/a"), Value::Null).await.expect(200);
+    let again = async {
+        while cluster.send(&cluster.admin(), "POST", services, service("b", ip)).await.code != 201 {}
+    };
+    tokio::time::timeout(Duration::from_secs(20), again).await.expect("the address is free again");
+    cluster.api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn aggregated_roles_follow_their_parts() {
+    let cluster = cluster().await;
+    let roles = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+    cluster
+        .create(
+            roles,
+            json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+                "metadata": {"name": "more", "labels": {"rbac.authorization.k8s.io/aggregate-to-view": "true"}},
+                "rules": [{"apiGroups": ["x.io"], "resources": ["ys"], "verbs": ["get"]}]}),
+        )
+        .await;
+    for name in ["view", "edit", "admin"] {
+        let grown = async {
+            loop {
+                let role = cluster.get(&cluster.admin(), &format!("{roles}/{name}")).await.expect(200);
+                if role["rules"].as_array().unwrap().iter().any(|rule| rule["apiGroups"] == json!(["x.io"])) {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), grown).await.expect(name);
+    }
+    cluster.api.stop().await;
+}
+
+/// Ten things that each component must not do, through the way by which components ask.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn components_are_refused_what_they_have_no_need_for() {
+    let cluster = cluster().await;
+    let components = [
+        Identity::component("deployment-controller"),
+        Identity::component("replicaset-controller"),
+        Identity::component("endpointslice-controller"),
+        Identity::component("endpoint-controller"),
+        Identity::component("service-account-controller"),
+        Identity::component("root-ca-cert-publisher"),
+        Identity::component("node-controller"),
+        Identity::component("pod-garbage-collector"),
+        Identity::system("system:kube-scheduler", &[]),
+        Identity::system("system:node:n1", &["system:nodes"]),
+    ];
+    let forbidden = [
+        ("GET", "/api/v1/namespaces/kube-system/secrets/x"),
+        ("POST", "/api/v1/namespaces/default/secrets"),
+        ("POST", "/api/v1/namespaces/default/pods/x/exec"),
+        ("POST", "/api/v1/namespaces"),
+        ("DELETE", "/api/v1/namespaces/default"),
+        ("POST", "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"),
+        ("PUT", "/apis/rbac.authorization.k8s.io/v1/clusterroles/cluster-admin"),
+        ("POST", "/api/v1/namespaces/kube-system/serviceaccounts/x/token"),
+        ("DELETE", "/apis/apps/v1/namespaces/default/deployments/x"),
+        ("GET", "/metrics"),
+    ];
+    for identity in components {
+        let user = identity.user().to_owned();
+        let service = cluster.api.client_service(identity);
+        for (method, path) in forbidden {
+            let request =
+                Request::builder().method(method).uri(path).body(skeg_apiserver::local::full("{}")).unwrap();
+            let response = service.send(request).await;
+            assert_eq!(response.status(), 403, "{user}: {method} {path}");
+        }
+    }
+    cluster.api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_discover_what_there_is() {
+    let cluster = cluster().await;
+    let mut admin = cluster.admin();
+    let groups = cluster.get(&admin, "/apis").await.expect(200);
+    assert_eq!(groups["groups"][0]["name"], "apps");
+    let core = cluster.get(&admin, "/api/v1").await.expect(200);
+    let names: Vec<&str> =
+        core["resources"].as_array().unwrap().iter().map(|r| r["name"].as_str().unwrap()).collect();
+    assert!(names.contains(&"pods/log") && names.contains(&"serviceaccounts/token"), "{names:?}");
+    let index = cluster.get(&admin, "/openapi/v3").await.expect(200);
+    let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap();
+    let document = cluster.get(&admin, url).await;
+    assert!(document.headers["cache-control"].to_str().unwrap().contains("immutable"));
+    assert!(document.expect(200)["components"]["schemas"].get("io.k8s.api.apps.v1.Deployment").is_some());
+    let metrics = cluster.get(&admin, "/metrics").await;
+    assert!(metrics.text().contains("apiserver_request_total{code=\"200\""), "{}", metrics.text());
+    assert_eq!(cluster.get(&admin, "/apis/none.io/v1").await.code, 404);
+    admin
+        .headers
+        .push(("accept", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList".into()));
+    assert_eq!(cluster.get(&admin, "/apis").await.expect(200)["kind"], "APIGroupDiscoveryList");
+    cluster.api.stop().await;
+}
+
+/// A node that answers one request: logs with a text, upgrades with an echo.
+async fn node(cluster: &Cluster) -> tokio::task::JoinHandle<String> {
+    let pair = cluster
+        .pki
+        .issue_serving(&format!("system:node:{NODE}"), &["system:nodes"], &[NODE.to_owned()])
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(cluster.pki.node_server_config(&pair).unwrap()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    *cluster.dialer.0.lock().unwrap() = Some(listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = acceptor.accept(stream).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let head = String::from_utf8(head).unwrap();
+        if head.to_lowercase().contains("upgrade: websocket") {
+            let answer =
+                "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            let mut bytes = [0; 4];
+            stream.read_exact(&mut bytes).await.unwrap();
+            stream.write_all(&bytes).await.unwrap();
+        } else {
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nhello\n").await.unwrap();
+        }
+        stream.shutdown().await.unwrap();
+        head
+    })
+}
+
+async fn bound_pod(cluster: &Cluster) {
+    cluster.service_account("default").await;
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
+        "spec": {"nodeName": NODE, "containers": [{"name": "c", "image": "nginx"}]}});
+    cluster.create("/api/v1/namespaces/default/pods", pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn logs_come_from_the_node() {
+    let cluster = cluster().await;
+    bound_pod(&cluster).await;
+    let log = "/api/v1/namespaces/default/pods/p/log";
+    let answer = cluster.get(&cluster.admin(), log).await;
+    assert!(answer.code == 500 && answer.text().contains("error dialing backend"), "{}", answer.text());
+    let node = node(&cluster).await;
+    let answer = cluster.get(&cluster.admin(), &format!("{log}?tailLines=3")).await;
+    assert_eq!((answer.code, answer.text().as_str()), (200, "hello\n"));
+    let head = node.await.unwrap();
+    assert!(head.starts_with("GET /containerLogs/default/p/c?tailLines=3 HTTP/1.1"), "{head}");
+    assert!(!head.to_lowercase().contains("authorization"), "{head}");
+    cluster.get(&cluster.admin(), &format!("{log}?container=x")).await.expect(400);
+    cluster.get(&cluster.admin(), "/api/v1/namespaces/default/pods/none/log").await.expect(404);
+    cluster.api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exec_is_tunnelled_and_needs_create() {
+    let cluster = cluster().await;
+    bound_pod(&cluster).await;
+    let exec = "/api/v1/namespaces/default/pods/p/exec?command=sh&stdin=true&stdout=true";
+    cluster.get(&cluster.admin(), exec).await.expect(400);
+    // A role with get alone was enough once.
+    cluster
+        .create(
+            "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+            json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "x"},
+                "rules": [{"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["get"]}]}),
+        )
+        .await;
+    cluster
+        .create(
+            "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+            json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "x"},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "x"},
+                "subjects": [{"kind": "User", "name": "bob", "apiGroup": "rbac.authorization.k8s.io"}]}),
+        )
+        .await;
+    let bob = As { certificate: Some(cluster.pki.issue_client("bob", &[]).unwrap()), headers: vec![] };
+    let refused = cluster.get(&bob, exec).await.expect(403);
+    assert!(
+        refused["message"].as_str().unwrap().contains("cannot create resource \"pods/exec\""),
+        "{refused}"
+    );
+    let node = node(&cluster).await;
+    let tls = TlsConnector::from(Arc::new(cluster.pki.client_config(Some(&cluster.admin)).unwrap()));
+    let stream = TcpStream::connect(cluster.listening.address).await.unwrap();
+    let mut stream = tls.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap();
+    let request = format!(
+        "GET {exec} HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+         sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-protocol: v5.channel.k8s.io\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+    stream.write_all(b"ping").await.unwrap();
+    let mut echo = [0; 4];
+    stream.read_exact(&mut echo).await.unwrap();
+    assert_eq!(&echo, b"ping");
+    let head = node.await.unwrap();
+    assert!(head.starts_with("GET /exec/default/p/c?input=1&output=1&command=sh HTTP/1.1"), "{head}");
+    assert!(head.contains("v5.channel.k8s.io"), "{head}");
+    drop(stream);
+    cluster.api.stop().await;
+}
