@@ -323,11 +323,12 @@ fn etag(bytes: &[u8]) -> String {
 }
 
 /// Group, then versions, newest first, each with its kinds.
-type Groups = Vec<(String, Vec<(String, Vec<Arc<Kind>>)>)>;
+type Groups = Vec<(String, Vec<Version>)>;
+type Version = (String, Vec<Arc<Kind>>);
 
 fn groups(snapshot: &Snapshot) -> Groups {
-    let mut map: BTreeMap<(usize, String), BTreeMap<(u8, i64, i64, String), Vec<Arc<Kind>>>> =
-        BTreeMap::new();
+    type ByRank = BTreeMap<(u8, i64, i64, String), Vec<Arc<Kind>>>;
+    let mut map: BTreeMap<(usize, String), ByRank> = BTreeMap::new();
     for kind in snapshot.iter() {
         let group = kind.gvk.group.to_string();
         let order = GROUP_ORDER.iter().position(|known| *known == group).unwrap_or(GROUP_ORDER.len());

@@ -21,6 +21,7 @@ pub mod local;
 pub mod metrics;
 pub mod negotiate;
 pub mod net;
+pub mod protobuf;
 pub mod query;
 pub mod reader;
 pub mod record;

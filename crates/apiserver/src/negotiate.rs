@@ -1,5 +1,6 @@
-//! Content negotiation: which form a body has and which form the answer takes. This is the one
-//! place where another encoding (protobuf) plugs in: a variant of [`Encoding`] and its arms.
+//! Content negotiation: which form a body has and which form the answer takes. Answers in another
+//! encoding plug in here: a variant of [`Encoding`] and its arms. (Protobuf bodies of requests are
+//! JSON by the time they come here.)
 //! Upstream counterpart: `k8s.io/apiserver/pkg/endpoints/handlers/negotiation`.
 
 use crate::local::{Body, full};
@@ -181,11 +182,14 @@ impl<'a> Range<'a> {
 pub fn input(headers: &HeaderMap) -> Result<Encoding, Status> {
     match media_type(headers) {
         "" => Ok(Encoding::Json),
-        media_type => Encoding::of_media_type(media_type).ok_or_else(|| {
-            let text = "the body of the request was in an unknown format - accepted media types include: ";
-            Status::unsupported_media_type(format!("{text}{MEDIA_TYPES}"))
-        }),
+        media_type => Encoding::of_media_type(media_type).ok_or_else(unsupported),
     }
+}
+
+/// 415 for a body in an encoding that is not known, or not for its type.
+pub fn unsupported() -> Status {
+    let text = "the body of the request was in an unknown format - accepted media types include: ";
+    Status::unsupported_media_type(format!("{text}{MEDIA_TYPES}"))
 }
 
 /// The media type of a request body, without parameters.

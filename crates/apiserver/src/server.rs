@@ -7,6 +7,7 @@ use crate::hooks::{Call, Hooks, Seams};
 use crate::identity::Identity;
 use crate::local::{Body, full};
 use crate::negotiate;
+use crate::protobuf::{self, ProtobufError};
 use crate::query::{self, Query};
 use crate::registry;
 use crate::request::{Attributes, Decision, RequestInfo};
@@ -320,8 +321,8 @@ impl ApiServer {
     #[expect(clippy::too_many_arguments, reason = "the request taken apart, once")]
     async fn dispatch(
         self: &Arc<Self>,
-        parts: Parts,
-        body: Body,
+        mut parts: Parts,
+        mut body: Body,
         mut info: RequestInfo,
         identity: Identity,
         local: bool,
@@ -333,6 +334,9 @@ impl ApiServer {
             if !served.kind.namespaced {
                 info.namespace.clear();
             }
+        }
+        if negotiate::media_type(&parts.headers) == protobuf::MEDIA_TYPE {
+            body = Box::pin(from_protobuf(&mut parts, body)).await?;
         }
         if let Some(endpoint) = endpoint {
             let kind = target.map(|served| served.kind.clone());
@@ -437,6 +441,23 @@ impl Drop for Inflight<'_> {
     fn drop(&mut self) {
         stats::sub(self.0, 1);
     }
+}
+
+/// A protobuf body as JSON, so that nothing behind this knows of the encoding.
+async fn from_protobuf(parts: &mut Parts, body: Body) -> Result<Body, Status> {
+    let bytes = registry::read_body(body).await?;
+    let json = if bytes.is_empty() {
+        bytes
+    } else {
+        let value = protobuf::to_value(&bytes).map_err(|error| match error {
+            ProtobufError::UnknownType(_) => negotiate::unsupported(),
+            ProtobufError::Malformed(_) => Status::bad_request(error.to_string()),
+        })?;
+        serde_json::to_vec(&value).map_err(Status::internal)?.into()
+    };
+    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    parts.headers.remove(header::CONTENT_LENGTH);
+    Ok(full(json))
 }
 
 /// How long a request may take: what its `timeout` parameter says, within the server's limit.

@@ -42,7 +42,7 @@ impl Cluster {
     pub fn start() -> Result<Self> {
         let cluster = Self::prepare()?;
         cluster.up()?;
-        for image in ["nginx", "busybox"] {
+        for image in ["nginx", "busybox", "client"] {
             let archive = cluster.archive(image);
             cluster.skeg(&["image", "import", &archive.to_string_lossy()])?;
         }

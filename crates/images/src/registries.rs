@@ -107,7 +107,7 @@ impl Registries {
             });
         }
         let host = if registry == DEFAULT_REGISTRY { "registry-1.docker.io" } else { registry };
-        let scheme = if is_loopback(host) && !self.configs.get(host).is_some_and(|c| c.tls.is_some()) {
+        let scheme = if is_loopback(host) && self.configs.get(host).is_none_or(|c| c.tls.is_none()) {
             "http"
         } else {
             "https"

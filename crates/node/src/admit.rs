@@ -95,8 +95,8 @@ mod tests {
             serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap()
         };
         let other = Arc::new(pod("250m", json!({})));
-        assert_eq!(admit(&pod("500m", json!({})), &node, &[other.clone()]), Ok(()));
-        let out = admit(&pod("4", json!({})), &node, &[other.clone()]).unwrap_err();
+        assert_eq!(admit(&pod("500m", json!({})), &node, std::slice::from_ref(&other)), Ok(()));
+        let out = admit(&pod("4", json!({})), &node, std::slice::from_ref(&other)).unwrap_err();
         assert_eq!(out.reason, "OutOfcpu");
         assert_eq!(
             out.message,

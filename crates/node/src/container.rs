@@ -213,6 +213,10 @@ fn mounts(ctx: &Context, inputs: &Inputs<'_>, lookup: &BTreeMap<&str, &str>) -> 
             (_, sub_path) => sub_path.clone(),
         };
         let source = volumes::mount_source(ctx, pod, &mount.name, sub_path.as_deref())?;
+        if mount.recursive_read_only.as_deref() == Some("Enabled") {
+            let why = "recursive read-only mounts are not supported by this node's runtime";
+            return Err(format!("volume mount \"{}\": {why}", mount.name));
+        }
         let propagation = match mount.mount_propagation.as_deref() {
             Some("HostToContainer") => Propagation::HostToContainer,
             Some("Bidirectional") => Propagation::Bidirectional,

@@ -211,7 +211,7 @@ mod tests {
             {"addresses": ["10.0.0.2"], "conditions": {"ready": true}},
             {"addresses": ["10.0.0.3"], "conditions": {"ready": false, "serving": true, "terminating": true}}
         ]));
-        let found = tables(&[web.clone()], &[ends], "cluster.local");
+        let found = tables(std::slice::from_ref(&web), &[ends], "cluster.local");
         assert_eq!(found.ports[0].endpoints, ["10.0.0.2:8080".parse().unwrap()]);
         assert_eq!(found.ports[0].node_port, Some(30080));
         assert_eq!(found.hosts["web.ns.svc.cluster.local"], ["10.96.0.7".parse::<IpAddr>().unwrap()]);

@@ -128,7 +128,7 @@ enum Done {
     Sandbox(Result<Vec<String>, String>),
     Removed(Result<(), String>),
     Volumes(Result<Option<Timestamp>, VolumeError>),
-    Started { container: String, attempt: u32, outcome: StartOutcome },
+    Started { container: String, attempt: u32, outcome: Box<StartOutcome> },
     Stopped { container: String, result: Result<(), String> },
     Status { written: Box<PodStatus>, result: skeg_client::Result<()> },
     Finished(Result<(), String>),
@@ -373,7 +373,8 @@ impl Loop {
             old_runs,
         };
         let container = name.to_owned();
-        self.ops.spawn(async move { Done::Started { container, attempt, outcome: start.run().await } });
+        self.ops
+            .spawn(async move { Done::Started { container, attempt, outcome: Box::new(start.run().await) } });
     }
 
     fn stop(&mut self, name: &str, message: String, grace: Option<i64>) {
@@ -485,7 +486,7 @@ impl Loop {
                     self.memory.volumes = Volumes::Failed { retry_at };
                 }
             }
-            Done::Started { container, attempt, outcome } => self.started(&container, attempt, outcome, now),
+            Done::Started { container, attempt, outcome } => self.started(&container, attempt, *outcome, now),
             Done::Stopped { container, result } => {
                 if let Some(known) = self.memory.containers.get_mut(&container) {
                     known.busy = None;
@@ -770,7 +771,10 @@ impl Loop {
         if !machine::is_finished(&self.pod, &self.memory) && !machine::is_deleting(&self.pod) && !self.gone {
             for container in machine::all_containers(spec) {
                 let Some(known) = self.memory.containers.get(&container.name) else { continue };
-                let Some(run) = known.current.as_ref().filter(|run| run.is_exited()) else { continue };
+                let idle = known.busy.is_none();
+                let Some(run) = known.current.as_ref().filter(|run| idle && run.is_exited()) else {
+                    continue;
+                };
                 let held = run.finished_at.and_then(|at| known.restart_at(at)).is_some_and(|at| at > now);
                 let is_init = machine::init_containers(spec).iter().any(|c| c.name == container.name);
                 let again = machine::restarts(spec, container, is_init, run.exit_code);
@@ -1014,7 +1018,23 @@ fn remembered(pod: &Pod) -> Memory {
     memory
 }
 
+/// What a Pod asks for that this node cannot give; better said than silently left out.
+fn unsupported(pod: &Pod) -> Option<String> {
+    let spec = machine::spec(pod);
+    if spec.host_users == Some(false) {
+        return Some("user namespaces (hostUsers: false) are not supported on this node".to_owned());
+    }
+    if let Some(class) = spec.runtime_class_name.as_deref().filter(|c| !c.is_empty()) {
+        return Some(format!("no runtime for RuntimeClass \"{class}\" is configured"));
+    }
+    let claim = spec.resource_claims.iter().flatten().next();
+    claim.map(|claim| format!("resource claim \"{}\" cannot be prepared on this node", claim.name))
+}
+
 async fn create_sandbox(ctx: &Context, pod: &Pod) -> Result<Vec<String>, String> {
+    if let Some(why) = unsupported(pod) {
+        return Err(why);
+    }
     let config = container::sandbox_config(ctx, pod);
     let host_network = config.host_network;
     let uid = config.uid.clone();

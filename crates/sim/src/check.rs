@@ -14,6 +14,36 @@ const MEMORY: Duration = Duration::from_secs(90);
 /// How many violations are worth telling.
 const VIOLATIONS_MAX: usize = 20;
 
+/// What was so lately, and is now.
+struct Recent<T>(Vec<(Instant, T)>);
+
+impl<T> Default for Recent<T> {
+    fn default() -> Self {
+        Recent(Vec::new())
+    }
+}
+
+impl<T: Copy + PartialEq> Recent<T> {
+    fn note(&mut self, value: T) {
+        let now = Instant::now();
+        self.0.retain(|(until, _)| now - *until < MEMORY);
+        if let Some(last) = self.0.last_mut() {
+            // It held until now.
+            last.0 = now;
+            if last.1 == value {
+                return;
+            }
+        }
+        self.0.push((now, value));
+    }
+
+    fn values(&self) -> impl Iterator<Item = T> {
+        let (now, last) = (Instant::now(), self.0.len().saturating_sub(1));
+        let live = self.0.iter().enumerate().filter(move |(at, (until, _))| *at == last || now - *until < MEMORY);
+        live.map(|(_, (_, value))| *value)
+    }
+}
+
 #[derive(Default)]
 pub struct Checker {
     pub hash: u64,
@@ -22,21 +52,16 @@ pub struct Checker {
     newest: Revision,
     objects: BTreeMap<Arc<str>, Value>,
     /// When something that is no sign of life was last written, and what.
-    pub last_write: Option<(Instant, String)>,
-    /// By Deployment key: most Pods and fewest Pods that its recent specs allow.
-    bounds: BTreeMap<String, Vec<(Instant, i64, i64)>>,
-    /// By ReplicaSet uid: recent `spec.replicas`.
-    replicas: BTreeMap<String, Vec<(Instant, i64)>>,
-    /// Creates whose answer was lost: each excuses one Pod too many for a while.
-    excuses: Vec<Instant>,
+    last_write: Option<(Instant, String)>,
+    /// By Deployment uid: the most Pods and the fewest that its specs allow.
+    bounds: BTreeMap<String, Recent<(i64, i64)>>,
+    /// By ReplicaSet uid: `spec.replicas`.
+    replicas: BTreeMap<String, Recent<i64>>,
+    /// By ReplicaSet uid: `status.availableReplicas`.
+    available: BTreeMap<String, Recent<i64>>,
 }
 
 impl Checker {
-    pub fn excuse(&mut self, count: u64) {
-        let known = self.excuses.len() as u64;
-        self.excuses.extend((known..count).map(|_| Instant::now()));
-    }
-
     fn violation(&mut self, text: String) {
         if self.violations.len() < VIOLATIONS_MAX {
             self.violations.push(text);
@@ -74,7 +99,7 @@ impl Checker {
         if key.starts_with("/registry/pods/") {
             self.check_pod(key, old, new);
         } else if key.starts_with("/registry/apps/deployments/") {
-            self.note_deployment(key, new);
+            self.note_deployment(new);
         } else if key.starts_with("/registry/apps/replicasets/") {
             self.check_replica_set(key, old, new);
         } else if key.starts_with("/registry/namespaces/") && new.is_none() {
@@ -98,19 +123,14 @@ impl Checker {
         {
             let owned = |pod: &&Value| controller(pod, "ReplicaSet") == Some(owner) && is_active(pod);
             let active = 1 + self.objects.values().filter(owned).count() as i64;
-            let now = Instant::now();
-            let wanted = self.replicas.get(owner).into_iter().flatten();
-            let most = wanted.filter(|(at, _)| now - *at < MEMORY).map(|(_, replicas)| *replicas).max();
-            let last = self.replicas.get(owner).and_then(|all| all.last()).map_or(0, |(_, replicas)| *replicas);
-            self.excuses.retain(|at| now - *at < MEMORY);
-            let most = most.unwrap_or(last).max(last) + self.excuses.len() as i64;
+            let most = self.replicas.get(owner).and_then(|recent| recent.values().max()).unwrap_or(0);
             if active > most {
                 self.violation(format!("{key} makes {active} active Pods of a ReplicaSet of {most}"));
             }
         }
     }
 
-    fn note_deployment(&mut self, key: &str, new: Option<&Value>) {
+    fn note_deployment(&mut self, new: Option<&Value>) {
         let Some(new) = new else { return };
         let replicas = new["spec"]["replicas"].as_i64().unwrap_or(1);
         let rolling = &new["spec"]["strategy"]["rollingUpdate"];
@@ -121,65 +141,72 @@ impl Checker {
         } else if surge == 0 && unavailable == 0 {
             unavailable = 1;
         }
-        let bounds = self.bounds.entry(key.to_owned()).or_default();
-        let next = (Instant::now(), replicas + surge, replicas - unavailable);
-        if bounds.last().is_none_or(|(_, most, fewest)| (*most, *fewest) != (next.1, next.2)) {
-            // The old bound holds until now.
-            if let Some(last) = bounds.last_mut() {
-                last.0 = Instant::now();
-            }
-            bounds.push(next);
-        }
+        self.bounds.entry(uid(new).to_owned()).or_default().note((replicas + surge, replicas - unavailable));
     }
 
     fn check_replica_set(&mut self, key: &str, old: Option<&Value>, new: Option<&Value>) {
-        let Some(new) = new else { return };
-        let replicas = new["spec"]["replicas"].as_i64().unwrap_or(1);
-        let before = old.and_then(|old| old["spec"]["replicas"].as_i64()).unwrap_or(0);
-        if let Some(uid) = new["metadata"]["uid"].as_str() {
-            let history = self.replicas.entry(uid.to_owned()).or_default();
-            if history.last().is_none_or(|(_, last)| *last != replicas) {
-                if let Some(last) = history.last_mut() {
-                    last.0 = Instant::now();
-                }
-                history.push((Instant::now(), replicas));
-            }
+        let size = |set: &Value| set["spec"]["replicas"].as_i64().unwrap_or(1);
+        let before = old.map_or(0, size);
+        let Some(new) = new else { return self.check_removed_set(key, old) };
+        self.replicas.entry(uid(new).to_owned()).or_default().note(size(new));
+        self.available.entry(uid(new).to_owned()).or_default().note(new["status"]["availableReplicas"].as_i64().unwrap_or(0));
+        let Some(owner) = controller(new, "Deployment") else { return };
+        let Some(bounds) = self.bounds.get(owner) else { return };
+        let most = bounds.values().map(|(most, _)| most).max().unwrap_or(0);
+        let fewest = bounds.values().map(|(_, fewest)| fewest).min().unwrap_or(0);
+        let others = self.objects.iter().filter(|(other, object)| {
+            &***other != key && object["kind"] == "ReplicaSet" && controller(object, "Deployment") == Some(owner)
+        });
+        // Pods that are surely there: asked for, and lately available.
+        let kept = |set: &Value, size: i64| {
+            let available = self.available.get(uid(set)).and_then(|recent| recent.values().max());
+            size.min(available.unwrap_or(0))
+        };
+        let (mut total, mut left) = (size(new), kept(new, size(new)));
+        for (_, other) in others {
+            total += size(other);
+            left += kept(other, size(other));
         }
-        let Some(owner) = controller(new, "Deployment").map(str::to_owned) else { return };
-        let deployment = self.objects.iter().find(|(_, object)| object["kind"] == "Deployment" && object["metadata"]["uid"] == *owner);
-        let Some(deployment) = deployment.map(|(key, _)| key.to_string()) else { return };
-        let others: i64 = self
-            .objects
-            .iter()
-            .filter(|(other, object)| &***other != key && object["kind"] == "ReplicaSet" && controller(object, "Deployment") == Some(&owner))
-            .map(|(_, object)| object["spec"]["replicas"].as_i64().unwrap_or(0))
-            .sum();
-        let now = Instant::now();
-        let bounds = self.bounds.get(&deployment).cloned().unwrap_or_default();
-        let current = bounds.last().copied();
-        let recent = bounds.iter().filter(|(at, ..)| now - *at < MEMORY).chain(current.iter());
-        let (mut most, mut fewest) = (0, i64::MAX);
-        for (_, high, low) in recent {
-            most = most.max(*high);
-            fewest = fewest.min(*low);
+        let taken = kept(new, before) - kept(new, size(new));
+        if size(new) > before && total > most {
+            self.violation(format!("{key}: {total} replicas of a Deployment that allows {most}"));
         }
-        let total = others + replicas;
-        if replicas > before && total > most {
-            self.violation(format!("{key}: {total} replicas of {deployment}, which allows {most}"));
-        }
-        // Only a scale-down from a full set can break the lower bound.
-        if replicas < before && total < fewest && others + before >= fewest {
-            self.violation(format!("{key}: {total} replicas of {deployment}, which needs {fewest}"));
+        // Only what takes away from enough can break the lower bound.
+        if size(new) < before && left < fewest && left + taken >= fewest {
+            self.violation(format!("{key}: {left} available replicas of a Deployment that needs {fewest}"));
         }
     }
 
-    /// What must hold when the cluster has settled.
-    pub fn settled(&mut self, quiet_for: Duration) {
+    fn check_removed_set(&mut self, key: &str, old: Option<&Value>) {
+        let Some(owner) = old.filter(|old| old["spec"]["replicas"] != 0).and_then(|old| controller(old, "Deployment")) else { return };
+        let namespace = old.and_then(|old| old["metadata"]["namespace"].as_str()).unwrap_or_default();
+        let lives = |object: &Value| object["metadata"]["deletionTimestamp"].is_null();
+        let namespace_lives = self.objects.get(&*format!("/registry/namespaces/{namespace}")).is_some_and(lives);
+        if namespace_lives && self.objects.values().any(|object| uid(object) == owner && lives(object)) {
+            self.violation(format!("{key} was deleted under a Deployment that uses it"));
+        }
+    }
+
+    /// When something that is no sign of life was last written.
+    pub fn last_write(&self) -> Option<Instant> {
+        self.last_write.as_ref().map(|(at, _)| *at)
+    }
+
+    /// What must hold when the cluster has settled. `sizes` of Deployments are what their users
+    /// asked for last.
+    pub fn settled(&mut self, quiet_for: Duration, sizes: &BTreeMap<String, i64>) {
         let now = Instant::now();
         if let Some((at, what)) = self.last_write.clone()
             && now - at < quiet_for
         {
             self.violation(format!("not settled: {what} was written {:?} ago", now - at));
+        }
+        for (name, size) in sizes {
+            let key = format!("/registry/apps/deployments/one/{name}");
+            let found = self.objects.get(&*key).map(|object| object["spec"]["replicas"].clone());
+            if found != Some((*size).into()) {
+                self.violation(format!("{key} was to have {size} replicas: {found:?}"));
+            }
         }
         let objects: Vec<Value> = self.objects.values().cloned().collect();
         for object in &objects {
@@ -213,6 +240,10 @@ impl Checker {
 
 fn in_namespace(key: &str, namespace: &str) -> bool {
     key.contains(namespace) && !key.starts_with("/registry/namespaces/") && !key.contains("/events/")
+}
+
+fn uid(object: &Value) -> &str {
+    object["metadata"]["uid"].as_str().unwrap_or_default()
 }
 
 /// The uid of the controller of this kind.

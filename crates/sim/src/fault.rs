@@ -1,14 +1,17 @@
 //! The client seam: every request of every component passes here. Faults are drawn from the
 //! run's seed; planted bugs are deterministic lies to one component.
 
+use crate::gateway::{Connection, Gateway};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{Method, Request, Response, StatusCode};
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use serde_json::{Value, json};
 use skeg_api::Status;
-use skeg_apiserver::{Body, BoxError, LocalService};
+use skeg_apiserver::local::full;
+use skeg_apiserver::{Body, BoxError, Identity};
 use skeg_base::Random;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,9 +22,9 @@ use tower::Service;
 /// A bug of one component, planted at its seam.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bug {
-    /// The ReplicaSet controller never hears of deleted Pods.
+    /// The controllers never hear of deleted Pods.
     LostDelete,
-    /// The ReplicaSet controller never hears of new Pods: an expectation that is never cleared.
+    /// The controllers never hear of new Pods: an expectation that is never cleared.
     LostAdd,
     /// A Pod that is bound is bound again, elsewhere.
     DoubleBind,
@@ -29,20 +32,24 @@ pub enum Bug {
     SurgeOffByOne,
     /// The Deployment controller scales old ReplicaSets to nothing at once.
     UnavailableIgnored,
-    /// A status is written again and again.
+    /// A controller writes to a Deployment each time it sees one change.
     HotLoop,
-    /// Updates overwrite what others wrote meanwhile.
-    LostUpdate,
     /// Each Pod is created twice.
     DoubleCreate,
     /// The garbage collector is told that no owner exists.
     OwnersDenied,
     /// The scheduler does not hear of Pods.
     SchedulerDeaf,
-    /// Orphans are never collected.
+    /// What the garbage collector deletes stays.
     CollectorIdle,
-    /// Finalizers of a namespace are dropped before its content is gone.
+    /// The namespace controller is told that every namespace is empty.
     NamespaceTooEarly,
+    /// A patch of a user is acknowledged and never written.
+    LostWrite,
+    /// A watch passes over changes of Pods.
+    WatchSkips,
+    /// A watch delivers events again that it has already delivered.
+    WatchRepeats,
 }
 
 impl Bug {
@@ -53,13 +60,25 @@ impl Bug {
         Bug::SurgeOffByOne,
         Bug::UnavailableIgnored,
         Bug::HotLoop,
-        Bug::LostUpdate,
         Bug::DoubleCreate,
         Bug::OwnersDenied,
         Bug::SchedulerDeaf,
         Bug::CollectorIdle,
         Bug::NamespaceTooEarly,
+        Bug::LostWrite,
+        Bug::WatchSkips,
+        Bug::WatchRepeats,
     ];
+
+    /// Events that the component's watches leave out.
+    fn deafness(self, component: &str) -> Option<(&'static str, &'static str)> {
+        match (self, component) {
+            (Bug::LostDelete, "kube-controller-manager") => Some(("DELETED", "Pod")),
+            (Bug::LostAdd, "kube-controller-manager") | (Bug::SchedulerDeaf, "kube-scheduler") => Some(("ADDED", "Pod")),
+            (Bug::WatchSkips, "observer") => Some(("MODIFIED", "Pod")),
+            _ => None,
+        }
+    }
 }
 
 /// What all seams of a run share.
@@ -67,14 +86,12 @@ pub struct Faults {
     random: Random,
     on: AtomicBool,
     pub requests: AtomicU64,
-    /// Requests whose answer was dropped after they took effect.
-    pub lost_answers: AtomicU64,
     bug: Option<Bug>,
 }
 
 impl Faults {
     pub fn new(random: Random, on: bool, bug: Option<Bug>) -> Arc<Self> {
-        Arc::new(Faults { random, on: on.into(), requests: 0.into(), lost_answers: 0.into(), bug })
+        Arc::new(Faults { random, on: on.into(), requests: 0.into(), bug })
     }
 
     /// No faults from now on: the cluster must settle.
@@ -91,9 +108,9 @@ impl Faults {
 #[derive(Clone)]
 pub struct Seam {
     pub component: Arc<str>,
-    pub service: LocalService,
+    pub identity: Identity,
+    pub gateway: Arc<Gateway>,
     pub faults: Arc<Faults>,
-    pub store: Arc<dyn skeg_store::Store>,
 }
 
 impl Service<Request<Body>> for Seam {
@@ -111,15 +128,13 @@ impl Service<Request<Body>> for Seam {
 }
 
 impl Seam {
-    /// To the server. Not generic over the body inside an async function, where the compiler
-    /// cannot see that the error type is itself.
-    fn forward(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
-        self.service.clone().call(request)
+    fn is(&self, bug: Bug, component: &str) -> bool {
+        self.faults.bug == Some(bug) && &*self.component == component
     }
 
     async fn pass(self, request: Request<Body>) -> Result<Response<Body>, BoxError> {
-        self.faults.requests.fetch_add(1, Ordering::Relaxed);
         let faults = &self.faults;
+        faults.requests.fetch_add(1, Ordering::Relaxed);
         // Every request takes a little time, as over a network.
         tokio::time::sleep(Duration::from_micros(200 + faults.random.below(2_000))).await;
         if faults.one_in(25) {
@@ -132,104 +147,109 @@ impl Seam {
         if faults.one_in(80) {
             return Ok(refusal(if write { &[409, 429, 500, 503] } else { &[410, 429, 500] }, &faults.random));
         }
+        let connection = self.gateway.connect(&self.identity)?;
         if let Some(answer) = self.made_up(&request) {
             return Ok(answer);
         }
-        let rebind = self.faults.bug == Some(Bug::DoubleBind) && request.uri().path().ends_with("/binding");
         let path = request.uri().path().to_owned();
         let watch = request.uri().query().is_some_and(|query| query.contains("watch="));
-        let (request, extra) = match self.lie(request).await {
-            Ok(requests) => requests,
-            Err(error) => return Err(error),
-        };
-        let response = match self.forward(request).await {
-            Ok(response) => response,
-            Err(error) => return Err(error),
-        };
-        if rebind && response.status().is_success() {
+        let (request, extra) = self.lie(request).await?;
+        let response = connection.send(request).await?;
+        if faults.bug == Some(Bug::DoubleBind) && path.ends_with("/binding") && response.status().is_success() {
             self.bind_again(&path).await;
         }
         if let Some(extra) = extra {
-            let _ = self.forward(extra).await;
+            connection.send(extra).await?;
         }
         if write && faults.one_in(120) {
-            faults.lost_answers.fetch_add(1, Ordering::Relaxed);
             return Err("the connection broke before the answer arrived".into());
         }
-        Ok(if watch { self.watched(response) } else { response })
+        Ok(if watch { self.watched(connection, response) } else { response })
     }
 
     /// Answers that never reach the server, under a planted bug.
     fn made_up(&self, request: &Request<Body>) -> Option<Response<Body>> {
-        let namespaced = request.uri().path().contains("/namespaces/");
-        let early = self.faults.bug == Some(Bug::NamespaceTooEarly) && &*self.component == "namespace-controller";
-        let plain = !request.uri().path().ends_with("/finalize") && !request.uri().path().ends_with("/status");
-        let object = request.uri().path().split('/').count() <= 5;
-        if !early || !namespaced || !plain || object || *request.method() == Method::PUT {
+        let (method, path) = (request.method(), request.uri().path());
+        let in_namespace = path.starts_with("/api/v1/namespaces/") || path.starts_with("/apis/");
+        let body = if self.is(Bug::NamespaceTooEarly, "namespace-controller") && in_namespace && path.split('/').count() > 5 {
+            let put = *method == Method::PUT;
+            (!put).then(|| json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": []}))?
+        } else if self.is(Bug::CollectorIdle, "generic-garbage-collector") && *method == Method::DELETE
+            || self.is(Bug::LostWrite, "kubectl") && *method == Method::PATCH
+        {
+            json!({"kind": "Status", "apiVersion": "v1", "status": "Success"})
+        } else {
             return None;
-        }
-        let list = json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": []});
-        let mut response = Response::new(skeg_apiserver::local::full(list.to_string()));
-        response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/json"));
-        Some(response)
+        };
+        Some(answer(StatusCode::OK, &body))
     }
 
     /// Writes another node's name over a binding, past every check.
     async fn bind_again(&self, path: &str) {
         let key = path.replacen("/api/v1/namespaces/", "/registry/pods/", 1).replacen("/pods/", "/", 2);
         let key = key.replacen("/registry/", "/registry/pods/", 1).trim_end_matches("/binding").to_owned();
-        let Ok((Some(record), _)) = self.store.get(&key).await else { return };
+        let Ok((Some(record), _)) = self.gateway.store.get(&key).await else { return };
         let Ok(body) = skeg_apiserver::record::decode(&record.value) else { return };
         let Ok(mut pod) = serde_json::from_slice::<Value>(&body.json) else { return };
         pod["spec"]["nodeName"] = "elsewhere".into();
         if let Ok(value) = skeg_apiserver::record::encode("v1", &pod) {
             let expect = skeg_store::Expect::Modified(record.modified);
             let write = skeg_store::Write { key: record.key, expect, value: Some(value), ttl: None };
-            let _ = self.store.write(write).await;
+            let _ = self.gateway.store.write(write).await;
         }
     }
 
-    /// A watch that may be cut between two events, and that a planted bug makes deaf.
-    fn watched(&self, response: Response<Body>) -> Response<Body> {
-        let (faults, deaf) = (self.faults.clone(), self.deaf_to(&response));
+    /// A watch that may be cut between two events, and to which a planted bug may be done.
+    fn watched(&self, connection: Connection, response: Response<Body>) -> Response<Body> {
         let (head, body) = response.into_parts();
-        let stream = futures_util::stream::unfold((body, false), move |(mut body, ended)| {
-            let (faults, deaf) = (faults.clone(), deaf);
-            async move {
-                if ended {
-                    return None;
-                }
-                loop {
-                    let frame = body.frame().await?;
-                    if faults.one_in(150) {
-                        let error: BoxError = "the watch was cut".into();
-                        return Some((Err(error), (body, true)));
-                    }
-                    let frame = match frame.map(Frame::into_data) {
-                        Ok(Ok(data)) => data,
-                        Ok(Err(_)) => continue,
-                        Err(error) => return Some((Err(error), (body, true))),
-                    };
-                    let kept = match deaf {
-                        Some(kind) => without(&frame, kind),
-                        None => frame,
-                    };
-                    if !kept.is_empty() {
-                        return Some((Ok(Frame::data(kept)), (body, false)));
-                    }
+        let stream = futures_util::stream::unfold((self.clone(), connection, Some(body)), |(seam, connection, body)| async move {
+            let mut body = body?;
+            loop {
+                let data = connection.data(&mut body).await?;
+                let data = if seam.faults.one_in(150) { Err("the watch was cut".into()) } else { data };
+                let kept = match data {
+                    Ok(data) => seam.distort(data),
+                    Err(error) => return Some((Err(error), (seam, connection, None))),
+                };
+                if !kept.is_empty() {
+                    return Some((Ok(Frame::data(kept)), (seam, connection, Some(body))));
                 }
             }
         });
         Response::from_parts(head, StreamBody::new(stream).boxed_unsync())
     }
 
-    fn deaf_to(&self, _: &Response<Body>) -> Option<(&'static str, &'static str)> {
-        match self.faults.bug? {
-            Bug::LostDelete => Some(("DELETED", "Pod")),
-            Bug::LostAdd => Some(("ADDED", "Pod")),
-            Bug::SchedulerDeaf if &*self.component == "kube-scheduler" => Some(("ADDED", "Pod")),
-            Bug::CollectorIdle => Some(("DELETED", "ReplicaSet")),
-            _ => None,
+    /// What a planted bug makes of events.
+    fn distort(&self, events: Bytes) -> Bytes {
+        let Some(bug) = self.faults.bug else { return events };
+        if let Some(deafness) = bug.deafness(&self.component) {
+            return without(&events, deafness);
+        }
+        let is_change = || events.starts_with(b"{\"type\":\"MODIFIED\"");
+        if self.is(Bug::WatchRepeats, "observer") && is_change() {
+            return [&events[..], &events[..]].concat().into();
+        }
+        if self.is(Bug::HotLoop, "kube-controller-manager") && is_change() {
+            let event: Value = serde_json::from_slice(&events).unwrap_or_default();
+            if event["object"]["kind"] == "Deployment" {
+                tokio::spawn(self.clone().look(event["object"]["metadata"].clone()));
+            }
+        }
+        events
+    }
+
+    /// Notes on a Deployment that it was looked at.
+    async fn look(self, metadata: Value) {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let text = |field: &str| metadata[field].as_str().unwrap_or_default();
+        let path = format!("/apis/apps/v1/namespaces/{}/deployments/{}", text("namespace"), text("name"));
+        let note = json!({"metadata": {"annotations": {"looked": self.faults.random.next_u64().to_string()}}});
+        let mut request = Request::new(full(note.to_string()));
+        *request.method_mut() = Method::PATCH;
+        *request.uri_mut() = path.parse().unwrap_or_default();
+        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/merge-patch+json"));
+        if let Ok(connection) = self.gateway.connect(&Identity::system("looker", &["system:masters"])) {
+            let _ = connection.send(request).await;
         }
     }
 
@@ -237,63 +257,33 @@ impl Seam {
     async fn lie(&self, request: Request<Body>) -> Result<(Request<Body>, Option<Request<Body>>), BoxError> {
         let Some(bug) = self.faults.bug else { return Ok((request, None)) };
         let (head, body) = request.into_parts();
-        let bytes = match body.collect().await {
-            Ok(collected) => collected.to_bytes(),
-            Err(error) => return Err(error),
-        };
+        let bytes = body.collect().await?.to_bytes();
+        let (path, post) = (head.uri.path().to_owned(), head.method == Method::POST);
+        let write = head.method != Method::GET;
         let mut value: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-        let (method, path) = (head.method.clone(), head.uri.path().to_owned());
-        let component = &*self.component;
-        let is_set = value["kind"] == "ReplicaSet" || path.contains("/replicasets/");
-        let mut extra = None;
-        match bug {
-            Bug::SurgeOffByOne if component == "deployment-controller" && is_set && method != Method::GET => {
-                if let Some(replicas) = value["spec"]["replicas"].as_i64().filter(|replicas| *replicas > 0) {
-                    value["spec"]["replicas"] = (replicas + 1).into();
-                }
+        let replicas = value["spec"]["replicas"].as_i64().filter(|_| value["kind"] == "ReplicaSet" && write);
+        let rebuilt = |path: &str, body: Bytes| {
+            let mut request = Request::new(full(body));
+            *request.method_mut() = head.method.clone();
+            *request.uri_mut() = path.parse().unwrap_or_default();
+            *request.headers_mut() = head.headers.clone();
+            request
+        };
+        let whole = head.uri.path_and_query().map_or(path.as_str(), |path| path.as_str());
+        match (bug, &*self.component, replicas) {
+            (Bug::SurgeOffByOne, "deployment-controller", Some(replicas @ 1..)) => value["spec"]["replicas"] = (replicas + 1).into(),
+            (Bug::UnavailableIgnored, "deployment-controller", Some(_)) if !post => value["spec"]["replicas"] = 0.into(),
+            (Bug::DoubleCreate, ..) if post && value["kind"] == "Pod" => {
+                return Ok((rebuilt(whole, bytes.clone()), Some(rebuilt(whole, bytes))));
             }
-            Bug::UnavailableIgnored if component == "deployment-controller" && is_set && method != Method::GET && method != Method::POST => {
-                if value["spec"]["replicas"].is_i64() || value["spec"]["replicas"].is_u64() {
-                    value["spec"]["replicas"] = 0.into();
-                }
+            (Bug::OwnersDenied, "generic-garbage-collector", _) if !write && path.contains("/deployments/") => {
+                let missing = path.rsplit_once('/').map_or("/", |(parent, _)| parent);
+                return Ok((rebuilt(&format!("{missing}/nobody"), bytes), None));
             }
-            Bug::LostUpdate if method == Method::PUT => {
-                if let Some(metadata) = value["metadata"].as_object_mut() {
-                    metadata.remove("resourceVersion");
-                }
-            }
-            Bug::DoubleCreate if method == Method::POST && value["kind"] == "Pod" => {
-                extra = Some(rebuild(&head, &method, &path, &value));
-            }
-            Bug::HotLoop if path.ends_with("/status") && component == "deployment-controller" => {
-                // An annotation that changes with every look makes each write cause the next.
-                let name = path.trim_end_matches("/status").to_owned();
-                let note = json!({"metadata": {"annotations": {"looked": self.faults.random.next_u64().to_string()}}});
-                let mut patch = rebuild(&head, &Method::PATCH, &name, &note);
-                patch.headers_mut().insert("content-type", http::HeaderValue::from_static("application/merge-patch+json"));
-                extra = Some(patch);
-            }
-            Bug::OwnersDenied if component == "generic-garbage-collector" && method == Method::GET && path.contains("/deployments/") => {
-                let missing = path.rsplit_once('/').map_or(path.clone(), |(parent, _)| format!("{parent}/nobody"));
-                return Ok((rebuild(&head, &method, &missing, &value), None));
-            }
-            _ => {}
+            _ => return Ok((rebuilt(whole, bytes), None)),
         }
-        let mut request = rebuild(&head, &method, head.uri.path_and_query().map_or(path.as_str(), |path| path.as_str()), &value);
-        if value.is_null() {
-            *request.body_mut() = skeg_apiserver::local::full(bytes);
-        }
-        *request.headers_mut() = head.headers;
-        Ok((request, extra))
+        Ok((rebuilt(whole, value.to_string().into()), None))
     }
-}
-
-fn rebuild(head: &http::request::Parts, method: &Method, path: &str, value: &Value) -> Request<Body> {
-    let mut request = Request::new(skeg_apiserver::local::full(value.to_string()));
-    *request.method_mut() = method.clone();
-    *request.uri_mut() = path.parse().unwrap_or_default();
-    *request.headers_mut() = head.headers.clone();
-    request
 }
 
 /// The lines of a frame that are not events of this type and kind.
@@ -314,8 +304,12 @@ fn refusal(codes: &[u16], random: &Random) -> Response<Body> {
         503 => Status::unavailable("a fault"),
         _ => Status::internal("a fault"),
     };
-    let mut response = Response::new(skeg_apiserver::local::full(status.to_value().to_string()));
-    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/json"));
+    answer(StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &status.to_value())
+}
+
+fn answer(code: StatusCode, body: &Value) -> Response<Body> {
+    let mut response = Response::new(full(body.to_string()));
+    *response.status_mut() = code;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }

@@ -6,9 +6,10 @@
 
 mod check;
 mod fault;
-mod hooks;
+mod gateway;
 mod load;
 mod node;
+mod observe;
 mod world;
 
 pub use fault::Bug;

@@ -1,9 +1,11 @@
 //! What users do in a run: create, scale, roll out, delete; and what happens to the machines.
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skeg_api::Gvr;
 use skeg_base::Random;
 use skeg_client::{Client, DeleteOptions, ListOptions, PatchKind};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Namespaces that users work in; the last one is deleted on the way.
@@ -12,11 +14,22 @@ pub const NAMESPACES: &[&str] = &["one", "two"];
 const ACTIONS: usize = 25;
 
 pub struct User {
-    pub client: Client,
-    pub random: Random,
+    client: Client,
+    random: Random,
+    /// What was acknowledged last for each Deployment of the first namespace: its replicas.
+    /// Nothing where the outcome is open.
+    sizes: Mutex<BTreeMap<String, i64>>,
 }
 
 impl User {
+    pub fn new(client: Client, random: Random) -> Self {
+        User { client, random, sizes: Mutex::default() }
+    }
+
+    pub fn sizes(&self) -> BTreeMap<String, i64> {
+        self.sizes.lock().clone()
+    }
+
     fn deployments(&self) -> skeg_client::Api<Value> {
         self.client.dynamic(&Gvr::new("apps", "v1", "deployments"))
     }
@@ -27,6 +40,16 @@ impl User {
             let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
             let namespaces = self.client.dynamic(&Gvr::new("", "v1", "namespaces"));
             while namespaces.create("", &object).await.is_err_and(|error| !exists(&error)) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+        let services = self.client.dynamic(&Gvr::new("", "v1", "services"));
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+            "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]},
+        });
+        for namespace in NAMESPACES {
+            while services.create(namespace, &service).await.is_err_and(|error| !exists(&error)) {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -50,8 +73,19 @@ impl User {
             async move { deployments.patch(namespace, name, PatchKind::Merge, &patch, None).await.map(|_| ()) }
         };
         match self.random.below(10) {
-            0..=2 => deployments.create(namespace, &self.deployment(name)).await.map(|_| ()),
-            3 | 4 => merge(json!({"spec": {"replicas": self.random.below(9)}})).await,
+            0..=2 => {
+                let deployment = self.deployment(name);
+                let result = deployments.create(namespace, &deployment).await.map(|_| ());
+                let size = deployment["spec"]["replicas"].as_i64();
+                self.note(namespace, name, size, true, &result);
+                result
+            }
+            3 | 4 => {
+                let size = self.random.below(9) as i64;
+                let result = merge(json!({"spec": {"replicas": size}})).await;
+                self.note(namespace, name, Some(size), false, &result);
+                result
+            }
             5 | 6 => {
                 let color = self.random.below(4).to_string();
                 merge(json!({"spec": {"template": {"metadata": {"annotations": {"color": color}}}}})).await
@@ -61,18 +95,38 @@ impl User {
             _ => {
                 let policy = ["Background", "Foreground"][self.random.below(2) as usize];
                 let options = DeleteOptions { propagation_policy: Some(policy.into()), ..Default::default() };
-                deployments.delete(namespace, name, &options).await
+                let result = deployments.delete(namespace, name, &options).await;
+                self.note(namespace, name, None, false, &result);
+                result
             }
         }
     }
 
-    /// Unpauses everything, so that the cluster can settle.
-    pub async fn finish(&self) {
-        let all = self.deployments().list("one", &ListOptions::default()).await;
-        for deployment in all.map(|list| list.items).unwrap_or_default() {
-            let name = deployment["metadata"]["name"].as_str().unwrap_or_default();
+    /// Keeps in mind what a Deployment's size is now.
+    fn note(&self, namespace: &str, name: &str, size: Option<i64>, created: bool, result: &skeg_client::Result<()>) {
+        let mut sizes = self.sizes.lock();
+        let refused = matches!(result, Err(skeg_client::Error::Api(status)) if status.code < 500);
+        if namespace != NAMESPACES[0] || refused {
+            return;
+        }
+        // A change of one whose deletion may be under way says nothing.
+        match size.filter(|_| result.is_ok() && (created || sizes.contains_key(name))) {
+            Some(size) => sizes.insert(name.to_owned(), size),
+            None => sizes.remove(name),
+        };
+    }
+
+    /// Unpauses everything, so that the cluster can settle, and takes a lost machine off the list.
+    pub async fn finish(&self, lost: Option<&str>) -> skeg_client::Result<()> {
+        for deployment in self.deployments().list("", &ListOptions::default()).await?.items {
+            let [namespace, name] = ["namespace", "name"].map(|field| deployment["metadata"][field].as_str().unwrap_or_default());
             let patch = json!({"spec": {"paused": false}});
-            let _ = self.deployments().patch("one", name, PatchKind::Merge, &patch, None).await;
+            let patched = self.deployments().patch(namespace, name, PatchKind::Merge, &patch, None).await;
+            patched.map(|_| ()).or_else(|error| if gone(&error) { Ok(()) } else { Err(error) })?;
+        }
+        match lost {
+            Some(node) => self.client.dynamic(&Gvr::new("", "v1", "nodes")).delete("", node, &DeleteOptions::default()).await,
+            None => Ok(()),
         }
     }
 

@@ -4,11 +4,13 @@
 use skeg_apiserver::proxy::{Connection, Dialer};
 use futures_util::future::{BoxFuture, FutureExt};
 use std::io;
+use std::sync::{Arc, OnceLock};
 
 /// Reaches the node of this process over loopback.
 pub struct Loopback {
     pub node: String,
-    pub port: u16,
+    /// Known once the node's server listens.
+    pub port: Arc<OnceLock<u16>>,
 }
 
 impl Dialer for Loopback {
@@ -17,7 +19,10 @@ impl Dialer for Loopback {
             if node != self.node {
                 return Err(io::Error::new(io::ErrorKind::NotFound, format!("no route to node {node:?}")));
             }
-            let stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await?;
+            let Some(port) = self.port.get() else {
+                return Err(io::Error::new(io::ErrorKind::NotConnected, "the node is starting"));
+            };
+            let stream = tokio::net::TcpStream::connect(("127.0.0.1", *port)).await?;
             stream.set_nodelay(true)?;
             Ok(Box::new(stream) as Box<dyn Connection>)
         }

@@ -18,7 +18,7 @@ use skeg_scheduler::Scheduler;
 use skeg_store::{Sqlite, Store};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
@@ -125,6 +125,8 @@ struct ControlPlane {
     server: Arc<ApiServer>,
     store: Arc<Sqlite>,
     pki: Arc<Pki>,
+    /// Where the dialer finds the node's server.
+    node_port: Arc<OnceLock<u16>>,
     listeners: Vec<skeg_apiserver::net::Listening>,
 }
 
@@ -140,7 +142,8 @@ impl ControlPlane {
         let options = skeg_store::Options::new(instance.path("store.db"), clock);
         let store = tokio::task::spawn_blocking(move || Sqlite::open(&options)).await?.context("store")?;
         let kinds = Arc::new(Kinds::new(skeg_api::builtin::builtin()));
-        let dialer = crate::dial::Loopback { node: settings.node_name.clone(), port: node_port(settings) };
+        let node_port = Arc::new(OnceLock::new());
+        let dialer = crate::dial::Loopback { node: settings.node_name.clone(), port: node_port.clone() };
         let setup = assembly::Setup {
             edge: Some(assembly::Edge { pki: pki.clone(), dialer: Arc::new(dialer) }),
             cluster_domain: CLUSTER_DOMAIN.into(),
@@ -153,7 +156,7 @@ impl ControlPlane {
         };
         let dynamic: Arc<dyn Store> = store.clone();
         let server = assembly::open(setup, kinds, dynamic, clock, random.fork()).await.context("API server")?.server;
-        Ok(ControlPlane { server, store, pki, listeners: Vec::new() })
+        Ok(ControlPlane { server, store, pki, node_port, listeners: Vec::new() })
     }
 
     /// Serves on the bound address and on the bridge's, and writes the administrator's kubeconfig.
@@ -235,20 +238,19 @@ impl ControlPlane {
             version: cli::KUBERNETES_VERSION.into(),
             labels: Default::default(),
             seccomp_default: settings.seccomp_default,
-            server: Some(skeg_node::ServerConfig { address: [127, 0, 0, 1].into(), port: node_port(settings), tls: Arc::new(self.pki.node_server_config(&serving)?) }),
+            server: Some(skeg_node::ServerConfig { address: [127, 0, 0, 1].into(), port: 0, tls: Arc::new(self.pki.node_server_config(&serving)?) }),
         };
-        Ok(Node::start(config, parts, cancel.clone()).await?)
+        let node = Node::start(config, parts, cancel.clone()).await?;
+        if let Some(port) = node.server_port() {
+            let _ = self.node_port.set(port);
+        }
+        Ok(node)
     }
 }
 
 /// The node's own address: the bridge's, which Pods and the host both reach.
 fn node_address(settings: &Settings) -> IpAddr {
     settings.gateway().into()
-}
-
-/// The node's own HTTPS port: upstream's distance from the API's.
-fn node_port(settings: &Settings) -> u16 {
-    settings.listen.port().wrapping_add(3807).max(1024)
 }
 
 pub async fn open_runtime(instance: &Instance) -> Result<Arc<Runtime>> {

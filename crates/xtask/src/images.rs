@@ -51,6 +51,19 @@ const IMAGES: &[Image] = &[
         ports: &["80/tcp"],
         stop_signal: "SIGQUIT",
     },
+    // A dynamic client: the static busybox cannot resolve names, nor speak TLS with a given authority.
+    Image {
+        name: "client",
+        packages: &[
+            "wget", "libc6", "libffi8", "libgmp10", "libgnutls30", "libhogweed6", "libidn2-0", "libnettle8", "libp11-kit0",
+            "libpcre2-8-0", "libpsl5", "libtasn1-6", "libunistring2", "libuuid1", "zlib1g", "busybox-static",
+        ],
+        files: &[],
+        entrypoint: &[],
+        cmd: &["sh"],
+        ports: &[],
+        stop_signal: "",
+    },
     Image {
         name: "busybox",
         packages: &["busybox-static"],

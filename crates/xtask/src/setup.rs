@@ -8,13 +8,14 @@ use std::process::Command;
 /// Debian packages and the file that shows each is there.
 const PACKAGES: &[(&str, &str)] = &[
     ("ca-certificates", "/etc/ssl/certs/ca-certificates.crt"),
+    ("busybox-static", "/bin/busybox"),
     ("cpio", "/usr/bin/cpio"),
     ("docker-registry", "/usr/bin/docker-registry"),
     ("gcc", "/usr/bin/gcc"),
     ("iproute2", "/usr/sbin/ip"),
     ("kmod", "/usr/sbin/depmod"),
     ("libc6-dev", "/usr/include/stdio.h"),
-    ("libseccomp-dev", "/usr/include/seccomp.h"),
+
     ("nftables", "/usr/sbin/nft"),
     ("python3-pip", "/usr/bin/pip3"),
     ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),

@@ -113,7 +113,9 @@ fn parse(text: &str, module: &str, messages: &mut Messages) -> Result<()> {
             && attribute.ends_with(")]")
         {
             declaration.push_str(line);
-            if declaration.ends_with(',') && declaration.matches('<').count() == declaration.matches('>').count() {
+            if declaration.ends_with(',')
+                && declaration.matches('<').count() == declaration.matches('>').count()
+            {
                 let field = field(&attribute, &declaration, module)?;
                 messages.entry(message.clone()).or_default().push(field);
                 (attribute, declaration) = Default::default();
@@ -125,9 +127,11 @@ fn parse(text: &str, module: &str, messages: &mut Messages) -> Result<()> {
 
 fn field(attribute: &str, declaration: &str, module: &str) -> Result<Field> {
     let inner = attribute.trim_start_matches("#[prost(").trim_end_matches(")]");
-    let number = inner.split("tag = \"").nth(1).and_then(|rest| rest.split('"').next()).context("a tag")?.to_owned();
+    let number =
+        inner.split("tag = \"").nth(1).and_then(|rest| rest.split('"').next()).context("a tag")?.to_owned();
     let kind = inner.split([',', ' ']).next().unwrap_or_default();
-    let (name, ty) = declaration.trim_start_matches("pub ").trim_end_matches(',').split_once(':').context("a field")?;
+    let (name, ty) =
+        declaration.trim_start_matches("pub ").trim_end_matches(',').split_once(':').context("a field")?;
     let value = |kind: &str| -> Result<String> {
         Ok(match kind {
             "string" => "s".into(),
@@ -140,7 +144,8 @@ fn field(attribute: &str, declaration: &str, module: &str) -> Result<Field> {
         })
     };
     let (prefix, kind) = if kind == "btree_map" {
-        let of = inner.split("btree_map = \"").nth(1).and_then(|rest| rest.split('"').next()).context("a map")?;
+        let of =
+            inner.split("btree_map = \"").nth(1).and_then(|rest| rest.split('"').next()).context("a map")?;
         ("%", value(of.split(',').nth(1).unwrap_or_default().trim())?)
     } else if inner.contains("repeated") {
         ("*", value(kind)?)
@@ -152,8 +157,8 @@ fn field(attribute: &str, declaration: &str, module: &str) -> Result<Field> {
 
 /// The full name of the message in a field's type: the last path in it.
 fn resolve(ty: &str, module: &str) -> String {
-    let parts = ty.split([',', '<', '>']).map(str::trim).filter(|part| !part.is_empty());
-    let path = parts.last().unwrap_or_default();
+    let mut parts = ty.split([',', '<', '>']).map(str::trim).filter(|part| !part.is_empty());
+    let path = parts.next_back().unwrap_or_default();
     let mut base: Vec<&str> = module.split('.').collect();
     let mut rest = Vec::new();
     for part in path.split("::") {
@@ -196,7 +201,8 @@ fn table(messages: &Messages, definitions: &Map<String, Value>) -> Result<String
         let (module, kind) = name.rsplit_once('.').unwrap_or_default();
         ROOTS.contains(&module) && !kind.ends_with("List")
     };
-    let mut wanted: BTreeSet<&str> = messages.keys().map(String::as_str).filter(|name| is_root(name)).collect();
+    let mut wanted: BTreeSet<&str> =
+        messages.keys().map(String::as_str).filter(|name| is_root(name)).collect();
     let mut queue: Vec<&str> = wanted.iter().copied().collect();
     while let Some(name) = queue.pop() {
         for field in messages.get(name).with_context(|| format!("no message {name}"))? {
@@ -216,7 +222,9 @@ fn table(messages: &Messages, definitions: &Map<String, Value>) -> Result<String
             let json = match own {
                 Some(Some(json)) => json,
                 // Embedded in its parent.
-                Some(None) if field.kind.len() > 1 && special(&field.kind).is_none() && field.prefix.is_empty() => {
+                Some(None)
+                    if field.kind.len() > 1 && special(&field.kind).is_none() && field.prefix.is_empty() =>
+                {
                     String::new()
                 }
                 _ => known.get(&wanted).map_or_else(|| camel(&field.name), |name| (*name).to_owned()),

@@ -341,7 +341,7 @@ async fn malformed_bodies_are_refused() {
     s.post(CONFIG_MAPS, &config_map("big", json!({"k": value}))).await;
     s.send("POST", CONFIG_MAPS, &[("content-type", "application/vnd.kubernetes.protobuf")], "k8s")
         .await
-        .expect(415);
+        .expect(400);
     s.send("GET", CONFIG_MAPS, &[("accept", "application/vnd.kubernetes.protobuf")], "").await.expect(406);
     assert_eq!(s.api.stats().panics_total.load(std::sync::atomic::Ordering::Relaxed), 0);
 }

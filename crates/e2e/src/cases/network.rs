@@ -15,19 +15,25 @@ pub const CASES: &[Case] = &[
     Case { name: "pods_reach_each_other", run: pod_to_pod },
 ];
 
+/// A Pod with a wget that resolves names and checks certificates.
+fn client(name: &str) -> serde_json::Value {
+    let mut pod = pod(name, &[("main", "sleep 1000")]);
+    pod["spec"]["containers"][0]["image"] = "client".into();
+    pod
+}
+
 fn api_from_inside(scope: &Scope<'_>) -> Result<()> {
-    scope.apply(&pod("box", &[("main", "sleep 1000")]))?;
+    scope.apply(&client("box"))?;
     scope.wait_ready("box")?;
     let token = "/var/run/secrets/kubernetes.io/serviceaccount";
-    // busybox's wget cannot check certificates; the request is what is shown here.
     let script = format!(
-        "wget -qO- --no-check-certificate --header \"Authorization: Bearer $(cat {token}/token)\" https://kubernetes.default.svc/version"
+        "wget -qO- --ca-certificate={token}/ca.crt --header \"Authorization: Bearer $(cat {token}/token)\" https://kubernetes.default.svc/version"
     );
     let version = eventually("the API answers inside", || Ok(scope.exec("box", &["sh", "-c", &script]).ok()))?;
     ensure!(version.contains("\"gitVersion\""), "{version}");
     let me = format!("system:serviceaccount:{}:default", scope.namespace);
     let forbidden = scope.exec("box", &["sh", "-c", &format!(
-        "wget -O- --no-check-certificate --header \"Authorization: Bearer $(cat {token}/token)\" https://kubernetes.default.svc/api/v1/secrets 2>&1 || true"
+        "wget -O- --ca-certificate={token}/ca.crt --header \"Authorization: Bearer $(cat {token}/token)\" https://kubernetes.default.svc/api/v1/secrets 2>&1 || true"
     )])?;
     ensure!(forbidden.contains("403"), "{me} may not read secrets: {forbidden}");
     Ok(())
@@ -37,7 +43,7 @@ fn service(scope: &Scope<'_>) -> Result<()> {
     scope.apply(&deployment("web", 2))?;
     scope.kubectl(&["expose", "deployment", "web", "--port=8000", "--target-port=80"])?;
     scope.rolled_out("web")?;
-    scope.apply(&pod("box", &[("main", "sleep 1000")]))?;
+    scope.apply(&client("box"))?;
     scope.wait_ready("box")?;
     let ip = scope.jsonpath(&["service", "web"], "{.spec.clusterIP}")?;
     let page = eventually("the service answers", || Ok(scope.exec("box", &["wget", "-qO-", "-T", "2", &format!("http://{ip}:8000/")]).ok()))?;
@@ -55,7 +61,7 @@ fn names(scope: &Scope<'_>) -> Result<()> {
     scope.apply(&deployment("web", 1))?;
     scope.kubectl(&["expose", "deployment", "web", "--port=80"])?;
     scope.rolled_out("web")?;
-    scope.apply(&pod("box", &[("main", "sleep 1000")]))?;
+    scope.apply(&client("box"))?;
     scope.wait_ready("box")?;
     for name in ["web".to_owned(), format!("web.{}", scope.namespace), format!("web.{}.svc.cluster.local", scope.namespace)] {
         let url = format!("http://{name}/");
@@ -116,7 +122,7 @@ fn cluster_ips(scope: &Scope<'_>) -> Result<()> {
 
 fn pod_to_pod(scope: &Scope<'_>) -> Result<()> {
     scope.apply(&pod("server", &[("main", "echo hi > /tmp/f; httpd -f -p 80 -h /tmp")]))?;
-    scope.apply(&pod("client", &[("main", "sleep 1000")]))?;
+    scope.apply(&client("client"))?;
     scope.wait_ready("server")?;
     scope.wait_ready("client")?;
     let ip = scope.jsonpath(&["pod", "server"], "{.status.podIP}")?;

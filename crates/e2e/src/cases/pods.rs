@@ -53,7 +53,7 @@ fn containers_share(scope: &Scope<'_>) -> Result<()> {
     }
     started(scope, &both)?;
     let sh = |container: &str, script: &str| scope.kubectl(&["exec", "both", "-c", container, "--", "sh", "-c", script]);
-    let fetched = eventually("one serves", || Ok(sh("two", "wget -qO- http://localhost:8080/file").ok()))?;
+    let fetched = eventually("one serves", || Ok(sh("two", "printf 'GET /file HTTP/1.0\\r\\n\\r\\n' | nc 127.0.0.1 8080 | tail -n 1").ok()))?;
     ensure!(fetched == "from one\n", "localhost and volume are shared: {fetched}");
     ensure!(sh("two", "ls /only-in-one 2>/dev/null || echo apart")? == "apart\n", "root file systems are apart");
     ensure!(sh("one", "hostname")? == "both\n" && sh("two", "hostname")? == "both\n");
@@ -224,7 +224,7 @@ fn image_pull_errors(scope: &Scope<'_>) -> Result<()> {
     scope.apply(&never)?;
     scope.wait_for("pod/never", "{.status.containerStatuses[0].state.waiting.reason}=ErrImageNeverPull")?;
     let mut invalid = pod("invalid", &[("main", "true")]);
-    invalid["spec"]["containers"][0]["image"] = "UPPER/case".into();
+    invalid["spec"]["containers"][0]["image"] = "some//name".into();
     scope.apply(&invalid)?;
     scope.wait_for("pod/invalid", "{.status.containerStatuses[0].state.waiting.reason}=InvalidImageName")
 }
@@ -274,7 +274,7 @@ fn init_containers(scope: &Scope<'_>) -> Result<()> {
     staged["spec"]["containers"][0]["volumeMounts"] = mount;
     staged["spec"]["volumes"] = json!([{"name": "work", "emptyDir": {}}]);
     started(scope, &staged)?;
-    ensure!(scope.kubectl(&["logs", "staged"])? == "first\nsecond\n");
+    ensure!(scope.kubectl(&["logs", "staged", "-c", "main"])? == "first\nsecond\n");
     let status = status(scope, "staged")?;
     ensure!(status["initContainerStatuses"][1]["state"]["terminated"]["reason"] == "Completed", "{status}");
     let mut failing = pod("failing", &[("main", "sleep 1000")]);

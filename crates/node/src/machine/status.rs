@@ -156,7 +156,11 @@ fn container_status(
         Some(run) if run.is_exited() => {
             fill_run(&mut out, run);
             let again = !over && restarts(spec, container, is_init, run.exit_code);
-            let held_until = run.finished_at.and_then(|at| known.restart_at(at)).filter(|at| *at > now);
+            // The back-off of the next crash is set when a restart begins: it does not hold that one.
+            let held_until = run
+                .finished_at
+                .and_then(|at| known.restart_at(at))
+                .filter(|at| *at > now && known.busy.is_none());
             match (again, &known.waiting, held_until) {
                 (true, Some(why), _) => {
                     last = Some(run);
@@ -196,8 +200,7 @@ fn container_status(
                 name: m.name.clone(),
                 volume_status: None,
                 read_only: m.read_only.filter(|ro| *ro),
-                recursive_read_only: (m.read_only == Some(true))
-                    .then(|| m.recursive_read_only.clone().unwrap_or_else(|| "Disabled".into())),
+                recursive_read_only: (m.read_only == Some(true)).then(|| "Disabled".to_owned()),
             })
             .collect()
     });
@@ -250,6 +253,7 @@ fn terminated(run: &Run) -> ContainerState {
     }
 }
 
+#[expect(clippy::too_many_arguments, reason = "one call, with everything a status is made from")]
 fn conditions(
     pod: &Pod,
     old: Option<&PodStatus>,
@@ -424,6 +428,16 @@ mod tests {
         );
         assert_eq!(container.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 1);
         assert_eq!(container.restart_count, 2);
+    }
+
+    #[test]
+    fn a_restart_under_way_is_no_crash_loop() {
+        let mut known = ContainerMemory { current: Some(run(0, Some(1))), ..Default::default() };
+        known.backoff = Some(known.next_backoff(known.current.as_ref().unwrap().finished_at.unwrap()));
+        known.busy = Some(Busy::Starting);
+        let status = status(&pod("Always"), None, &memory(known), &[], "BestEffort", now());
+        let state = status.container_statuses.as_ref().unwrap()[0].state.clone().unwrap();
+        assert_eq!(state.terminated.unwrap().exit_code, 1);
     }
 
     #[test]

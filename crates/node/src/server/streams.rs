@@ -24,7 +24,8 @@ use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 
 const V5: &str = "v5.channel.k8s.io";
 const V4: &str = "v4.channel.k8s.io";
@@ -35,6 +36,8 @@ const BLOCK: usize = 32 << 10;
 const MESSAGES_AHEAD: usize = 16;
 /// How long a client may take to open the streams it announced.
 const STREAMS_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may take to answer a close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const TUNNEL_BUFFER: usize = 256 << 10;
 
 const STDIN: u8 = 0;
@@ -62,6 +65,11 @@ fn wanted(request: &Request<Incoming>) -> Option<Wanted> {
         return Some(Wanted::WebSocket { key, protocols: list(SEC_WEBSOCKET_PROTOCOL.as_str()) });
     }
     upgrade.eq_ignore_ascii_case("SPDY/3.1").then(|| Wanted::Spdy { protocols: list(STREAM_PROTOCOL) })
+}
+
+/// Clients take any other close code for an error.
+fn goodbye() -> Message {
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }))
 }
 
 fn switch(headers: &[(&'static str, &str)]) -> Answer {
@@ -108,6 +116,7 @@ async fn upgraded(request: Request<Incoming>) -> Option<TokioIo<hyper::upgrade::
 }
 
 /// A running container of a Pod, by the path's last parts: `[uid/]container`.
+#[expect(clippy::result_large_err, reason = "the error is the answer itself")]
 fn find(agent: &Agent, ns: &str, pod: &str, rest: &[&str]) -> Result<(String, String, bool), Answer> {
     let worker = agent.find(ns, pod).ok_or_else(|| plain(StatusCode::NOT_FOUND, "pod does not exist"))?;
     let (uid, container) = match rest {
@@ -350,7 +359,7 @@ async fn exec_websocket(io: TokioIo<hyper::upgrade::Upgraded>, work: Work) {
                 return;
             }
         }
-        let _ = sink.send(Message::Close(None)).await;
+        let _ = sink.send(goodbye()).await;
         let _ = sink.flush().await;
     };
     let (stdin_sender, stdin) = mpsc::channel(MESSAGES_AHEAD);
@@ -400,11 +409,14 @@ async fn exec_websocket(io: TokioIo<hyper::upgrade::Upgraded>, work: Work) {
     let session = async {
         tokio::join!(writer, work.run(remote));
     };
-    tokio::pin!(session);
+    tokio::pin!(session, reader);
     tokio::select! {
-        () = &mut session => {}
+        () = &mut session => {
+            // Closing with input unread would reset the connection and lose what was just said.
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, reader).await;
+        }
         // The client is gone: dropping the session ends it.
-        () = reader => {}
+        () = &mut reader => {}
     }
 }
 
@@ -538,11 +550,10 @@ impl Forward {
         let inward = async {
             while let Some(Ok(message)) = source.next().await {
                 match message {
-                    Message::Binary(data) => {
-                        if to.write_all(&data).await.is_err() {
-                            return;
-                        }
-                    }
+                    Message::Binary(data) => match to.write_all(&data).await {
+                        Ok(()) => {}
+                        Err(_) => return,
+                    },
                     Message::Close(_) => return,
                     _ => {}
                 }
@@ -555,7 +566,7 @@ impl Forward {
                     break;
                 }
             }
-            let _ = sink.send(Message::Close(None)).await;
+            let _ = sink.send(goodbye()).await;
         };
         tokio::select! {
             () = inward => {}
@@ -636,7 +647,7 @@ impl Forward {
                     return;
                 }
             }
-            let _ = sink.send(Message::Close(None)).await;
+            let _ = sink.send(goodbye()).await;
         };
         let reader = async {
             while let Some(Ok(message)) = source.next().await {
