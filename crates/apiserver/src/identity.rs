@@ -17,7 +17,12 @@ struct Inner {
 }
 
 impl Identity {
-    pub(crate) fn new(user: String, uid: String, groups: Vec<String>, extra: BTreeMap<String, Vec<String>>) -> Self {
+    pub(crate) fn new(
+        user: String,
+        uid: String,
+        groups: Vec<String>,
+        extra: BTreeMap<String, Vec<String>>,
+    ) -> Self {
         Identity(Arc::new(Inner { user, uid, groups, extra }))
     }
 
@@ -41,7 +46,12 @@ impl Identity {
     }
 
     pub fn anonymous() -> Self {
-        Self::new("system:anonymous".into(), String::new(), vec!["system:unauthenticated".into()], BTreeMap::new())
+        Self::new(
+            "system:anonymous".into(),
+            String::new(),
+            vec!["system:unauthenticated".into()],
+            BTreeMap::new(),
+        )
     }
 
     pub fn user(&self) -> &str {

@@ -90,8 +90,9 @@ fn field(text: &'static str) -> Option<Field> {
     Some(Field { number, name, count, of })
 }
 
+/// Why a body could not be read.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-enum Broken {
+pub enum ProtobufError {
     #[error("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]")]
     Magic,
     #[error("proto: unexpected end of input")]
@@ -104,27 +105,12 @@ enum Broken {
     Text(&'static str),
     #[error("proto: field {0} is no JSON")]
     Raw(&'static str),
+    #[error("proto: field {0} is no time")]
+    Time(&'static str),
     #[error("proto: nested too deep")]
     Depth,
     #[error("no kind {kind:?} is registered for version {version:?}")]
     Kind { kind: String, version: String },
-}
-
-/// Why a body could not be read.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ProtobufError {
-    #[error("{0}")]
-    UnknownType(String),
-    #[error("{0}")]
-    Malformed(String),
-}
-
-/// The object in a body: the envelope is taken off, and its kind becomes the object's.
-pub fn to_value(bytes: &[u8]) -> Result<Value, ProtobufError> {
-    decode(bytes).map_err(|error| match error {
-        Broken::Kind { .. } => ProtobufError::UnknownType(error.to_string()),
-        error => ProtobufError::Malformed(error.to_string()),
-    })
 }
 
 /// One encoded field.
@@ -139,27 +125,27 @@ enum Wire<'a> {
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn varint(&mut self) -> Result<u64, Broken> {
+    fn varint(&mut self) -> Result<u64, ProtobufError> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
-            let (byte, rest) = self.0.split_first().ok_or(Broken::Short)?;
+            let (byte, rest) = self.0.split_first().ok_or(ProtobufError::Short)?;
             self.0 = rest;
             value |= u64::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
                 return Ok(value);
             }
         }
-        Err(Broken::Tag)
+        Err(ProtobufError::Tag)
     }
 
-    fn take(&mut self, len: u64) -> Result<&'a [u8], Broken> {
-        let len = usize::try_from(len).map_err(|_| Broken::Short)?;
-        let (taken, rest) = self.0.split_at_checked(len).ok_or(Broken::Short)?;
+    fn take(&mut self, len: u64) -> Result<&'a [u8], ProtobufError> {
+        let len = usize::try_from(len).map_err(|_| ProtobufError::Short)?;
+        let (taken, rest) = self.0.split_at_checked(len).ok_or(ProtobufError::Short)?;
         self.0 = rest;
         Ok(taken)
     }
 
-    fn next(&mut self) -> Result<Option<(u64, Wire<'a>)>, Broken> {
+    fn next(&mut self) -> Result<Option<(u64, Wire<'a>)>, ProtobufError> {
         if self.0.is_empty() {
             return Ok(None);
         }
@@ -167,7 +153,7 @@ impl<'a> Reader<'a> {
         let wire = match key & 7 {
             0 => Wire::Number(self.varint()?),
             1 => {
-                let bytes = self.take(8)?.try_into().map_err(|_| Broken::Short)?;
+                let bytes = self.take(8)?.try_into().map_err(|_| ProtobufError::Short)?;
                 Wire::Bits64(u64::from_le_bytes(bytes))
             }
             2 => {
@@ -178,17 +164,18 @@ impl<'a> Reader<'a> {
                 self.take(4)?;
                 Wire::Bits32
             }
-            _ => return Err(Broken::Tag),
+            _ => return Err(ProtobufError::Tag),
         };
         match key >> 3 {
-            0 => Err(Broken::Tag),
+            0 => Err(ProtobufError::Tag),
             number => Ok(Some((number, wire))),
         }
     }
 }
 
-fn decode(bytes: &[u8]) -> Result<Value, Broken> {
-    let mut envelope = Reader(bytes.strip_prefix(MAGIC).ok_or(Broken::Magic)?);
+/// The object in a body: the envelope is taken off, and its kind becomes the object's.
+pub fn to_value(bytes: &[u8]) -> Result<Value, ProtobufError> {
+    let mut envelope = Reader(bytes.strip_prefix(MAGIC).ok_or(ProtobufError::Magic)?);
     let (mut version, mut kind, mut raw, mut content) =
         (String::new(), String::new(), &[][..], String::new());
     while let Some((number, wire)) = envelope.next()? {
@@ -209,10 +196,10 @@ fn decode(bytes: &[u8]) -> Result<Value, Broken> {
         }
     }
     if content == "application/json" {
-        return serde_json::from_slice(raw).map_err(|_| Broken::Raw("raw"));
+        return serde_json::from_slice(raw).map_err(|_| ProtobufError::Raw("raw"));
     }
     let message =
-        message_of(&version, &kind).ok_or(Broken::Kind { kind: kind.clone(), version: version.clone() })?;
+        message_of(&version, &kind).ok_or(ProtobufError::Kind { kind: kind.clone(), version: version.clone() })?;
     let mut object = Map::new();
     read(raw, message, &mut object, 0)?;
     object.insert("apiVersion".into(), version.into());
@@ -222,20 +209,26 @@ fn decode(bytes: &[u8]) -> Result<Value, Broken> {
 
 fn message_of(version: &str, kind: &str) -> Option<usize> {
     let gv = GroupVersion::parse(version)?;
-    let module = if gv.group.is_empty() { "core" } else { gv.group.split('.').next()? };
-    let own = format!("io.k8s.api.{module}.{}.{kind}", gv.version);
+    let own = match &*gv.group {
+        "" => format!("io.k8s.api.core.{}.{kind}", gv.version),
+        "apiregistration.k8s.io" => {
+            format!("io.k8s.kube-aggregator.pkg.apis.apiregistration.{}.{kind}", gv.version)
+        }
+        group => format!("io.k8s.api.{}.{}.{kind}", group.split('.').next()?, gv.version),
+    };
     let find = |name: &str| TABLE.by_name.get(name).copied();
     // Options belong to every group.
-    find(&own).or_else(|| if kind.ends_with("Options") { find(&format!("{META}.{kind}")) } else { None })
+    let is_common = kind.ends_with("Options") || (version == "v1" && kind == "Status");
+    find(&own).or_else(|| if is_common { find(&format!("{META}.{kind}")) } else { None })
 }
 
-fn text(bytes: &[u8], field: &'static str) -> Result<String, Broken> {
-    String::from_utf8(bytes.to_vec()).map_err(|_| Broken::Text(field))
+fn text(bytes: &[u8], field: &'static str) -> Result<String, ProtobufError> {
+    String::from_utf8(bytes.to_vec()).map_err(|_| ProtobufError::Text(field))
 }
 
-fn read(bytes: &[u8], message: usize, out: &mut Map<String, Value>, depth: usize) -> Result<(), Broken> {
+fn read(bytes: &[u8], message: usize, out: &mut Map<String, Value>, depth: usize) -> Result<(), ProtobufError> {
     if depth > DEPTH_MAX {
-        return Err(Broken::Depth);
+        return Err(ProtobufError::Depth);
     }
     let fields = &TABLE.messages[message];
     let mut reader = Reader(bytes);
@@ -243,8 +236,16 @@ fn read(bytes: &[u8], message: usize, out: &mut Map<String, Value>, depth: usize
         let Some(field) = fields.iter().find(|field| field.number == number) else { continue };
         match (field.count, wire) {
             (Count::One, Wire::Bytes(bytes)) if field.name.is_empty() => {
-                let Type::Message(inner) = field.of else { return Err(Broken::Tag) };
+                let Type::Message(inner) = field.of else { return Err(ProtobufError::Tag) };
                 read(bytes, inner, out, depth + 1)?;
+            }
+            // A message that comes in parts is their sum.
+            (Count::One, Wire::Bytes(bytes)) if matches!(field.of, Type::Message(_)) => {
+                let Type::Message(inner) = field.of else { return Err(ProtobufError::Tag) };
+                let part = out.entry(field.name).or_insert_with(|| Value::Object(Map::new()));
+                if let Some(part) = part.as_object_mut() {
+                    read(bytes, inner, part, depth + 1)?;
+                }
             }
             (Count::One, wire) => {
                 let value = value(field, wire, depth)?;
@@ -270,7 +271,7 @@ fn read(bytes: &[u8], message: usize, out: &mut Map<String, Value>, depth: usize
                     map.insert(key, value);
                 }
             }
-            (Count::Map, _) => return Err(Broken::WireType(field.name)),
+            (Count::Map, _) => return Err(ProtobufError::WireType(field.name)),
         }
     }
     Ok(())
@@ -282,7 +283,7 @@ fn push(out: &mut Map<String, Value>, name: &str, value: Value) {
     }
 }
 
-fn entry(field: &Field, bytes: &[u8], depth: usize) -> Result<(String, Value), Broken> {
+fn entry(field: &Field, bytes: &[u8], depth: usize) -> Result<(String, Value), ProtobufError> {
     let mut key = String::new();
     let mut found = None;
     let mut reader = Reader(bytes);
@@ -304,7 +305,7 @@ fn entry(field: &Field, bytes: &[u8], depth: usize) -> Result<(String, Value), B
     Ok((key, found))
 }
 
-fn value(field: &Field, wire: Wire<'_>, depth: usize) -> Result<Value, Broken> {
+fn value(field: &Field, wire: Wire<'_>, depth: usize) -> Result<Value, ProtobufError> {
     let name = field.name;
     Ok(match (field.of, wire) {
         (Type::String, Wire::Bytes(bytes)) => text(bytes, name)?.into(),
@@ -317,10 +318,10 @@ fn value(field: &Field, wire: Wire<'_>, depth: usize) -> Result<Value, Broken> {
         (Type::Double, Wire::Number(0)) => 0.0.into(),
         (Type::Bytes, Wire::Bytes(bytes)) => STANDARD.encode(bytes).into(),
         (Type::Time, Wire::Bytes(bytes)) => {
-            time(bytes)?.map_or(Value::Null, |at| meta::format_time(at).into())
+            time(name, bytes)?.map_or(Value::Null, |at| meta::format_time(at).into())
         }
         (Type::MicroTime, Wire::Bytes(bytes)) => {
-            time(bytes)?.map_or(Value::Null, |at| meta::format_micro_time(at).into())
+            time(name, bytes)?.map_or(Value::Null, |at| meta::format_micro_time(at).into())
         }
         (Type::Quantity, Wire::Bytes(bytes)) => {
             let mut reader = Reader(bytes);
@@ -349,8 +350,10 @@ fn value(field: &Field, wire: Wire<'_>, depth: usize) -> Result<Value, Broken> {
             let mut reader = Reader(bytes);
             let mut found = Value::Null;
             while let Some((number, wire)) = reader.next()? {
-                if let (1, Wire::Bytes(bytes)) = (number, wire) {
-                    found = serde_json::from_slice(bytes).map_err(|_| Broken::Raw(name))?;
+                if let (1, Wire::Bytes(bytes)) = (number, wire)
+                    && !bytes.is_empty()
+                {
+                    found = serde_json::from_slice(bytes).map_err(|_| ProtobufError::Raw(name))?;
                 }
             }
             found
@@ -370,12 +373,12 @@ fn value(field: &Field, wire: Wire<'_>, depth: usize) -> Result<Value, Broken> {
             read(bytes, message, &mut object, depth + 1)?;
             Value::Object(object)
         }
-        _ => return Err(Broken::WireType(name)),
+        _ => return Err(ProtobufError::WireType(name)),
     })
 }
 
 /// Seconds and nanoseconds; an empty message is no time.
-fn time(bytes: &[u8]) -> Result<Option<jiff::Timestamp>, Broken> {
+fn time(field: &'static str, bytes: &[u8]) -> Result<Option<jiff::Timestamp>, ProtobufError> {
     if bytes.is_empty() {
         return Ok(None);
     }
@@ -388,8 +391,8 @@ fn time(bytes: &[u8]) -> Result<Option<jiff::Timestamp>, Broken> {
             _ => {}
         }
     }
-    let nanos = i32::try_from(nanos).unwrap_or_default();
-    Ok(jiff::Timestamp::new(seconds, nanos).ok())
+    let nanos = i32::try_from(nanos).map_err(|_| ProtobufError::Time(field))?;
+    jiff::Timestamp::new(seconds, nanos).map(Some).map_err(|_| ProtobufError::Time(field))
 }
 
 #[cfg(test)]
@@ -491,16 +494,16 @@ mod tests {
         let good = envelope("v1", "ConfigMap", &bytes(2, &[&bytes(1, &[b"a"]), &bytes(2, &[b"b"])]));
         for len in 0..good.len() {
             // Cut anywhere: an error or less content, never a panic.
-            let _ = decode(&good[..len]);
+            let _ = to_value(&good[..len]);
         }
-        assert_eq!(decode(b"{}"), Err(Broken::Magic));
-        assert!(matches!(decode(&envelope("v1", "Nothing", &[])), Err(Broken::Kind { .. })));
-        assert_eq!(decode(&envelope("v1", "ConfigMap", &[0x0a, 0x7f])), Err(Broken::Short));
-        assert_eq!(decode(&envelope("v1", "ConfigMap", &[0x08, 1])), Err(Broken::WireType("metadata")));
-        assert_eq!(decode(&envelope("v1", "ConfigMap", &[0x0f])), Err(Broken::Tag));
+        assert_eq!(to_value(b"{}"), Err(ProtobufError::Magic));
+        assert!(matches!(to_value(&envelope("v1", "Nothing", &[])), Err(ProtobufError::Kind { .. })));
+        assert_eq!(to_value(&envelope("v1", "ConfigMap", &[0x0a, 0x7f])), Err(ProtobufError::Short));
+        assert_eq!(to_value(&envelope("v1", "ConfigMap", &[0x08, 1])), Err(ProtobufError::WireType("metadata")));
+        assert_eq!(to_value(&envelope("v1", "ConfigMap", &[0x0f])), Err(ProtobufError::Tag));
         assert_eq!(
-            decode(&envelope("v1", "ConfigMap", &bytes(1, &[&bytes(1, &[&[0xff]])]))),
-            Err(Broken::Text("name"))
+            to_value(&envelope("v1", "ConfigMap", &bytes(1, &[&bytes(1, &[&[0xff]])]))),
+            Err(ProtobufError::Text("name"))
         );
     }
 }

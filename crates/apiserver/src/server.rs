@@ -7,7 +7,7 @@ use crate::hooks::{Call, Hooks, Seams};
 use crate::identity::Identity;
 use crate::local::{Body, full};
 use crate::negotiate;
-use crate::protobuf::{self, ProtobufError};
+use crate::protobuf;
 use crate::query::{self, Query};
 use crate::registry;
 use crate::request::{Attributes, Decision, RequestInfo};
@@ -335,7 +335,17 @@ impl ApiServer {
                 info.namespace.clear();
             }
         }
-        if negotiate::media_type(&parts.headers) == protobuf::MEDIA_TYPE {
+        let streams = endpoint.is_some_and(|endpoint| endpoint.long_running(&info));
+        if let Some(served) = &target
+            && has_object(&info)
+            && !streams
+            && negotiate::media_type(&parts.headers) == protobuf::MEDIA_TYPE
+        {
+            let is_custom = served.kind.schema.is_custom();
+            // Custom resources have no numbers for their fields; options of a delete do.
+            if is_custom && matches!(info.verb, "create" | "update") {
+                return Err(negotiate::unsupported());
+            }
             body = Box::pin(from_protobuf(&mut parts, body)).await?;
         }
         if let Some(endpoint) = endpoint {
@@ -443,16 +453,18 @@ impl Drop for Inflight<'_> {
     }
 }
 
+/// Whether the body of a request is an object, in an encoding of the client's choice.
+fn has_object(info: &RequestInfo) -> bool {
+    matches!(info.verb, "create" | "update" | "delete" | "deletecollection")
+}
+
 /// A protobuf body as JSON, so that nothing behind this knows of the encoding.
 async fn from_protobuf(parts: &mut Parts, body: Body) -> Result<Body, Status> {
     let bytes = registry::read_body(body).await?;
     let json = if bytes.is_empty() {
         bytes
     } else {
-        let value = protobuf::to_value(&bytes).map_err(|error| match error {
-            ProtobufError::UnknownType(_) => negotiate::unsupported(),
-            ProtobufError::Malformed(_) => Status::bad_request(error.to_string()),
-        })?;
+        let value = protobuf::to_value(&bytes).map_err(|error| Status::bad_request(error.to_string()))?;
         serde_json::to_vec(&value).map_err(Status::internal)?.into()
     };
     parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -5,10 +5,12 @@ mod backoff;
 mod clock;
 pub mod failpoint;
 mod hash;
+mod level;
 mod random;
 
 pub use backoff::Backoff;
 pub use clock::Clock;
 pub use hash::{HashMap, HashSet, hash_of, new_map, new_set, set_hash_seed};
 pub use jiff::Timestamp;
+pub use level::Level;
 pub use random::Random;

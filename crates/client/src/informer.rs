@@ -16,14 +16,13 @@ use crate::transport::Client;
 use parking_lot::{Mutex, RwLock};
 use serde::de::DeserializeOwned;
 use skeg_api::{Gvr, Value};
-use skeg_base::{HashMap, Random, new_map};
+use skeg_base::{HashMap, Level, Random, new_map};
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Weak};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// All informers of a process. Cheap to clone.
@@ -238,19 +237,17 @@ impl<K> Informer<K> {
     }
 
     pub fn is_synced(&self) -> bool {
-        self.core.progress.borrow().synced
+        self.core.progress.read(|p| p.synced)
     }
 
     /// Waits until the copy is at least as new as `revision`.
     pub async fn wait_for(&self, revision: u64) {
-        let mut progress = self.core.progress.subscribe();
-        // The sender lives in the core, which this borrows.
-        let _ = progress.wait_for(|p| p.synced && p.revision >= revision).await;
+        self.core.progress.find(|p| (p.synced && p.revision >= revision).then_some(())).await;
     }
 
     /// The revision the copy shows.
     pub fn revision(&self) -> u64 {
-        self.core.progress.borrow().revision
+        self.core.progress.read(|p| p.revision)
     }
 
     pub fn len(&self) -> usize {
@@ -445,7 +442,7 @@ pub(crate) struct Core {
     /// Held while a change is applied and delivered, which makes both one step for subscribers.
     /// Always taken before `data`.
     delivery: Mutex<Delivery>,
-    pub(crate) progress: watch::Sender<Progress>,
+    pub(crate) progress: Level<Progress>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -478,9 +475,7 @@ impl Delivery {
 
 impl Core {
     async fn synced(&self) {
-        let mut progress = self.progress.subscribe();
-        // The sender lives in the core, which this borrows.
-        let _ = progress.wait_for(|p| p.synced).await;
+        self.progress.find(|p| p.synced.then_some(())).await;
     }
 
     fn subscribe(self: &Arc<Self>, handler: Handler) -> Subscription {

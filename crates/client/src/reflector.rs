@@ -219,7 +219,7 @@ impl<K> Reflector<K> {
     fn replace(&mut self, all: BTreeMap<ObjectKey, Entry>, revision: u64) {
         let newest = all.values().map(Entry::revision).max().unwrap_or(0);
         self.core.replace(all);
-        self.core.progress.send_modify(|p| p.synced = true);
+        self.core.progress.modify(|p| p.synced = true);
         self.advance(revision.max(newest));
     }
 
@@ -242,6 +242,6 @@ impl<K> Reflector<K> {
         self.progressed = true;
         let next = self.resume.unwrap_or(0).max(revision);
         self.resume = Some(next);
-        self.core.progress.send_modify(|p| p.revision = p.revision.max(next));
+        self.core.progress.modify(|p| p.revision = p.revision.max(next));
     }
 }

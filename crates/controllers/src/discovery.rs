@@ -5,12 +5,11 @@
 use crate::context::{ControllerContext, Controllers};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{APIGroupList, APIResourceList};
 use skeg_api::Gvr;
-use skeg_base::Backoff;
+use skeg_base::{Backoff, Level};
 use skeg_client::{Client, RawRequest};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
 
 /// One resource, in the version its group prefers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +61,11 @@ impl Served {
     }
 }
 
+/// Waits until something else is served than `known`.
+pub(crate) async fn other_than(known: &Served, level: &Level<Arc<Served>>) -> Arc<Served> {
+    level.find(|served| (**served != *known).then(|| served.clone())).await
+}
+
 async fn fetch(client: &Client) -> skeg_client::Result<Served> {
     let mut served = Served::default();
     served.add("", "v1", client.json(&RawRequest::get("/api/v1")).await?);
@@ -79,8 +83,9 @@ async fn fetch(client: &Client) -> skeg_client::Result<Served> {
 }
 
 /// Starts to follow what is served. Nothing is served until the first answer.
-pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers) -> watch::Receiver<Arc<Served>> {
-    let (sender, receiver) = watch::channel(Arc::new(Served::default()));
+pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers) -> Arc<Level<Arc<Served>>> {
+    let level = Arc::<Level<Arc<Served>>>::default();
+    let known = level.clone();
     let client = ctx.client("generic-garbage-collector");
     let mut kinds_changed = ctx.kinds_changed.clone();
     let (cancel, random) = (ctx.cancel.clone(), ctx.random.clone());
@@ -91,11 +96,7 @@ pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers) -> w
             match fetch(&client).await {
                 Ok(served) => {
                     backoff.reset();
-                    sender.send_if_modified(|old| {
-                        let changed = **old != served;
-                        *old = Arc::new(served);
-                        changed
-                    });
+                    known.modify(|old| *old = Arc::new(served));
                 }
                 Err(error) => {
                     tracing::debug!(%error, "cannot tell which kinds are served, will be retried");
@@ -104,8 +105,7 @@ pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers) -> w
                 }
             }
             if kinds_changed.changed().await.is_err() {
-                // No kind can come or go any more; keep the last answer readable.
-                sender.closed().await;
+                // No kind can come or go any more.
                 return;
             }
         }
@@ -113,7 +113,7 @@ pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers) -> w
     controllers.0.spawn(async move {
         cancel.run_until_cancelled(follow).await;
     });
-    receiver
+    level
 }
 
 #[cfg(test)]

@@ -30,7 +30,9 @@ pub struct Cluster {
 unsafe impl Sync for Cluster {}
 
 fn variable(name: &str) -> Result<PathBuf> {
-    std::env::var_os(name).map(PathBuf::from).with_context(|| format!("{name} is not set: run `cargo xtask test --e2e`"))
+    std::env::var_os(name)
+        .map(PathBuf::from)
+        .with_context(|| format!("{name} is not set: run `cargo xtask test --e2e`"))
 }
 
 pub fn free_port() -> Result<u16> {
@@ -117,7 +119,12 @@ impl Cluster {
     pub fn skeg(&self, args: &[&str]) -> Result<String> {
         let (command, rest) = args.split_first().context("a command")?;
         // `image` has its own sub-commands; the flag goes behind them.
-        let output = Command::new(&self.skeg).arg(command).args(rest).arg("--data-dir").arg(&self.data_dir).output()?;
+        let output = Command::new(&self.skeg)
+            .arg(command)
+            .args(rest)
+            .arg("--data-dir")
+            .arg(&self.data_dir)
+            .output()?;
         text(args, &output)
     }
 
@@ -197,7 +204,11 @@ impl Scope<'_> {
     pub fn kubectl_fails(&self, args: &[&str]) -> Result<String> {
         let output = self.kubectl_command().args(args).output()?;
         if output.status.success() {
-            bail!("`kubectl {}` should fail and said: {}", args.join(" "), String::from_utf8_lossy(&output.stdout));
+            bail!(
+                "`kubectl {}` should fail and said: {}",
+                args.join(" "),
+                String::from_utf8_lossy(&output.stdout)
+            );
         }
         Ok(String::from_utf8_lossy(&output.stderr).into_owned())
     }
@@ -261,7 +272,8 @@ impl Scope<'_> {
 /// A running `kubectl get --watch`, object by object, with a bound on its time.
 pub struct Watch {
     child: Child,
-    objects: serde_json::StreamDeserializer<'static, serde_json::de::IoRead<std::process::ChildStdout>, Value>,
+    objects:
+        serde_json::StreamDeserializer<'static, serde_json::de::IoRead<std::process::ChildStdout>, Value>,
 }
 
 impl Watch {

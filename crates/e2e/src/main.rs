@@ -83,7 +83,9 @@ fn run_parallel(cluster: &Cluster, cases: &[&'static Case], failures: &AtomicUsi
 fn in_own_namespace(cluster: &Cluster, case: &Case) -> Result<()> {
     let namespace = format!("e2e-{}", case.name.replace('_', "-"));
     let scope = Scope { cluster, namespace: namespace.clone() };
-    scope.apply(&serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}))?;
+    scope.apply(
+        &serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}),
+    )?;
     let result = (case.run)(&scope);
     if result.is_err() {
         // What the namespace looked like is half of the report.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 /// How old a controller's knowledge may be and still excuse what it does: longer than any delay,
 /// cut watch and back-off of a run together.
@@ -39,7 +40,8 @@ impl<T: Copy + PartialEq> Recent<T> {
 
     fn values(&self) -> impl Iterator<Item = T> {
         let (now, last) = (Instant::now(), self.0.len().saturating_sub(1));
-        let live = self.0.iter().enumerate().filter(move |(at, (until, _))| *at == last || now - *until < MEMORY);
+        let live =
+            self.0.iter().enumerate().filter(move |(at, (until, _))| *at == last || now - *until < MEMORY);
         live.map(|(_, (_, value))| *value)
     }
 }
@@ -49,6 +51,8 @@ pub struct Checker {
     pub hash: u64,
     pub writes: u64,
     pub violations: Vec<String>,
+    /// Cancelled by the first violation.
+    pub broken: CancellationToken,
     newest: Revision,
     objects: BTreeMap<Arc<str>, Value>,
     /// When something that is no sign of life was last written, and what.
@@ -65,6 +69,7 @@ impl Checker {
     fn violation(&mut self, text: String) {
         if self.violations.len() < VIOLATIONS_MAX {
             self.violations.push(text);
+            self.broken.cancel();
         }
     }
 
@@ -104,7 +109,12 @@ impl Checker {
             self.check_replica_set(key, old, new);
         } else if key.starts_with("/registry/namespaces/") && new.is_none() {
             let prefix = format!("/{}/", key.rsplit('/').next().unwrap_or_default());
-            let left: Vec<String> = self.objects.keys().filter(|key| in_namespace(key, &prefix)).map(|key| key.to_string()).collect();
+            let left: Vec<String> = self
+                .objects
+                .keys()
+                .filter(|key| in_namespace(key, &prefix))
+                .map(|key| key.to_string())
+                .collect();
             if !left.is_empty() {
                 self.violation(format!("{key} is gone while it holds {}", left.join(" ")));
             }
@@ -134,8 +144,11 @@ impl Checker {
         let Some(new) = new else { return };
         let replicas = new["spec"]["replicas"].as_i64().unwrap_or(1);
         let rolling = &new["spec"]["strategy"]["rollingUpdate"];
-        let scaled = |field: &str, round: Round| i64::from(intstr::scaled_value(&rolling[field], replicas as i32, round).unwrap_or(0));
-        let (mut surge, mut unavailable) = (scaled("maxSurge", Round::Up), scaled("maxUnavailable", Round::Down));
+        let scaled = |field: &str, round: Round| {
+            i64::from(intstr::scaled_value(&rolling[field], replicas as i32, round).unwrap_or(0))
+        };
+        let (mut surge, mut unavailable) =
+            (scaled("maxSurge", Round::Up), scaled("maxUnavailable", Round::Down));
         if new["spec"]["strategy"]["type"] == "Recreate" {
             (surge, unavailable) = (0, replicas);
         } else if surge == 0 && unavailable == 0 {
@@ -149,13 +162,18 @@ impl Checker {
         let before = old.map_or(0, size);
         let Some(new) = new else { return self.check_removed_set(key, old) };
         self.replicas.entry(uid(new).to_owned()).or_default().note(size(new));
-        self.available.entry(uid(new).to_owned()).or_default().note(new["status"]["availableReplicas"].as_i64().unwrap_or(0));
+        self.available
+            .entry(uid(new).to_owned())
+            .or_default()
+            .note(new["status"]["availableReplicas"].as_i64().unwrap_or(0));
         let Some(owner) = controller(new, "Deployment") else { return };
         let Some(bounds) = self.bounds.get(owner) else { return };
         let most = bounds.values().map(|(most, _)| most).max().unwrap_or(0);
         let fewest = bounds.values().map(|(_, fewest)| fewest).min().unwrap_or(0);
         let others = self.objects.iter().filter(|(other, object)| {
-            &***other != key && object["kind"] == "ReplicaSet" && controller(object, "Deployment") == Some(owner)
+            &***other != key
+                && object["kind"] == "ReplicaSet"
+                && controller(object, "Deployment") == Some(owner)
         });
         // Pods that are surely there: asked for, and lately available.
         let kept = |set: &Value, size: i64| {
@@ -178,10 +196,15 @@ impl Checker {
     }
 
     fn check_removed_set(&mut self, key: &str, old: Option<&Value>) {
-        let Some(owner) = old.filter(|old| old["spec"]["replicas"] != 0).and_then(|old| controller(old, "Deployment")) else { return };
+        let Some(owner) =
+            old.filter(|old| old["spec"]["replicas"] != 0).and_then(|old| controller(old, "Deployment"))
+        else {
+            return;
+        };
         let namespace = old.and_then(|old| old["metadata"]["namespace"].as_str()).unwrap_or_default();
         let lives = |object: &Value| object["metadata"]["deletionTimestamp"].is_null();
-        let namespace_lives = self.objects.get(&*format!("/registry/namespaces/{namespace}")).is_some_and(lives);
+        let namespace_lives =
+            self.objects.get(&*format!("/registry/namespaces/{namespace}")).is_some_and(lives);
         if namespace_lives && self.objects.values().any(|object| uid(object) == owner && lives(object)) {
             self.violation(format!("{key} was deleted under a Deployment that uses it"));
         }
@@ -210,13 +233,18 @@ impl Checker {
         }
         let objects: Vec<Value> = self.objects.values().cloned().collect();
         for object in &objects {
-            let name = format!("{} {}/{}", object["kind"], object["metadata"]["namespace"], object["metadata"]["name"]);
+            let name = format!(
+                "{} {}/{}",
+                object["kind"], object["metadata"]["namespace"], object["metadata"]["name"]
+            );
             if object["metadata"]["namespace"] == "two" {
                 self.violation(format!("{name} is left of a deleted namespace"));
             }
             if object["kind"] == "Deployment" {
                 let (spec, status) = (&object["spec"], &object["status"]);
-                let full = ["replicas", "updatedReplicas", "availableReplicas"].iter().all(|field| status[field].as_i64().unwrap_or(0) == spec["replicas"].as_i64().unwrap_or(1));
+                let full = ["replicas", "updatedReplicas", "availableReplicas"].iter().all(|field| {
+                    status[field].as_i64().unwrap_or(0) == spec["replicas"].as_i64().unwrap_or(1)
+                });
                 if !full || status["observedGeneration"] != object["metadata"]["generation"] {
                     self.violation(format!("{name} is not complete: {status} for {}", spec["replicas"]));
                 }
@@ -253,7 +281,9 @@ fn controller<'a>(object: &'a Value, kind: &str) -> Option<&'a str> {
 }
 
 fn is_active(pod: &Value) -> bool {
-    pod["metadata"]["deletionTimestamp"].is_null() && pod["status"]["phase"] != "Succeeded" && pod["status"]["phase"] != "Failed"
+    pod["metadata"]["deletionTimestamp"].is_null()
+        && pod["status"]["phase"] != "Succeeded"
+        && pod["status"]["phase"] != "Failed"
 }
 
 /// Leases, Events, and the heartbeat in a Node's status.

@@ -48,8 +48,6 @@ pub enum Bug {
     LostWrite,
     /// A watch passes over changes of Pods.
     WatchSkips,
-    /// A watch delivers events again that it has already delivered.
-    WatchRepeats,
 }
 
 impl Bug {
@@ -67,14 +65,15 @@ impl Bug {
         Bug::NamespaceTooEarly,
         Bug::LostWrite,
         Bug::WatchSkips,
-        Bug::WatchRepeats,
     ];
 
     /// Events that the component's watches leave out.
     fn deafness(self, component: &str) -> Option<(&'static str, &'static str)> {
         match (self, component) {
             (Bug::LostDelete, "kube-controller-manager") => Some(("DELETED", "Pod")),
-            (Bug::LostAdd, "kube-controller-manager") | (Bug::SchedulerDeaf, "kube-scheduler") => Some(("ADDED", "Pod")),
+            (Bug::LostAdd, "kube-controller-manager") | (Bug::SchedulerDeaf, "kube-scheduler") => {
+                Some(("ADDED", "Pod"))
+            }
             (Bug::WatchSkips, "observer") => Some(("MODIFIED", "Pod")),
             _ => None,
         }
@@ -155,7 +154,8 @@ impl Seam {
         let watch = request.uri().query().is_some_and(|query| query.contains("watch="));
         let (request, extra) = self.lie(request).await?;
         let response = connection.send(request).await?;
-        if faults.bug == Some(Bug::DoubleBind) && path.ends_with("/binding") && response.status().is_success() {
+        if faults.bug == Some(Bug::DoubleBind) && path.ends_with("/binding") && response.status().is_success()
+        {
             self.bind_again(&path).await;
         }
         if let Some(extra) = extra {
@@ -171,7 +171,10 @@ impl Seam {
     fn made_up(&self, request: &Request<Body>) -> Option<Response<Body>> {
         let (method, path) = (request.method(), request.uri().path());
         let in_namespace = path.starts_with("/api/v1/namespaces/") || path.starts_with("/apis/");
-        let body = if self.is(Bug::NamespaceTooEarly, "namespace-controller") && in_namespace && path.split('/').count() > 5 {
+        let body = if self.is(Bug::NamespaceTooEarly, "namespace-controller")
+            && in_namespace
+            && path.split('/').count() > 5
+        {
             let put = *method == Method::PUT;
             (!put).then(|| json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": []}))?
         } else if self.is(Bug::CollectorIdle, "generic-garbage-collector") && *method == Method::DELETE
@@ -202,20 +205,23 @@ impl Seam {
     /// A watch that may be cut between two events, and to which a planted bug may be done.
     fn watched(&self, connection: Connection, response: Response<Body>) -> Response<Body> {
         let (head, body) = response.into_parts();
-        let stream = futures_util::stream::unfold((self.clone(), connection, Some(body)), |(seam, connection, body)| async move {
-            let mut body = body?;
-            loop {
-                let data = connection.data(&mut body).await?;
-                let data = if seam.faults.one_in(150) { Err("the watch was cut".into()) } else { data };
-                let kept = match data {
-                    Ok(data) => seam.distort(data),
-                    Err(error) => return Some((Err(error), (seam, connection, None))),
-                };
-                if !kept.is_empty() {
-                    return Some((Ok(Frame::data(kept)), (seam, connection, Some(body))));
+        let stream = futures_util::stream::unfold(
+            (self.clone(), connection, Some(body)),
+            |(seam, connection, body)| async move {
+                let mut body = body?;
+                loop {
+                    let data = connection.data(&mut body).await?;
+                    let data = if seam.faults.one_in(150) { Err("the watch was cut".into()) } else { data };
+                    let kept = match data {
+                        Ok(data) => seam.distort(data),
+                        Err(error) => return Some((Err(error), (seam, connection, None))),
+                    };
+                    if !kept.is_empty() {
+                        return Some((Ok(Frame::data(kept)), (seam, connection, Some(body))));
+                    }
                 }
-            }
-        });
+            },
+        );
         Response::from_parts(head, StreamBody::new(stream).boxed_unsync())
     }
 
@@ -225,11 +231,7 @@ impl Seam {
         if let Some(deafness) = bug.deafness(&self.component) {
             return without(&events, deafness);
         }
-        let is_change = || events.starts_with(b"{\"type\":\"MODIFIED\"");
-        if self.is(Bug::WatchRepeats, "observer") && is_change() {
-            return [&events[..], &events[..]].concat().into();
-        }
-        if self.is(Bug::HotLoop, "kube-controller-manager") && is_change() {
+        if self.is(Bug::HotLoop, "kube-controller-manager") && events.starts_with(b"{\"type\":\"MODIFIED\"") {
             let event: Value = serde_json::from_slice(&events).unwrap_or_default();
             if event["object"]["kind"] == "Deployment" {
                 tokio::spawn(self.clone().look(event["object"]["metadata"].clone()));
@@ -243,7 +245,8 @@ impl Seam {
         tokio::time::sleep(Duration::from_secs(5)).await;
         let text = |field: &str| metadata[field].as_str().unwrap_or_default();
         let path = format!("/apis/apps/v1/namespaces/{}/deployments/{}", text("namespace"), text("name"));
-        let note = json!({"metadata": {"annotations": {"looked": self.faults.random.next_u64().to_string()}}});
+        let note =
+            json!({"metadata": {"annotations": {"looked": self.faults.random.next_u64().to_string()}}});
         let mut request = Request::new(full(note.to_string()));
         *request.method_mut() = Method::PATCH;
         *request.uri_mut() = path.parse().unwrap_or_default();
@@ -271,12 +274,18 @@ impl Seam {
         };
         let whole = head.uri.path_and_query().map_or(path.as_str(), |path| path.as_str());
         match (bug, &*self.component, replicas) {
-            (Bug::SurgeOffByOne, "deployment-controller", Some(replicas @ 1..)) => value["spec"]["replicas"] = (replicas + 1).into(),
-            (Bug::UnavailableIgnored, "deployment-controller", Some(_)) if !post => value["spec"]["replicas"] = 0.into(),
+            (Bug::SurgeOffByOne, "deployment-controller", Some(replicas @ 1..)) => {
+                value["spec"]["replicas"] = (replicas + 1).into()
+            }
+            (Bug::UnavailableIgnored, "deployment-controller", Some(_)) if !post => {
+                value["spec"]["replicas"] = 0.into()
+            }
             (Bug::DoubleCreate, ..) if post && value["kind"] == "Pod" => {
                 return Ok((rebuilt(whole, bytes.clone()), Some(rebuilt(whole, bytes))));
             }
-            (Bug::OwnersDenied, "generic-garbage-collector", _) if !write && path.contains("/deployments/") => {
+            (Bug::OwnersDenied, "generic-garbage-collector", _)
+                if !write && path.contains("/deployments/") =>
+            {
                 let missing = path.rsplit_once('/').map_or("/", |(parent, _)| parent);
                 return Ok((rebuilt(&format!("{missing}/nobody"), bytes), None));
             }

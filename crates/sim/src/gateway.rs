@@ -48,7 +48,11 @@ impl Gateway {
             edge: None,
             cluster_domain: "cluster.local".into(),
             service_range: "10.0.0.0/24".parse().map_err(|error| format!("{error}"))?,
-            bootstrap: bootstrap::Settings { service_ip: [10, 0, 0, 1].into(), endpoints: vec![[10, 1, 0, 1].into()], port: 6443 },
+            bootstrap: bootstrap::Settings {
+                service_ip: [10, 0, 0, 1].into(),
+                endpoints: vec![[10, 1, 0, 1].into()],
+                port: 6443,
+            },
         };
         let kinds = Arc::new(Kinds::new(skeg_api::builtin::builtin()));
         let opened = assembly::open(setup, kinds, self.store.clone(), self.clock, self.random.fork()).await;

@@ -59,7 +59,8 @@ impl User {
             let _ = self.act().await;
         }
         let namespaces = self.client.dynamic(&Gvr::new("", "v1", "namespaces"));
-        while namespaces.delete("", "two", &DeleteOptions::default()).await.is_err_and(|error| !gone(&error)) {
+        while namespaces.delete("", "two", &DeleteOptions::default()).await.is_err_and(|error| !gone(&error))
+        {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
@@ -103,7 +104,14 @@ impl User {
     }
 
     /// Keeps in mind what a Deployment's size is now.
-    fn note(&self, namespace: &str, name: &str, size: Option<i64>, created: bool, result: &skeg_client::Result<()>) {
+    fn note(
+        &self,
+        namespace: &str,
+        name: &str,
+        size: Option<i64>,
+        created: bool,
+        result: &skeg_client::Result<()>,
+    ) {
         let mut sizes = self.sizes.lock();
         let refused = matches!(result, Err(skeg_client::Error::Api(status)) if status.code < 500);
         if namespace != NAMESPACES[0] || refused {
@@ -119,13 +127,19 @@ impl User {
     /// Unpauses everything, so that the cluster can settle, and takes a lost machine off the list.
     pub async fn finish(&self, lost: Option<&str>) -> skeg_client::Result<()> {
         for deployment in self.deployments().list("", &ListOptions::default()).await?.items {
-            let [namespace, name] = ["namespace", "name"].map(|field| deployment["metadata"][field].as_str().unwrap_or_default());
+            let [namespace, name] =
+                ["namespace", "name"].map(|field| deployment["metadata"][field].as_str().unwrap_or_default());
             let patch = json!({"spec": {"paused": false}});
             let patched = self.deployments().patch(namespace, name, PatchKind::Merge, &patch, None).await;
             patched.map(|_| ()).or_else(|error| if gone(&error) { Ok(()) } else { Err(error) })?;
         }
         match lost {
-            Some(node) => self.client.dynamic(&Gvr::new("", "v1", "nodes")).delete("", node, &DeleteOptions::default()).await,
+            Some(node) => {
+                self.client
+                    .dynamic(&Gvr::new("", "v1", "nodes"))
+                    .delete("", node, &DeleteOptions::default())
+                    .await
+            }
             None => Ok(()),
         }
     }
@@ -137,7 +151,12 @@ impl User {
             return Ok(());
         }
         let pod = &list.items[self.random.below(list.items.len() as u64) as usize];
-        pods.delete(namespace, pod["metadata"]["name"].as_str().unwrap_or_default(), &DeleteOptions::default()).await
+        pods.delete(
+            namespace,
+            pod["metadata"]["name"].as_str().unwrap_or_default(),
+            &DeleteOptions::default(),
+        )
+        .await
     }
 
     fn deployment(&self, name: &str) -> Value {

@@ -5,7 +5,9 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Value, json};
 use skeg_api::k8s_openapi;
 use skeg_base::{Clock, Random};
-use skeg_client::{Client, DeleteOptions, Informers, LeaseKeeper, ObjectKey, PatchKind, Preconditions, Queue, run_workers};
+use skeg_client::{
+    Client, DeleteOptions, Informers, LeaseKeeper, ObjectKey, PatchKind, Preconditions, Queue, run_workers,
+};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +24,8 @@ struct Machine {
 
 /// Runs the node until `cancel`, which is its crash: containers and all.
 pub async fn run(name: String, client: Client, clock: Clock, random: Random, cancel: CancellationToken) {
-    let machine = Arc::new(Machine { name: name.clone(), client: client.clone(), clock, random: random.clone() });
+    let machine =
+        Arc::new(Machine { name: name.clone(), client: client.clone(), clock, random: random.clone() });
     while !cancel.is_cancelled() && machine.register().await.is_none() {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
@@ -32,7 +35,8 @@ pub async fn run(name: String, client: Client, clock: Clock, random: Random, can
     let _subscription = {
         let (queue, name) = (queue.clone(), name.clone());
         pods.subscribe(move |change| {
-            let mine = change.object().spec.as_ref().is_some_and(|spec| spec.node_name.as_deref() == Some(&name));
+            let mine =
+                change.object().spec.as_ref().is_some_and(|spec| spec.node_name.as_deref() == Some(&name));
             if mine {
                 queue.add(change.key().clone());
             }
@@ -88,20 +92,30 @@ impl Machine {
     /// One step of a Pod's life; the change it makes brings the next.
     async fn sync(&self, pod: &Pod) -> Result<Option<Duration>, skeg_client::Error> {
         let pods = self.client.api::<Pod>();
-        let (namespace, name) = (pod.metadata.namespace.clone().unwrap_or_default(), pod.metadata.name.clone().unwrap_or_default());
+        let (namespace, name) = (
+            pod.metadata.namespace.clone().unwrap_or_default(),
+            pod.metadata.name.clone().unwrap_or_default(),
+        );
         if pod.metadata.deletion_timestamp.is_some() {
             tokio::time::sleep(Duration::from_millis(50 + self.random.below(900))).await;
             let preconditions = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
-            let now = DeleteOptions { grace_period_seconds: Some(0), preconditions: Some(preconditions), ..Default::default() };
+            let now = DeleteOptions {
+                grace_period_seconds: Some(0),
+                preconditions: Some(preconditions),
+                ..Default::default()
+            };
             return match pods.delete(&namespace, &name, &now).await {
-                Err(skeg_client::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(None),
+                Err(skeg_client::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
+                    Ok(None)
+                }
                 result => result.map(|()| None),
             };
         }
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending");
-        let ready = pod.status.as_ref().and_then(|status| status.conditions.as_ref()).is_some_and(|conditions| {
-            conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
-        });
+        let ready =
+            pod.status.as_ref().and_then(|status| status.conditions.as_ref()).is_some_and(|conditions| {
+                conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+            });
         if phase == "Running" && ready {
             return Ok(None);
         }
@@ -118,7 +132,8 @@ impl Machine {
     fn status(&self, ready: bool) -> Value {
         let now = self.clock.now_seconds().to_string();
         let flag = if ready { "True" } else { "False" };
-        let condition = |kind: &str, status: &str| json!({"type": kind, "status": status, "lastTransitionTime": now});
+        let condition =
+            |kind: &str, status: &str| json!({"type": kind, "status": status, "lastTransitionTime": now});
         json!({"status": {
             "phase": "Running", "startTime": now, "podIP": format!("10.0.0.{}", 1 + self.random.below(250)),
             "conditions": [condition("Initialized", "True"), condition("ContainersReady", flag), condition("Ready", flag)],

@@ -10,8 +10,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
-const RESOURCES: [(&str, &str); 5] =
-    [("", "pods"), ("", "namespaces"), ("apps", "deployments"), ("apps", "replicasets"), ("", "serviceaccounts")];
+const RESOURCES: [(&str, &str); 5] = [
+    ("", "pods"),
+    ("", "namespaces"),
+    ("apps", "deployments"),
+    ("apps", "replicasets"),
+    ("", "serviceaccounts"),
+];
 
 pub struct Observer {
     client: Client,
@@ -50,19 +55,28 @@ impl Observer {
             let list = match self.client.dynamic(&followed.gvr).list("", &ListOptions::default()).await {
                 Ok(list) => list,
                 Err(error) => {
-                    violations.push(format!("no list of {} without faults: {error}", followed.gvr.group_resource()));
+                    violations.push(format!(
+                        "no list of {} without faults: {error}",
+                        followed.gvr.group_resource()
+                    ));
                     continue;
                 }
             };
             let newest = list.items.iter().map(revision).max().unwrap_or(0);
             followed.informer.wait_for(newest).await;
-            let listed: BTreeMap<ObjectKey, &Value> = list.items.iter().map(|item| (key(item), item)).collect();
+            let listed: BTreeMap<ObjectKey, &Value> =
+                list.items.iter().map(|item| (key(item), item)).collect();
             let objects = followed.objects.lock();
-            let summed: BTreeMap<ObjectKey, &Value> = objects.iter().map(|(key, object)| (key.clone(), &**object)).collect();
-            let kept: Vec<_> = followed.informer.entries(None).iter().map(|entry| entry.key().clone()).collect();
+            let summed: BTreeMap<ObjectKey, &Value> =
+                objects.iter().map(|(key, object)| (key.clone(), &**object)).collect();
+            let kept: Vec<_> =
+                followed.informer.entries(None).iter().map(|entry| entry.key().clone()).collect();
             if !same(&listed, &summed) || !kept.iter().eq(listed.keys()) {
                 let (listed, summed) = (listed.len(), summed.len());
-                violations.push(format!("a list of {listed} {} differs from the {summed} that a watch adds up to", followed.gvr.group_resource()));
+                violations.push(format!(
+                    "a list of {listed} {} differs from the {summed} that a watch adds up to",
+                    followed.gvr.group_resource()
+                ));
             }
         }
         violations
@@ -82,7 +96,8 @@ impl Told {
         };
         if !fits {
             let revision = revision(&new);
-            self.0.push(format!("a watch showed {}/{} at {revision} after {before}", key.namespace, key.name));
+            self.0
+                .push(format!("a watch showed {}/{} at {revision} after {before}", key.namespace, key.name));
         }
         match change {
             Change::Deleted(_) => objects.remove(&key),
@@ -94,7 +109,8 @@ impl Told {
 /// Items of a list carry no kind of their own.
 fn same(listed: &BTreeMap<ObjectKey, &Value>, summed: &BTreeMap<ObjectKey, &Value>) -> bool {
     let parts = |object: &Value| ["metadata", "spec", "status"].map(|part| object[part].clone());
-    listed.len() == summed.len() && listed.iter().zip(summed).all(|((a, x), (b, y))| a == b && parts(x) == parts(y))
+    listed.len() == summed.len()
+        && listed.iter().zip(summed).all(|((a, x), (b, y))| a == b && parts(x) == parts(y))
 }
 
 fn key(object: &Value) -> ObjectKey {

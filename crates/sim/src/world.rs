@@ -66,7 +66,8 @@ impl World {
         let cancel = CancellationToken::new();
         let world = self.clone();
         let clients = move |component: &str| world.client(Identity::component(component), component);
-        let reader = self.client(Identity::system("system:kube-controller-manager", &[]), "kube-controller-manager");
+        let reader =
+            self.client(Identity::system("system:kube-controller-manager", &[]), "kube-controller-manager");
         let informers = Informers::new(reader, self.random.fork(), cancel.clone());
         let (_, kinds_changed) = tokio::sync::watch::channel(0);
         let ctx = ControllerContext {
@@ -82,7 +83,8 @@ impl World {
         let client = self.client(Identity::system("system:kube-scheduler", &[]), "kube-scheduler");
         let recorder = Recorder::new(&client, "default-scheduler", "", self.clock, &cancel);
         let informers = Informers::new(client.clone(), self.random.fork(), cancel.clone());
-        let scheduler = Scheduler::new(&client, &informers, recorder, self.clock, self.random.fork(), Default::default());
+        let scheduler =
+            Scheduler::new(&client, &informers, recorder, self.clock, self.random.fork(), Default::default());
         let mut tasks = JoinSet::new();
         let stop = cancel.clone();
         tasks.spawn(async move { scheduler.run(stop).await });
@@ -143,10 +145,14 @@ pub async fn run(options: &Options) -> Outcome {
     let checker = Arc::new(Mutex::new(Checker::default()));
     let random = Random::seeded(options.seed);
     let faults = Faults::new(random.fork(), options.faults, options.bug);
-    let mut failures = match go(options, &checker, random, faults.clone()).await {
-        Ok(violations) => violations,
-        Err(error) => vec![format!("the run did not get to its end: {error}")],
+    let broken = checker.lock().broken.clone();
+    let end = tokio::select! {
+        biased;
+        // What follows a broken promise shows no more.
+        () = broken.cancelled() => Ok(Vec::new()),
+        end = go(options, &checker, random, faults.clone()) => end,
     };
+    let mut failures = end.unwrap_or_else(|error| vec![format!("the run did not get to its end: {error}")]);
     let checker = checker.lock();
     let mut violations = checker.violations.clone();
     violations.append(&mut failures);
@@ -159,7 +165,12 @@ pub async fn run(options: &Options) -> Outcome {
 }
 
 /// The run itself. Violations that no single write shows are returned.
-async fn go(options: &Options, checker: &Arc<Mutex<Checker>>, random: Random, faults: Arc<Faults>) -> Result<Vec<String>, String> {
+async fn go(
+    options: &Options,
+    checker: &Arc<Mutex<Checker>>,
+    random: Random,
+    faults: Arc<Faults>,
+) -> Result<Vec<String>, String> {
     let clock = Clock::simulated(epoch());
     let store: Arc<dyn Store> = Arc::new(Memory::new());
     let _checking = check(&*store, checker.clone()).await?;
@@ -189,7 +200,8 @@ async fn go(options: &Options, checker: &Arc<Mutex<Checker>>, random: Random, fa
     settle(checker).await;
     checker.lock().settled(QUIET, &user.sizes());
     let violations = observer.finish().await;
-    checker.lock().same_as(&list(&*store).await);
+    let listed = list(&*store).await;
+    checker.lock().same_as(&listed);
     drop(processes);
     world.gateway.crash().await;
     Ok(violations)
@@ -226,6 +238,8 @@ async fn settle(checker: &Mutex<Checker>) {
 async fn list(store: &dyn Store) -> BTreeMap<Arc<str>, Value> {
     let page = store.list("/registry/", None, None, 0).await;
     let records = page.map(|page| page.records).unwrap_or_default();
-    let value = |bytes: &bytes::Bytes| skeg_apiserver::record::decode(bytes).ok().and_then(|body| serde_json::from_slice(&body.json).ok());
+    let value = |bytes: &bytes::Bytes| {
+        skeg_apiserver::record::decode(bytes).ok().and_then(|body| serde_json::from_slice(&body.json).ok())
+    };
     records.into_iter().map(|record| (record.key, value(&record.value).unwrap_or_default())).collect()
 }

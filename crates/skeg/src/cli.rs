@@ -103,7 +103,11 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Up(flags) => {
             let settings = settings::resolve(&flags, &instance)?;
-            if flags.detach { crate::detach::start(&instance) } else { up::up(&instance, settings, flags.log.is_some()) }
+            if flags.detach {
+                crate::detach::start(&instance)
+            } else {
+                up::up(&instance, settings, flags.log.is_some())
+            }
         }
         Command::Down { purge } => down::down(&instance, purge),
         Command::Status => status::status(&instance),

@@ -45,7 +45,10 @@ pub fn start(instance: &Instance) -> Result<()> {
         }
     }
     let status = child.wait()?;
-    refuse!("the cluster's process ended early ({status}); its last words are in {}", instance.log_path().display())
+    refuse!(
+        "the cluster's process ended early ({status}); its last words are in {}",
+        instance.log_path().display()
+    )
 }
 
 /// What a running cluster tells whoever started it.

@@ -1,8 +1,8 @@
 //! The API server's way to nodes. Today there is one, in this process; the seam is where tunnels
 //! to others will come.
 
-use skeg_apiserver::proxy::{Connection, Dialer};
 use futures_util::future::{BoxFuture, FutureExt};
+use skeg_apiserver::proxy::{Connection, Dialer};
 use std::io;
 use std::sync::{Arc, OnceLock};
 

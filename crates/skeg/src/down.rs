@@ -23,7 +23,10 @@ pub fn down(instance: &Instance, purge: bool) -> Result<()> {
         }
         remove(instance).context("removing the cluster; run the command again to finish")?;
         if existed {
-            println!("removed the Pods, links, mounts, cgroups, rules and data of {}", instance.data_dir.display());
+            println!(
+                "removed the Pods, links, mounts, cgroups, rules and data of {}",
+                instance.data_dir.display()
+            );
         }
     }
     Ok(())
@@ -39,7 +42,8 @@ fn stop(pid: i32) -> Result<()> {
     }
     // SAFETY: the descriptor is new and ours.
     let pidfd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).context("a descriptor")?) };
-    let signal = |number: nix::sys::signal::Signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), number);
+    let signal =
+        |number: nix::sys::signal::Signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), number);
     signal(nix::sys::signal::Signal::SIGTERM)?;
     if !ended(&pidfd, STOP_TIMEOUT_MS)? {
         // Everything acknowledged is on disk: a kill loses nothing.
@@ -72,7 +76,8 @@ fn remove(instance: &Instance) -> Result<()> {
         anyhow::Ok(())
     })?;
     std::fs::remove_dir_all(&instance.run_dir).with_context(|| format!("{}", instance.run_dir.display()))?;
-    std::fs::remove_dir_all(&instance.data_dir).with_context(|| format!("{}", instance.data_dir.display()))?;
+    std::fs::remove_dir_all(&instance.data_dir)
+        .with_context(|| format!("{}", instance.data_dir.display()))?;
     drop(claim);
     Ok(())
 }

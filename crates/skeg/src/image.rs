@@ -53,23 +53,37 @@ pub fn image(instance: &Instance, command: Command) -> Result<()> {
     });
     match result {
         Ok(()) => Ok(()),
-        Err(error @ (Error::NoImage(_) | Error::InvalidReference(_) | Error::Invalid(_) | Error::NotFound(_))) => refuse!("{error}"),
+        Err(
+            error @ (Error::NoImage(_) | Error::InvalidReference(_) | Error::Invalid(_) | Error::NotFound(_)),
+        ) => refuse!("{error}"),
         Err(error) => Err(error).context("image"),
     }
 }
 
 fn table(images: &[Image]) -> String {
-    let mut rows = vec![["REFERENCE".to_owned(), "IMAGE ID".to_owned(), "SIZE".to_owned(), "PINNED".to_owned()]];
+    let mut rows =
+        vec![["REFERENCE".to_owned(), "IMAGE ID".to_owned(), "SIZE".to_owned(), "PINNED".to_owned()]];
     for image in images {
         let names = if image.tags.is_empty() { &image.repo_digests } else { &image.tags };
         let id = image.id.trim_start_matches("sha256:").chars().take(12).collect::<String>();
         let pinned = if image.pinned { "yes" } else { "" };
-        rows.extend(names.iter().map(|name| [name.clone(), id.clone(), HumanBytes(image.size_bytes).to_string(), pinned.to_owned()]));
+        rows.extend(names.iter().map(|name| {
+            [name.clone(), id.clone(), HumanBytes(image.size_bytes).to_string(), pinned.to_owned()]
+        }));
     }
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
     let widths = [width(0), width(1), width(2)];
     let line = |row: &[String; 4]| {
-        let text = format!("{:<a$}   {:<b$}   {:<c$}   {}", row[0], row[1], row[2], row[3], a = widths[0], b = widths[1], c = widths[2]);
+        let text = format!(
+            "{:<a$}   {:<b$}   {:<c$}   {}",
+            row[0],
+            row[1],
+            row[2],
+            row[3],
+            a = widths[0],
+            b = widths[1],
+            c = widths[2]
+        );
         format!("{}\n", text.trim_end())
     };
     rows.iter().map(line).collect()

@@ -23,10 +23,16 @@ impl Instance {
     pub fn at(data_dir: &Path) -> Result<Self> {
         let absolute = std::path::absolute(data_dir).with_context(|| format!("{}", data_dir.display()))?;
         // The directory may be a link or not exist yet: its parent decides the path.
-        let data_dir = absolute.canonicalize().or_else(|_| match (absolute.parent(), absolute.file_name()) {
-            (Some(parent), Some(name)) => Ok(parent.canonicalize().unwrap_or_else(|_| parent.to_owned()).join(name)),
-            _ => Err(UserError(format!("--data-dir {}: name a directory that is not the root", absolute.display()))),
-        })?;
+        let data_dir =
+            absolute.canonicalize().or_else(|_| match (absolute.parent(), absolute.file_name()) {
+                (Some(parent), Some(name)) => {
+                    Ok(parent.canonicalize().unwrap_or_else(|_| parent.to_owned()).join(name))
+                }
+                _ => Err(UserError(format!(
+                    "--data-dir {}: name a directory that is not the root",
+                    absolute.display()
+                ))),
+            })?;
         let hash = skeg_base::hash_of(&data_dir.as_os_str().as_encoded_bytes());
         let id = format!("{:08x}", (hash ^ (hash >> 32)) & 0xffff_ffff);
         let run_dir = PathBuf::from(format!("/run/skeg-{id}"));
@@ -92,7 +98,9 @@ impl Instance {
         let mut file = match File::open(self.pid_path()) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error).with_context(|| format!("cannot open {}", self.pid_path().display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot open {}", self.pid_path().display()));
+            }
         };
         let mut text = String::new();
         file.read_to_string(&mut text)?;

@@ -90,15 +90,34 @@ pub fn resolve(flags: &Up, instance: &Instance) -> Result<Settings> {
     };
     let kept = Settings::load(instance)?;
     let default_cidr = |text: &str| text.parse::<Ipv4Net>().context("a built-in range");
-    let kept_or = |pick: fn(&Settings) -> Ipv4Net, text: &str| kept.as_ref().map(pick).map_or_else(|| default_cidr(text), Ok);
+    let kept_or = |pick: fn(&Settings) -> Ipv4Net, text: &str| {
+        kept.as_ref().map(pick).map_or_else(|| default_cidr(text), Ok)
+    };
     let settings = Settings {
-        listen: flags.listen.or(file.listen).or(kept.as_ref().map(|kept| kept.listen)).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 6443))),
-        node_name: match flags.node_name.clone().or(file.node_name).or(kept.as_ref().map(|kept| kept.node_name.clone())) {
+        listen: flags
+            .listen
+            .or(file.listen)
+            .or(kept.as_ref().map(|kept| kept.listen))
+            .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 6443))),
+        node_name: match flags
+            .node_name
+            .clone()
+            .or(file.node_name)
+            .or(kept.as_ref().map(|kept| kept.node_name.clone()))
+        {
             Some(name) => name,
             None => host_name()?,
         },
-        pod_cidr: flags.pod_cidr.or(file.pod_cidr).map_or_else(|| kept_or(|kept| kept.pod_cidr, "10.42.0.0/16"), Ok)?.trunc(),
-        service_cidr: flags.service_cidr.or(file.service_cidr).map_or_else(|| kept_or(|kept| kept.service_cidr, "10.43.0.0/16"), Ok)?.trunc(),
+        pod_cidr: flags
+            .pod_cidr
+            .or(file.pod_cidr)
+            .map_or_else(|| kept_or(|kept| kept.pod_cidr, "10.42.0.0/16"), Ok)?
+            .trunc(),
+        service_cidr: flags
+            .service_cidr
+            .or(file.service_cidr)
+            .map_or_else(|| kept_or(|kept| kept.service_cidr, "10.43.0.0/16"), Ok)?
+            .trunc(),
         registries: flags.registries.clone().or(file.registries).map(std::path::absolute).transpose()?,
         max_pods: flags.max_pods.or(file.max_pods).unwrap_or(110),
         seccomp_default: file.seccomp_default.unwrap_or(true),
@@ -110,7 +129,10 @@ pub fn resolve(flags: &Up, instance: &Instance) -> Result<Settings> {
             ("--service-cidr", kept.service_cidr, settings.service_cidr),
         ] {
             if old != new {
-                refuse!("{flag} {new}: the cluster in {} was made with {old}; use that, or another --data-dir", instance.data_dir.display());
+                refuse!(
+                    "{flag} {new}: the cluster in {} was made with {old}; use that, or another --data-dir",
+                    instance.data_dir.display()
+                );
             }
         }
     }
@@ -169,7 +191,10 @@ mod tests {
     fn bad_settings_are_told_with_their_flag() {
         let cidr = |text: &str| Some(text.parse().unwrap());
         for (flags, part) in [
-            (Up { pod_cidr: cidr("10.0.0.0/8"), service_cidr: cidr("10.9.0.0/16"), ..Up::default() }, "overlap"),
+            (
+                Up { pod_cidr: cidr("10.0.0.0/8"), service_cidr: cidr("10.9.0.0/16"), ..Up::default() },
+                "overlap",
+            ),
             (Up { pod_cidr: cidr("10.0.0.0/30"), ..Up::default() }, "--pod-cidr"),
             (Up { service_cidr: cidr("10.0.0.0/30"), ..Up::default() }, "--service-cidr"),
             (Up { node_name: Some("Not_A_Name".into()), ..Up::default() }, "--node-name"),
@@ -186,7 +211,11 @@ mod tests {
     fn the_ranges_of_a_cluster_do_not_change() {
         let directory = tempfile::tempdir().unwrap();
         let instance = Instance::at(directory.path()).unwrap();
-        let flags = Up { node_name: Some("n".into()), pod_cidr: Some("10.77.0.0/16".parse().unwrap()), ..Up::default() };
+        let flags = Up {
+            node_name: Some("n".into()),
+            pod_cidr: Some("10.77.0.0/16".parse().unwrap()),
+            ..Up::default()
+        };
         resolve(&flags, &instance).unwrap().save(&instance).unwrap();
         let again = resolve(&Up::default(), &instance).unwrap();
         assert_eq!(again.pod_cidr.to_string(), "10.77.0.0/16");

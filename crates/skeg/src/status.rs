@@ -31,7 +31,8 @@ pub fn status(instance: &Instance) -> Result<()> {
         let nodes: Value = serde_json::from_str(&get(instance, &settings, "/api/v1/nodes").await?)?;
         for node in nodes["items"].as_array().into_iter().flatten() {
             let conditions = node["status"]["conditions"].as_array();
-            let ready = conditions.is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"));
+            let ready = conditions
+                .is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"));
             let name = node["metadata"]["name"].as_str().unwrap_or_default();
             println!("node      {name} {}", if ready { "Ready" } else { "NotReady" });
         }
@@ -55,10 +56,12 @@ async fn fetch(instance: &Instance, settings: &Settings, path: &str) -> Result<S
     let mut config = pki.client_config(Some(&admin))?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     let stream = tokio::net::TcpStream::connect(settings.listen).await.context("connecting to the API")?;
-    let tls = tokio_rustls::TlsConnector::from(Arc::new(config)).connect("localhost".try_into()?, stream).await?;
+    let tls =
+        tokio_rustls::TlsConnector::from(Arc::new(config)).connect("localhost".try_into()?, stream).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await?;
     let driver = tokio::spawn(connection);
-    let request = http::Request::get(path).header("host", "localhost").body(Empty::<hyper::body::Bytes>::new())?;
+    let request =
+        http::Request::get(path).header("host", "localhost").body(Empty::<hyper::body::Bytes>::new())?;
     let body = sender.send_request(request).await?.into_body().collect().await?.to_bytes();
     driver.abort();
     Ok(String::from_utf8_lossy(&body).into_owned())

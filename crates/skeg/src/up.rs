@@ -50,13 +50,17 @@ fn run(instance: &Instance, settings: Settings, json_log: bool, report: &mut Rep
     let listener = match std::net::TcpListener::bind(settings.listen) {
         Ok(listener) => listener,
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            refuse!("--listen {}: the address is in use: stop what uses it, or choose another port", settings.listen)
+            refuse!(
+                "--listen {}: the address is in use: stop what uses it, or choose another port",
+                settings.listen
+            )
         }
         Err(error) => refuse!("--listen {}: {error}", settings.listen),
     };
     listener.set_nonblocking(true)?;
     settings.save(instance)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(1 << 20).build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(1 << 20).build()?;
     let result = runtime.block_on(serve(instance, settings, listener, random, started, report));
     runtime.shutdown_timeout(Duration::from_secs(2));
     result
@@ -85,15 +89,23 @@ async fn serve(
     let cancel = CancellationToken::new();
     let parts = control.start_components(&settings, clock, &random, &cancel);
     let node = control
-        .start_node(instance, &settings, NodeParts {
-            client: control.client(Identity::system(&format!("system:node:{}", settings.node_name), &["system:nodes"]), "kubelet"),
-            informers: parts.informers.clone(),
-            runtime,
-            images,
-            network: network.clone(),
-            clock,
-            random: random.fork(),
-        }, &cancel)
+        .start_node(
+            instance,
+            &settings,
+            NodeParts {
+                client: control.client(
+                    Identity::system(&format!("system:node:{}", settings.node_name), &["system:nodes"]),
+                    "kubelet",
+                ),
+                informers: parts.informers.clone(),
+                runtime,
+                images,
+                network: network.clone(),
+                clock,
+                random: random.fork(),
+            },
+            &cancel,
+        )
         .await?;
     node.registered().await;
     report.say(&format!(
@@ -155,13 +167,20 @@ impl ControlPlane {
             },
         };
         let dynamic: Arc<dyn Store> = store.clone();
-        let server = assembly::open(setup, kinds, dynamic, clock, random.fork()).await.context("API server")?.server;
+        let server =
+            assembly::open(setup, kinds, dynamic, clock, random.fork()).await.context("API server")?.server;
         Ok(ControlPlane { server, store, pki, node_port, listeners: Vec::new() })
     }
 
     /// Serves on the bound address and on the bridge's, and writes the administrator's kubeconfig.
-    async fn listen(&mut self, listener: std::net::TcpListener, settings: &Settings, network: &Network) -> Result<()> {
-        let more = [settings.listen.ip().to_string(), settings.gateway().to_string(), settings.node_name.clone()];
+    async fn listen(
+        &mut self,
+        listener: std::net::TcpListener,
+        settings: &Settings,
+        network: &Network,
+    ) -> Result<()> {
+        let more =
+            [settings.listen.ip().to_string(), settings.gateway().to_string(), settings.node_name.clone()];
         let sans = pki::apiserver_sans(&settings.api_service_ip().to_string(), CLUSTER_DOMAIN, &more);
         let tls = Arc::new(self.pki.server_config(sans).context("TLS")?);
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -179,7 +198,11 @@ impl ControlPlane {
 
     fn write_kubeconfig(&self, instance: &Instance, settings: &Settings) -> Result<()> {
         let admin = self.pki.client("admin", "skeg-admin", &["system:masters"])?;
-        let host = if settings.listen.ip().is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { settings.listen.ip() };
+        let host = if settings.listen.ip().is_unspecified() {
+            IpAddr::from([127, 0, 0, 1])
+        } else {
+            settings.listen.ip()
+        };
         let server = format!("https://{}", SocketAddr::from((host, settings.listen.port())));
         let text = pki::kubeconfig(&server, self.pki.ca_pem(), "skeg-admin", &admin);
         Ok(pki::write_private(&instance.path("kubeconfig"), &text)?)
@@ -189,8 +212,15 @@ impl ControlPlane {
         Client::new(self.server.client_service(identity)).named(name)
     }
 
-    fn start_components(&self, settings: &Settings, clock: Clock, random: &Random, cancel: &CancellationToken) -> Components {
-        let reader = self.client(Identity::system("system:kube-controller-manager", &[]), "kube-controller-manager");
+    fn start_components(
+        &self,
+        settings: &Settings,
+        clock: Clock,
+        random: &Random,
+        cancel: &CancellationToken,
+    ) -> Components {
+        let reader =
+            self.client(Identity::system("system:kube-controller-manager", &[]), "kube-controller-manager");
         let informers = Informers::new(reader, random.fork(), cancel.clone());
         let server = self.server.clone();
         let clients = move |component: &str| {
@@ -202,14 +232,18 @@ impl ControlPlane {
             informers: informers.clone(),
             clock,
             random: random.fork(),
-            config: skeg_controllers::Config { root_ca: Some(self.pki.ca_pem().to_owned()), ..Default::default() },
+            config: skeg_controllers::Config {
+                root_ca: Some(self.pki.ca_pem().to_owned()),
+                ..Default::default()
+            },
             kinds_changed,
             cancel: cancel.clone(),
         };
         let controllers = skeg_controllers::start(&ctx);
         let client = self.client(Identity::system("system:kube-scheduler", &[]), "kube-scheduler");
         let recorder = Recorder::new(&client, "default-scheduler", &settings.node_name, clock, cancel);
-        let scheduler = Scheduler::new(&client, &informers, recorder, clock, random.fork(), Default::default());
+        let scheduler =
+            Scheduler::new(&client, &informers, recorder, clock, random.fork(), Default::default());
         let stop = cancel.clone();
         tokio::spawn(async move { scheduler.run(stop).await });
         Components { informers, controllers }
@@ -226,7 +260,8 @@ impl ControlPlane {
         let address = node_address(settings);
         let names = [settings.node_name.clone(), address.to_string(), "127.0.0.1".into(), "localhost".into()];
         let group = ["system:nodes"];
-        let serving = self.pki.serving("node", &format!("system:node:{}", settings.node_name), &group, &names)?;
+        let serving =
+            self.pki.serving("node", &format!("system:node:{}", settings.node_name), &group, &names)?;
         let config = NodeConfig {
             name: settings.node_name.clone(),
             addresses: vec![address],
@@ -238,7 +273,11 @@ impl ControlPlane {
             version: cli::KUBERNETES_VERSION.into(),
             labels: Default::default(),
             seccomp_default: settings.seccomp_default,
-            server: Some(skeg_node::ServerConfig { address: [127, 0, 0, 1].into(), port: 0, tls: Arc::new(self.pki.node_server_config(&serving)?) }),
+            server: Some(skeg_node::ServerConfig {
+                address: [127, 0, 0, 1].into(),
+                port: 0,
+                tls: Arc::new(self.pki.node_server_config(&serving)?),
+            }),
         };
         let node = Node::start(config, parts, cancel.clone()).await?;
         if let Some(port) = node.server_port() {

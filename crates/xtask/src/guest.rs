@@ -10,9 +10,29 @@ use std::path::{Path, PathBuf};
 
 /// Modules that Skeg needs, beyond what is built in; their dependencies come along.
 const MODULES: &[&str] = &[
-    "virtio_pci", "virtio_net", "overlay", "veth", "bridge", "br_netfilter", "nf_tables", "nft_chain_nat", "nft_nat", "nft_masq",
-    "nft_numgen", "nft_reject", "nft_reject_inet", "nft_reject_ipv4", "nft_ct", "nft_hash", "nft_redir", "nft_fib_ipv4", "nft_fib_inet",
-    "nf_conntrack", "nf_nat", "crc32c_generic", "crc32c_intel",
+    "virtio_pci",
+    "virtio_net",
+    "overlay",
+    "veth",
+    "bridge",
+    "br_netfilter",
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_nat",
+    "nft_masq",
+    "nft_numgen",
+    "nft_reject",
+    "nft_reject_inet",
+    "nft_reject_ipv4",
+    "nft_ct",
+    "nft_hash",
+    "nft_redir",
+    "nft_fib_ipv4",
+    "nft_fib_inet",
+    "nf_conntrack",
+    "nf_nat",
+    "crc32c_generic",
+    "crc32c_intel",
 ];
 
 /// First process: moves everything to a tmpfs, because pivot_root refuses the initial root.
@@ -94,16 +114,23 @@ fn fetch_kernel(directory: &Path) -> Result<()> {
     let depends = output(command("apt-cache").args(["depends", "linux-image-cloud-amd64"]))?;
     let package = depends
         .lines()
-        .find_map(|line| line.trim().strip_prefix("Depends: ").filter(|name| name.starts_with("linux-image-")))
+        .find_map(|line| {
+            line.trim().strip_prefix("Depends: ").filter(|name| name.starts_with("linux-image-"))
+        })
         .context("Debian names no cloud kernel: run `apt-get update`")?;
     output(command("apt-get").current_dir(directory).args(["download", "-qq", package]))?;
-    let files: Vec<PathBuf> = fs::read_dir(directory)?.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
-    let deb = files.iter().find(|path| path.extension().is_some_and(|e| e == "deb")).context("a kernel package")?;
+    let files: Vec<PathBuf> =
+        fs::read_dir(directory)?.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
+    let deb =
+        files.iter().find(|path| path.extension().is_some_and(|e| e == "deb")).context("a kernel package")?;
     let unpacked = directory.join("kernel");
     run(command("dpkg-deb").arg("-x").arg(deb).arg(&unpacked))?;
     fs::remove_file(deb)?;
     let boot = fs::read_dir(unpacked.join("boot"))?.filter_map(|entry| entry.ok().map(|entry| entry.path()));
-    let image = boot.into_iter().find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz"))).context("a kernel image")?;
+    let image = boot
+        .into_iter()
+        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz")))
+        .context("a kernel image")?;
     run(command("depmod").arg("-b").arg(&unpacked).arg(version(&unpacked)?))?;
     fs::rename(image, directory.join("vmlinuz"))?;
     Ok(())

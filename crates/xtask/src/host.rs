@@ -42,7 +42,8 @@ pub fn output(command: &mut Command) -> Result<String> {
 
 /// Whether a program of this name is on the PATH.
 pub fn on_path(program: &str) -> bool {
-    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
 }
 
 /// Builds the release binary and returns its path.

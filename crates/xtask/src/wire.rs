@@ -19,21 +19,27 @@ const VERSION: &str = "=0.9.0";
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 
 /// Modules whose messages requests may carry.
-const ROOTS: [&str; 14] = [
+const ROOTS: [&str; 20] = [
     META,
+    "io.k8s.api.admissionregistration.v1",
     "io.k8s.api.apps.v1",
     "io.k8s.api.authentication.v1",
     "io.k8s.api.authorization.v1",
     "io.k8s.api.autoscaling.v1",
+    "io.k8s.api.autoscaling.v2",
     "io.k8s.api.batch.v1",
+    "io.k8s.api.certificates.v1",
     "io.k8s.api.coordination.v1",
     "io.k8s.api.core.v1",
     "io.k8s.api.discovery.v1",
     "io.k8s.api.events.v1",
     "io.k8s.api.networking.v1",
+    "io.k8s.api.node.v1",
     "io.k8s.api.policy.v1",
     "io.k8s.api.rbac.v1",
     "io.k8s.api.scheduling.v1",
+    "io.k8s.api.storage.v1",
+    "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1",
 ];
 
 /// Messages with a JSON form of their own.
@@ -85,7 +91,8 @@ fn read(dir: &Path, module: &str, messages: &mut Messages) -> Result<()> {
         let path = entry?.path();
         let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
         if path.is_dir() {
-            read(&path, &format!("{module}.{name}"), messages)?;
+            // A module's name has no hyphens, where a schema's has.
+            read(&path, &format!("{module}.{}", name.replace('_', "-")), messages)?;
         } else if name == "mod" {
             parse(&std::fs::read_to_string(&path)?, module, messages)?;
         }

@@ -5,7 +5,7 @@ mod graph;
 mod plan;
 
 use crate::context::{ControllerContext, Controllers};
-use crate::discovery::{Resource, Served};
+use crate::discovery::{Resource, Served, other_than};
 use crate::error::{Error, Result, ignore_not_found};
 use crate::meta;
 use graph::{FOREGROUND, Graph, Identity, ORPHAN, Uid, Work};
@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use plan::{Action, Owner};
 use serde_json::json;
 use skeg_api::Gvr;
+use skeg_base::Level;
 use skeg_client::{
     Api, Change, Client, DeleteOptions, EventType, Informer, Informers, ObjectRef, PartialObjectMetadata,
     PatchKind, Preconditions, Queue, Recorder,
@@ -21,7 +22,6 @@ use skeg_client::{
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
 
 const WORKERS: usize = 20;
 
@@ -30,7 +30,7 @@ const IGNORED: [&str; 1] = ["events"];
 
 struct Controller {
     client: Client,
-    served: watch::Receiver<Arc<Served>>,
+    served: Arc<Level<Arc<Served>>>,
     graph: Mutex<Graph>,
     queue: Queue<Work>,
     recorder: Recorder,
@@ -38,11 +38,7 @@ struct Controller {
     followed: Mutex<BTreeMap<Gvr, Informer<PartialObjectMetadata>>>,
 }
 
-pub(crate) fn start(
-    ctx: &ControllerContext,
-    controllers: &mut Controllers,
-    served: watch::Receiver<Arc<Served>>,
-) {
+pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers, served: Arc<Level<Arc<Served>>>) {
     let client = ctx.client("generic-garbage-collector");
     let controller = Arc::new(Controller {
         recorder: ctx.recorder(&client, "garbage-collector-controller"),
@@ -52,7 +48,8 @@ pub(crate) fn start(
         queue: ctx.queue(),
         followed: Mutex::default(),
     });
-    let (synced, mut is_synced) = watch::channel(false);
+    let synced = Arc::<Level<bool>>::default();
+    let is_synced = synced.clone();
     let (informers, cancel, of) = (ctx.informers.clone(), ctx.cancel.clone(), controller.clone());
     controllers.0.spawn(async move {
         cancel.run_until_cancelled(follow_kinds(of, informers, served, synced)).await;
@@ -60,7 +57,7 @@ pub(crate) fn start(
     let queue = controller.queue.clone();
     // Nothing is judged before all kinds are known: an owner not seen yet is not a missing one.
     let ready = async move {
-        let _ = is_synced.wait_for(|synced| *synced).await;
+        is_synced.find(|synced| synced.then_some(())).await;
     };
     controllers.work("garbagecollector", WORKERS, queue, ready, move |work| {
         let controller = controller.clone();
@@ -77,11 +74,12 @@ pub(crate) fn is_collectable(resource: &Resource) -> bool {
 async fn follow_kinds(
     controller: Arc<Controller>,
     informers: Informers,
-    mut served: watch::Receiver<Arc<Served>>,
-    synced: watch::Sender<bool>,
+    served: Arc<Level<Arc<Served>>>,
+    synced: Arc<Level<bool>>,
 ) {
+    let mut now = Arc::<Served>::default();
     loop {
-        let now = served.borrow_and_update().clone();
+        now = other_than(&now, &served).await;
         let wanted: Vec<&Resource> = now.iter().filter(|resource| is_collectable(resource)).collect();
         let mut new = Vec::new();
         {
@@ -110,10 +108,7 @@ async fn follow_kinds(
             informer.synced().await;
         }
         if !wanted.is_empty() {
-            synced.send_replace(true);
-        }
-        if served.changed().await.is_err() {
-            return;
+            synced.modify(|synced| *synced = true);
         }
     }
 }
@@ -141,7 +136,7 @@ impl Controller {
     }
 
     fn resource(&self, api_version: &str, kind: &str) -> Result<Resource> {
-        let found = self.served.borrow().of_kind(api_version, kind).cloned();
+        let found = self.served.read(|served| served.of_kind(api_version, kind).cloned());
         found.ok_or_else(|| Error::Discovery(format!("{kind} in {api_version}")))
     }
 

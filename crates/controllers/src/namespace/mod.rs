@@ -4,7 +4,7 @@
 mod plan;
 
 use crate::context::{ControllerContext, Controllers};
-use crate::discovery::{Resource, Served};
+use crate::discovery::{Resource, Served, other_than};
 use crate::error::{Result, ignore_not_found};
 use crate::garbagecollector::is_collectable;
 use crate::meta;
@@ -12,14 +12,13 @@ use k8s_openapi::api::core::v1::Namespace;
 use parking_lot::Mutex;
 use plan::Remaining;
 use skeg_api::Gvr;
-use skeg_base::Clock;
+use skeg_base::{Clock, Level};
 use skeg_client::{
     Api, Change, Client, DeleteOptions, Informer, Informers, ListOptions, PartialObjectMetadata, Queue,
 };
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
 
 const WORKERS: usize = 10;
 
@@ -30,18 +29,14 @@ struct Controller {
     namespaces: Informer<Namespace>,
     api: Api<Namespace>,
     client: Client,
-    served: watch::Receiver<Arc<Served>>,
+    served: Arc<Level<Arc<Served>>>,
     clock: Clock,
     queue: Queue<String>,
     /// Namespaces that wait for the end of their content.
     waiting: Mutex<BTreeSet<String>>,
 }
 
-pub(crate) fn start(
-    ctx: &ControllerContext,
-    controllers: &mut Controllers,
-    served: watch::Receiver<Arc<Served>>,
-) {
+pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers, served: Arc<Level<Arc<Served>>>) {
     let client = ctx.client("namespace-controller");
     let controller = Arc::new(Controller {
         namespaces: ctx.informers.of(),
@@ -66,10 +61,10 @@ pub(crate) fn start(
     controllers.0.spawn(async move {
         cancel.run_until_cancelled(follow_content(of, informers, kinds)).await;
     });
-    let (namespaces, mut served) = (controller.namespaces.clone(), served);
+    let namespaces = controller.namespaces.clone();
     let ready = async move {
         namespaces.synced().await;
-        let _ = served.wait_for(|served| served.iter().next().is_some()).await;
+        other_than(&Served::default(), &served).await;
     };
     let queue = controller.queue.clone();
     controllers.work("namespace", WORKERS, queue, ready, move |name| {
@@ -79,14 +74,11 @@ pub(crate) fn start(
 }
 
 /// Wakes a namespace when an object in it has gone. The informers are the garbage collector's.
-async fn follow_content(
-    controller: Arc<Controller>,
-    informers: Informers,
-    mut served: watch::Receiver<Arc<Served>>,
-) {
+async fn follow_content(controller: Arc<Controller>, informers: Informers, served: Arc<Level<Arc<Served>>>) {
     let mut followed: BTreeSet<Gvr> = BTreeSet::new();
+    let mut now = Arc::<Served>::default();
     loop {
-        let now = served.borrow_and_update().clone();
+        now = other_than(&now, &served).await;
         followed.retain(|gvr| now.iter().any(|resource| resource.gvr == *gvr));
         for resource in now.iter().filter(|resource| resource.namespaced && is_collectable(resource)) {
             if followed.insert(resource.gvr.clone()) {
@@ -99,9 +91,6 @@ async fn follow_content(
                     }
                 });
             }
-        }
-        if served.changed().await.is_err() {
-            return;
         }
     }
 }
@@ -135,7 +124,7 @@ impl Controller {
     /// Deletes what there is. Pods go before everything they may need, such as their Secrets.
     async fn empty(&self, namespace: &str) -> Remaining {
         let mut remaining = Remaining::default();
-        let served = self.served.borrow().clone();
+        let served = self.served.read(Clone::clone);
         let deletable = |resource: &&Resource| resource.namespaced && resource.has(&["delete", "list"]);
         let is_pods =
             |resource: &&Resource| resource.gvr.group.is_empty() && &*resource.gvr.resource == "pods";

@@ -21,11 +21,24 @@ fn wrong_use(scope: &Scope<'_>) -> Result<()> {
     };
     let empty = scope.cluster.scratch().join("other");
     let other = empty.to_string_lossy();
-    let listen = scope.cluster.kubectl(&["config", "view", "-o", "jsonpath={.clusters[0].cluster.server}"])?;
+    let listen =
+        scope.cluster.kubectl(&["config", "view", "-o", "jsonpath={.clusters[0].cluster.server}"])?;
     let listen = listen.trim_start_matches("https://");
     fails(&["up", "--no-such-flag"], "--no-such-flag")?;
     fails(&["up", "--detach", "--data-dir", &other, "--listen", listen], "in use")?;
-    fails(&["up", "--detach", "--data-dir", &other, "--pod-cidr", "10.9.0.0/16", "--service-cidr", "10.9.3.0/24"], "overlap")?;
+    fails(
+        &[
+            "up",
+            "--detach",
+            "--data-dir",
+            &other,
+            "--pod-cidr",
+            "10.9.0.0/16",
+            "--service-cidr",
+            "10.9.3.0/24",
+        ],
+        "overlap",
+    )?;
     fails(&["up", "--detach", "--data-dir", &other, "--pod-cidr", "nonsense"], "pod-cidr")?;
     fails(&["status", "--data-dir", &other], "skeg up")?;
     let version = Command::new(&scope.cluster.skeg).arg("version").output()?;

@@ -95,7 +95,8 @@ fn cgroup2_guest(_: &Scope<'_>) -> Result<()> {
     ensure!(["cpu", "memory", "pids"].iter().all(|name| controllers.contains(name)), "{controllers}");
     guest.run("/skeg up --detach --listen 10.0.2.15:6443 --node-name guest || { cat /var/lib/skeg/skeg.log; false; }")?;
     guest.run("/skeg image import /images/nginx.tar && /skeg image import /images/busybox.tar")?;
-    let kubeconfig = guest.run("/skeg kubeconfig")?.replace("10.0.2.15:6443", &format!("127.0.0.1:{}", guest.port));
+    let kubeconfig =
+        guest.run("/skeg kubeconfig")?.replace("10.0.2.15:6443", &format!("127.0.0.1:{}", guest.port));
     let directory = tempfile::tempdir()?;
     let path: PathBuf = directory.path().join("kubeconfig");
     std::fs::write(&path, kubeconfig)?;
@@ -122,7 +123,8 @@ fn cgroup2_guest(_: &Scope<'_>) -> Result<()> {
     hungry["spec"]["containers"][0]["resources"] = json!({"limits": {"memory": "32Mi"}});
     scope.apply(&hungry)?;
     scope.wait_for("pod/hungry", "{.status.phase}=Failed")?;
-    let ended = scope.get(&["pod", "hungry"])?["status"]["containerStatuses"][0]["state"]["terminated"].clone();
+    let ended =
+        scope.get(&["pod", "hungry"])?["status"]["containerStatuses"][0]["state"]["terminated"].clone();
     ensure!(ended["reason"] == "OOMKilled" && ended["exitCode"] == 137, "{ended}");
 
     scope.kubectl(&["delete", "deployment,pod", "--all", "--timeout=90s"])?;

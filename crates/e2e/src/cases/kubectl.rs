@@ -50,7 +50,19 @@ fn get(scope: &Scope<'_>) -> Result<()> {
     scope.apply(&deployment("web", 1))?;
     scope.rolled_out("web")?;
     let wide = scope.kubectl(&["get", "deployments,replicasets,pods", "-o", "wide"])?;
-    for column in ["READY", "UP-TO-DATE", "AVAILABLE", "CONTAINERS", "IMAGES", "SELECTOR", "IP", "NODE", "NOMINATED NODE", "READINESS GATES", "DESIRED"] {
+    for column in [
+        "READY",
+        "UP-TO-DATE",
+        "AVAILABLE",
+        "CONTAINERS",
+        "IMAGES",
+        "SELECTOR",
+        "IP",
+        "NODE",
+        "NOMINATED NODE",
+        "READINESS GATES",
+        "DESIRED",
+    ] {
         ensure!(wide.contains(column), "no column {column}: {wide}");
     }
     ensure!(wide.contains("1/1") && wide.contains("e2e-node") && wide.contains("app=web"), "{wide}");
@@ -60,7 +72,8 @@ fn get(scope: &Scope<'_>) -> Result<()> {
     ensure!(json["kind"] == "List" && json["items"][0]["kind"] == "Deployment", "{json}");
     let name = scope.kubectl(&["get", "deploy", "-o", "name"])?;
     ensure!(name.trim() == "deployment.apps/web", "{name}");
-    let custom = scope.kubectl(&["get", "deploy", "-o", "custom-columns=N:.metadata.name,R:.spec.replicas"])?;
+    let custom =
+        scope.kubectl(&["get", "deploy", "-o", "custom-columns=N:.metadata.name,R:.spec.replicas"])?;
     ensure!(custom.lines().nth(1).is_some_and(|line| line.split_whitespace().eq(["web", "1"])), "{custom}");
     let path = scope.jsonpath(&["pods", "-l", "app=web"], "{.items[0].status.phase}")?;
     ensure!(path == "Running", "{path}");
@@ -79,11 +92,26 @@ fn describe(scope: &Scope<'_>) -> Result<()> {
     scope.apply(&deployment("web", 1))?;
     scope.rolled_out("web")?;
     let text = scope.kubectl(&["describe", "deployment", "web"])?;
-    for part in ["StrategyType:", "RollingUpdate", "MinimumReplicasAvailable", "NewReplicaSetAvailable", "ScalingReplicaSet", "Scaled up replica set"] {
+    for part in [
+        "StrategyType:",
+        "RollingUpdate",
+        "MinimumReplicasAvailable",
+        "NewReplicaSetAvailable",
+        "ScalingReplicaSet",
+        "Scaled up replica set",
+    ] {
         ensure!(text.contains(part), "{part} is not in: {text}");
     }
     let text = scope.kubectl(&["describe", "pod", "-l", "app=web"])?;
-    for part in ["Successfully assigned", "Pulled", "Created", "Started", "Readiness:", "kube-api-access-", "QoS Class:"] {
+    for part in [
+        "Successfully assigned",
+        "Pulled",
+        "Created",
+        "Started",
+        "Readiness:",
+        "kube-api-access-",
+        "QoS Class:",
+    ] {
         ensure!(text.contains(part), "{part} is not in: {text}");
     }
     let node = scope.kubectl(&["describe", "node", "e2e-node"])?;
@@ -93,7 +121,13 @@ fn describe(scope: &Scope<'_>) -> Result<()> {
 
 fn explain(scope: &Scope<'_>) -> Result<()> {
     let text = scope.kubectl(&["explain", "deployment.spec.strategy.rollingUpdate"])?;
-    for part in ["GROUP:      apps", "KIND:       Deployment", "FIELD: rollingUpdate <RollingUpdateDeployment>", "maxSurge", "maxUnavailable"] {
+    for part in [
+        "GROUP:      apps",
+        "KIND:       Deployment",
+        "FIELD: rollingUpdate <RollingUpdateDeployment>",
+        "maxSurge",
+        "maxUnavailable",
+    ] {
         ensure!(text.contains(part), "{part} is not in: {text}");
     }
     let tree = scope.kubectl(&["explain", "pod", "--recursive"])?;
@@ -107,7 +141,10 @@ fn diff(scope: &Scope<'_>) -> Result<()> {
     let same = scope.kubectl_stdin(&["diff", "-f", "-"], &serde_json::to_vec(&map)?)?;
     ensure!(same.is_empty(), "{same}");
     map["data"]["color"] = "blue".into();
-    let error = scope.kubectl_stdin(&["diff", "-f", "-"], &serde_json::to_vec(&map)?).err().context("diff exits 1")?;
+    let error = scope
+        .kubectl_stdin(&["diff", "-f", "-"], &serde_json::to_vec(&map)?)
+        .err()
+        .context("diff exits 1")?;
     let text = error.to_string();
     ensure!(text.contains("-  color: red") && text.contains("+  color: blue"), "{text}");
     let kept = scope.jsonpath(&["configmap", "map"], "{.data.color}")?;
@@ -121,7 +158,8 @@ fn wait(scope: &Scope<'_>) -> Result<()> {
     let late = scope.kubectl_fails(&["wait", "--for=condition=Failed", "pod/short", "--timeout=1s"])?;
     ensure!(late.contains("timed out waiting"), "{late}");
     let mut waiting = scope.kubectl_command();
-    let mut waiting = waiting.args(["wait", "--for=delete", "pod/short", "--timeout=60s"]).stdout(Stdio::null()).spawn()?;
+    let mut waiting =
+        waiting.args(["wait", "--for=delete", "pod/short", "--timeout=60s"]).stdout(Stdio::null()).spawn()?;
     scope.kubectl(&["delete", "pod", "short"])?;
     ensure!(waiting.wait()?.success(), "wait --for=delete");
     Ok(())
@@ -150,17 +188,44 @@ fn patch(scope: &Scope<'_>) -> Result<()> {
         {"name": "a", "image": "nginx", "env": [{"name": "X", "value": "1"}]}, {"name": "b", "image": "busybox"},
     ]);
     scope.apply(&web)?;
-    let patch = |kind: &str, body: &str| scope.kubectl(&["patch", "deployment", "web", "--type", kind, "-p", body]);
-    patch("strategic", r#"{"spec":{"template":{"spec":{"containers":[{"name":"a","env":[{"name":"Y","value":"2"}]},{"name":"b","$patch":"delete"}]}}}}"#)?;
+    let patch =
+        |kind: &str, body: &str| scope.kubectl(&["patch", "deployment", "web", "--type", kind, "-p", body]);
+    patch(
+        "strategic",
+        r#"{"spec":{"template":{"spec":{"containers":[{"name":"a","env":[{"name":"Y","value":"2"}]},{"name":"b","$patch":"delete"}]}}}}"#,
+    )?;
     let containers = scope.get(&["deployment", "web"])?["spec"]["template"]["spec"]["containers"].clone();
-    ensure!(containers.as_array().map(Vec::len) == Some(1) && containers[0]["env"].as_array().map(Vec::len) == Some(2), "{containers}");
+    ensure!(
+        containers.as_array().map(Vec::len) == Some(1)
+            && containers[0]["env"].as_array().map(Vec::len) == Some(2),
+        "{containers}"
+    );
     patch("merge", r#"{"spec":{"paused":true,"minReadySeconds":3}}"#)?;
-    patch("json", r#"[{"op":"test","path":"/spec/minReadySeconds","value":3},{"op":"replace","path":"/spec/replicas","value":0},{"op":"remove","path":"/spec/paused"}]"#)?;
+    patch(
+        "json",
+        r#"[{"op":"test","path":"/spec/minReadySeconds","value":3},{"op":"replace","path":"/spec/replicas","value":0},{"op":"remove","path":"/spec/paused"}]"#,
+    )?;
     let spec = scope.get(&["deployment", "web"])?["spec"].clone();
     ensure!(spec["paused"].is_null() && spec["minReadySeconds"] == 3, "{spec}");
-    let failed = scope.kubectl_fails(&["patch", "deployment", "web", "--type", "json", "-p", r#"[{"op":"test","path":"/spec/minReadySeconds","value":4}]"#])?;
+    let failed = scope.kubectl_fails(&[
+        "patch",
+        "deployment",
+        "web",
+        "--type",
+        "json",
+        "-p",
+        r#"[{"op":"test","path":"/spec/minReadySeconds","value":4}]"#,
+    ])?;
     ensure!(failed.contains("the server rejected our request") || failed.contains("testing"), "{failed}");
-    let status = scope.kubectl(&["patch", "deployment", "web", "--subresource=status", "--type=merge", "-p", r#"{"status":{"collisionCount":7}}"#])?;
+    let status = scope.kubectl(&[
+        "patch",
+        "deployment",
+        "web",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        r#"{"status":{"collisionCount":7}}"#,
+    ])?;
     ensure!(status.contains("patched"), "{status}");
     Ok(())
 }
@@ -169,15 +234,25 @@ fn auth_can_i(scope: &Scope<'_>) -> Result<()> {
     scope.kubectl(&["create", "serviceaccount", "reader"])?;
     scope.kubectl(&["create", "role", "read-pods", "--verb=get,list", "--resource=pods"])?;
     let account = format!("system:serviceaccount:{}:reader", scope.namespace);
-    scope.kubectl(&["create", "rolebinding", "read", "--role=read-pods", &format!("--serviceaccount={}:reader", scope.namespace)])?;
+    scope.kubectl(&[
+        "create",
+        "rolebinding",
+        "read",
+        "--role=read-pods",
+        &format!("--serviceaccount={}:reader", scope.namespace),
+    ])?;
     let can = |verb: &str, what: &str| -> Result<bool> {
-        let output = scope.kubectl_command().args(["auth", "can-i", verb, what, "--as", &account]).output()?;
+        let output =
+            scope.kubectl_command().args(["auth", "can-i", verb, what, "--as", &account]).output()?;
         Ok(String::from_utf8_lossy(&output.stdout).trim() == "yes")
     };
     eventually("the binding works", || Ok(can("list", "pods")?.then_some(())))?;
     ensure!(!can("delete", "pods")? && !can("get", "secrets")? && !can("create", "pods/exec")?);
     let forbidden = scope.kubectl_fails(&["delete", "pod", "x", "--as", &account])?;
-    ensure!(forbidden.contains("cannot delete resource \"pods\" in API group \"\" in the namespace"), "{forbidden}");
+    ensure!(
+        forbidden.contains("cannot delete resource \"pods\" in API group \"\" in the namespace"),
+        "{forbidden}"
+    );
     let rules = scope.kubectl(&["auth", "can-i", "--list", "--as", &account])?;
     ensure!(rules.contains("pods") && rules.contains("[get list]"), "{rules}");
     let me = scope.kubectl(&["auth", "whoami"])?;
@@ -190,10 +265,24 @@ fn create_token(scope: &Scope<'_>) -> Result<()> {
     let token = scope.kubectl(&["create", "token", "robot", "--duration=20m"])?;
     let mut whoami = scope.kubectl_command();
     // The client certificate in the kubeconfig would win over a token: give an empty one.
-    let server = scope.cluster.kubectl(&["config", "view", "--raw", "-o", "jsonpath={.clusters[0].cluster.server}"])?;
-    whoami.args(["--kubeconfig=/dev/null", "--server", &server, "--insecure-skip-tls-verify", "--token", token.trim()]);
+    let server = scope.cluster.kubectl(&[
+        "config",
+        "view",
+        "--raw",
+        "-o",
+        "jsonpath={.clusters[0].cluster.server}",
+    ])?;
+    whoami.args([
+        "--kubeconfig=/dev/null",
+        "--server",
+        &server,
+        "--insecure-skip-tls-verify",
+        "--token",
+        token.trim(),
+    ]);
     let output = whoami.args(["auth", "whoami"]).output()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     ensure!(text.contains(&format!("system:serviceaccount:{}:robot", scope.namespace)), "{text}");
     Ok(())
 }
@@ -209,16 +298,23 @@ fn logs(scope: &Scope<'_>) -> Result<()> {
     let tail = scope.kubectl(&["logs", "talker", "-c", "main", "--tail=2"])?;
     ensure!(tail.lines().count() == 2, "{tail}");
     let stamped = scope.kubectl(&["logs", "talker", "-c", "main", "--timestamps", "--tail=1"])?;
-    ensure!(stamped.contains('T') && stamped.split(' ').next().is_some_and(|time| time.ends_with('Z')), "{stamped}");
+    ensure!(
+        stamped.contains('T') && stamped.split(' ').next().is_some_and(|time| time.ends_with('Z')),
+        "{stamped}"
+    );
     let recent = scope.kubectl(&["logs", "talker", "-c", "main", "--since=1h"])?;
     ensure!(recent.contains("line 5"), "{recent}");
     let both = scope.kubectl(&["logs", "talker", "--all-containers", "--prefix"])?;
-    ensure!(both.contains("[pod/talker/side] from the side") && both.contains("[pod/talker/main] line 1"), "{both}");
+    ensure!(
+        both.contains("[pod/talker/side] from the side") && both.contains("[pod/talker/main] line 1"),
+        "{both}"
+    );
     let limited = scope.kubectl(&["logs", "talker", "-c", "main", "--limit-bytes=6"])?;
     ensure!(limited.starts_with("line 1") && limited.trim().len() == 6, "{limited:?}");
     // Follow: what comes after the request arrives.
     let mut follow = scope.kubectl_command();
-    let mut follow = follow.args(["logs", "-f", "talker", "-c", "main", "--tail=1"]).stdout(Stdio::piped()).spawn()?;
+    let mut follow =
+        follow.args(["logs", "-f", "talker", "-c", "main", "--tail=1"]).stdout(Stdio::piped()).spawn()?;
     let mut lines = BufReader::new(follow.stdout.take().context("piped")?).lines();
     lines.next().context("one old line")??;
     scope.kubectl(&["exec", "talker", "-c", "main", "--", "touch", "/tmp/go"])?;
@@ -238,7 +334,10 @@ fn logs(scope: &Scope<'_>) -> Result<()> {
     scope.wait_for("pod/again", "{.status.containerStatuses[0].restartCount}=1")?;
     let previous = scope.kubectl(&["logs", "again", "--previous"])?;
     let current = scope.kubectl(&["logs", "again"])?;
-    ensure!(previous.starts_with("run ") && current.starts_with("run ") && previous != current, "{previous} {current}");
+    ensure!(
+        previous.starts_with("run ") && current.starts_with("run ") && previous != current,
+        "{previous} {current}"
+    );
     Ok(())
 }
 
@@ -246,10 +345,16 @@ fn exec(scope: &Scope<'_>) -> Result<()> {
     scope.apply(&pod("box", &[("main", "sleep 1000")]))?;
     scope.wait_ready("box")?;
     ensure!(scope.exec("box", &["echo", "hello"])?.trim() == "hello");
-    let output = scope.kubectl_command().args(["exec", "box", "--", "sh", "-c", "echo out; echo err >&2; exit 42"]).output()?;
+    let output = scope
+        .kubectl_command()
+        .args(["exec", "box", "--", "sh", "-c", "echo out; echo err >&2; exit 42"])
+        .output()?;
     ensure!(output.status.code() == Some(42), "exit code {:?}", output.status);
     ensure!(String::from_utf8_lossy(&output.stdout) == "out\n");
-    ensure!(String::from_utf8_lossy(&output.stderr).contains("err\n") && String::from_utf8_lossy(&output.stderr).contains("exit code 42"));
+    ensure!(
+        String::from_utf8_lossy(&output.stderr).contains("err\n")
+            && String::from_utf8_lossy(&output.stderr).contains("exit code 42")
+    );
     let piped = scope.kubectl_stdin(&["exec", "-i", "box", "--", "tr", "a-z", "A-Z"], b"through a pipe")?;
     ensure!(piped == "THROUGH A PIPE", "{piped}");
     let big = vec![b'x'; 3_000_000];
@@ -281,15 +386,33 @@ fn attach(scope: &Scope<'_>) -> Result<()> {
     scope.apply(&echo)?;
     scope.wait_ready("echo")?;
     let mut child = scope.kubectl_command();
-    let mut child = child.args(["attach", "-i", "echo"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let mut child = child
+        .args(["attach", "-i", "echo"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
     let mut stdin = child.stdin.take().context("piped")?;
     stdin.write_all(b"one\n")?;
     let mut lines = BufReader::new(child.stdout.take().context("piped")?).lines();
-    let answer = lines.find_map(|line| line.ok().filter(|line| line.starts_with("got"))).context("an answer")?;
+    let answer =
+        lines.find_map(|line| line.ok().filter(|line| line.starts_with("got"))).context("an answer")?;
     child.kill()?;
     child.wait()?;
     ensure!(answer == "got one", "{answer}");
-    let text = scope.kubectl(&["run", "once", "--image=busybox", "--image-pull-policy=IfNotPresent", "--restart=Never", "--rm", "-i", "--quiet", "--", "echo", "ran"])?;
+    let text = scope.kubectl(&[
+        "run",
+        "once",
+        "--image=busybox",
+        "--image-pull-policy=IfNotPresent",
+        "--restart=Never",
+        "--rm",
+        "-i",
+        "--quiet",
+        "--",
+        "echo",
+        "ran",
+    ])?;
     ensure!(text.contains("ran"), "{text}");
     Ok(())
 }
@@ -301,7 +424,8 @@ fn port_forward(scope: &Scope<'_>) -> Result<()> {
     let mut child = child.args(["port-forward", "deployment/web", ":80"]).stdout(Stdio::piped()).spawn()?;
     let mut lines = BufReader::new(child.stdout.take().context("piped")?).lines();
     let line = lines.next().context("a line")??;
-    let port: u16 = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()).context("a port")?.parse()?;
+    let port: u16 =
+        line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()).context("a port")?.parse()?;
     let mut pages = Vec::new();
     for _ in 0..3 {
         let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
@@ -324,9 +448,13 @@ fn validation_and_dry_run(scope: &Scope<'_>) -> Result<()> {
     ensure!(error.contains("unknown field \"spec.replcas\""), "{error}");
     web["spec"].as_object_mut().context("spec")?.remove("replcas");
     web["spec"]["selector"]["matchLabels"]["app"] = "other".into();
-    let error = scope.apply(&web).err().context("a selector that misses the template is refused")?.to_string();
+    let error =
+        scope.apply(&web).err().context("a selector that misses the template is refused")?.to_string();
     ensure!(error.contains("`selector` does not match template `labels`"), "{error}");
-    let dry = scope.kubectl_stdin(&["apply", "--dry-run=server", "-f", "-"], &serde_json::to_vec(&deployment("dry", 1))?)?;
+    let dry = scope.kubectl_stdin(
+        &["apply", "--dry-run=server", "-f", "-"],
+        &serde_json::to_vec(&deployment("dry", 1))?,
+    )?;
     ensure!(dry.contains("created (server dry run)"), "{dry}");
     ensure!(scope.kubectl_fails(&["get", "deployment", "dry"])?.contains("NotFound"));
     Ok(())
@@ -334,7 +462,8 @@ fn validation_and_dry_run(scope: &Scope<'_>) -> Result<()> {
 
 fn api_resources(scope: &Scope<'_>) -> Result<()> {
     let resources = scope.kubectl(&["api-resources"])?;
-    for row in ["deployments", "replicasets", "configmaps", "clusterrolebindings", "endpointslices", "leases"] {
+    for row in ["deployments", "replicasets", "configmaps", "clusterrolebindings", "endpointslices", "leases"]
+    {
         ensure!(resources.contains(row), "{row} is not in: {resources}");
     }
     let versions = scope.kubectl(&["api-versions"])?;
@@ -353,7 +482,11 @@ fn create_replace_delete(scope: &Scope<'_>) -> Result<()> {
     let stale = secret.clone();
     secret["stringData"] = json!({"password": "new"});
     scope.kubectl_stdin(&["replace", "-f", "-"], &serde_json::to_vec(&secret)?)?;
-    let conflict = scope.kubectl_stdin(&["replace", "-f", "-"], &serde_json::to_vec(&stale)?).err().context("stale")?.to_string();
+    let conflict = scope
+        .kubectl_stdin(&["replace", "-f", "-"], &serde_json::to_vec(&stale)?)
+        .err()
+        .context("stale")?
+        .to_string();
     ensure!(conflict.contains("the object has been modified"), "{conflict}");
     ensure!(scope.jsonpath(&["secret", "key"], "{.data.password}")? == "bmV3");
     scope.kubectl(&["delete", "secret", "key"])?;
@@ -370,7 +503,10 @@ fn events(scope: &Scope<'_>) -> Result<()> {
     scope.wait_ready("box")?;
     let text = eventually("the events are there", || {
         let text = scope.kubectl(&["events", "--for", "pod/box"])?;
-        Ok(["Scheduled", "Pulled", "Created", "Started"].iter().all(|reason| text.contains(reason)).then_some(text))
+        Ok(["Scheduled", "Pulled", "Created", "Started"]
+            .iter()
+            .all(|reason| text.contains(reason))
+            .then_some(text))
     })?;
     ensure!(text.contains("Normal"), "{text}");
     let table = scope.kubectl(&["get", "events"])?;

@@ -27,13 +27,14 @@ fn api_from_inside(scope: &Scope<'_>) -> Result<()> {
     scope.wait_ready("box")?;
     let token = "/var/run/secrets/kubernetes.io/serviceaccount";
     let script = format!(
-        "wget -qO- --ca-certificate={token}/ca.crt --header \"Authorization: Bearer $(cat {token}/token)\" https://kubernetes.default.svc/version"
+        "/usr/bin/wget -qO- --ca-certificate={token}/ca.crt --header \"Authorization: Bearer $(cat {token}/token)\" https://kubernetes.default.svc/version"
     );
-    let version = eventually("the API answers inside", || Ok(scope.exec("box", &["sh", "-c", &script]).ok()))?;
+    let version =
+        eventually("the API answers inside", || Ok(scope.exec("box", &["sh", "-c", &script]).ok()))?;
     ensure!(version.contains("\"gitVersion\""), "{version}");
     let me = format!("system:serviceaccount:{}:default", scope.namespace);
     let forbidden = scope.exec("box", &["sh", "-c", &format!(
-        "wget -O- --ca-certificate={token}/ca.crt --header \"Authorization: Bearer $(cat {token}/token)\" https://kubernetes.default.svc/api/v1/secrets 2>&1 || true"
+        "/usr/bin/wget -O- --ca-certificate={token}/ca.crt --header \"Authorization: Bearer $(cat {token}/token)\" https://kubernetes.default.svc/api/v1/secrets 2>&1 || true"
     )])?;
     ensure!(forbidden.contains("403"), "{me} may not read secrets: {forbidden}");
     Ok(())
@@ -46,7 +47,9 @@ fn service(scope: &Scope<'_>) -> Result<()> {
     scope.apply(&client("box"))?;
     scope.wait_ready("box")?;
     let ip = scope.jsonpath(&["service", "web"], "{.spec.clusterIP}")?;
-    let page = eventually("the service answers", || Ok(scope.exec("box", &["wget", "-qO-", "-T", "2", &format!("http://{ip}:8000/")]).ok()))?;
+    let page = eventually("the service answers", || {
+        Ok(scope.exec("box", &["wget", "-qO-", "-T", "2", &format!("http://{ip}:8000/")]).ok())
+    })?;
     ensure!(page.contains("Welcome to nginx!"), "{page}");
     // From the host as well.
     let mut stream = std::net::TcpStream::connect((ip.as_str(), 8000)).context("from the host")?;
@@ -63,19 +66,31 @@ fn names(scope: &Scope<'_>) -> Result<()> {
     scope.rolled_out("web")?;
     scope.apply(&client("box"))?;
     scope.wait_ready("box")?;
-    for name in ["web".to_owned(), format!("web.{}", scope.namespace), format!("web.{}.svc.cluster.local", scope.namespace)] {
+    for name in [
+        "web".to_owned(),
+        format!("web.{}", scope.namespace),
+        format!("web.{}.svc.cluster.local", scope.namespace),
+    ] {
         let url = format!("http://{name}/");
         let page = eventually(&name, || Ok(scope.exec("box", &["wget", "-qO-", "-T", "2", &url]).ok()))?;
         ensure!(page.contains("Welcome to nginx!"), "{page}");
     }
     let hosts = scope.exec("box", &["cat", "/etc/hosts", "/etc/resolv.conf"])?;
-    ensure!(hosts.contains("\tbox") && hosts.contains(&format!("search {}.svc.cluster.local svc.cluster.local cluster.local", scope.namespace)), "{hosts}");
+    ensure!(
+        hosts.contains("\tbox")
+            && hosts.contains(&format!(
+                "search {}.svc.cluster.local svc.cluster.local cluster.local",
+                scope.namespace
+            )),
+        "{hosts}"
+    );
     Ok(())
 }
 
 fn endpoints(scope: &Scope<'_>) -> Result<()> {
     let mut gated = pod("gated", &[("main", "sleep 1000")]);
-    gated["spec"]["containers"][0]["readinessProbe"] = json!({"exec": {"command": ["cat", "/tmp/ready"]}, "periodSeconds": 1});
+    gated["spec"]["containers"][0]["readinessProbe"] =
+        json!({"exec": {"command": ["cat", "/tmp/ready"]}, "periodSeconds": 1});
     scope.apply(&gated)?;
     scope.apply(&json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "gated"},
@@ -85,9 +100,10 @@ fn endpoints(scope: &Scope<'_>) -> Result<()> {
         slice["endpoints"][0]["conditions"]["ready"] == false
     })?;
     scope.exec("gated", &["touch", "/tmp/ready"])?;
-    let slice = scope.watch_until(&["endpointslices", "-l", "kubernetes.io/service-name=gated"], |slice| {
-        slice["endpoints"][0]["conditions"]["ready"] == true
-    })?;
+    let slice = scope
+        .watch_until(&["endpointslices", "-l", "kubernetes.io/service-name=gated"], |slice| {
+            slice["endpoints"][0]["conditions"]["ready"] == true
+        })?;
     ensure!(slice["ports"][0]["port"] == 8080 && slice["ports"][0]["name"] == "http", "{slice}");
     ensure!(slice["endpoints"][0]["targetRef"]["name"] == "gated", "{slice}");
     let old = eventually("Endpoints follow", || {
@@ -115,7 +131,11 @@ fn cluster_ips(scope: &Scope<'_>) -> Result<()> {
     scope.apply(&service("two", json!({"clusterIP": ip}))).context("free again")?;
     scope.apply(&service("headless", json!({"clusterIP": "None"})))?;
     ensure!(scope.jsonpath(&["service", "headless"], "{.spec.clusterIP}")? == "None");
-    let outside = scope.apply(&service("three", json!({"clusterIP": "192.0.2.1"}))).err().context("outside")?.to_string();
+    let outside = scope
+        .apply(&service("three", json!({"clusterIP": "192.0.2.1"})))
+        .err()
+        .context("outside")?
+        .to_string();
     ensure!(outside.contains("valid range"), "{outside}");
     Ok(())
 }
@@ -127,7 +147,9 @@ fn pod_to_pod(scope: &Scope<'_>) -> Result<()> {
     scope.wait_ready("client")?;
     let ip = scope.jsonpath(&["pod", "server"], "{.status.podIP}")?;
     let url = format!("http://{ip}/f");
-    let text = eventually("the server answers", || Ok(scope.exec("client", &["wget", "-qO-", "-T", "2", &url]).ok()))?;
+    let text = eventually("the server answers", || {
+        Ok(scope.exec("client", &["wget", "-qO-", "-T", "2", &url]).ok())
+    })?;
     ensure!(text == "hi\n", "{text}");
     Ok(())
 }

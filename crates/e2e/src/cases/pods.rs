@@ -43,19 +43,29 @@ fn status(scope: &Scope<'_>, pod: &str) -> Result<Value> {
 }
 
 fn containers_share(scope: &Scope<'_>) -> Result<()> {
-    let mut both = pod("both", &[
-        ("one", "echo from one > /shared/file; touch /only-in-one; httpd -f -p 8080 -h /shared"),
-        ("two", "sleep 1000"),
-    ]);
+    let mut both = pod(
+        "both",
+        &[
+            ("one", "echo from one > /shared/file; touch /only-in-one; httpd -f -p 8080 -h /shared"),
+            ("two", "sleep 1000"),
+        ],
+    );
     both["spec"]["volumes"] = json!([{"name": "shared", "emptyDir": {}}]);
     for n in 0..2 {
         both["spec"]["containers"][n]["volumeMounts"] = json!([{"name": "shared", "mountPath": "/shared"}]);
     }
     started(scope, &both)?;
-    let sh = |container: &str, script: &str| scope.kubectl(&["exec", "both", "-c", container, "--", "sh", "-c", script]);
-    let fetched = eventually("one serves", || Ok(sh("two", "printf 'GET /file HTTP/1.0\\r\\n\\r\\n' | nc 127.0.0.1 8080 | tail -n 1").ok()))?;
+    let sh = |container: &str, script: &str| {
+        scope.kubectl(&["exec", "both", "-c", container, "--", "sh", "-c", script])
+    };
+    let fetched = eventually("one serves", || {
+        Ok(sh("two", "printf 'GET /file HTTP/1.0\\r\\n\\r\\n' | nc 127.0.0.1 8080 | tail -n 1").ok())
+    })?;
     ensure!(fetched == "from one\n", "localhost and volume are shared: {fetched}");
-    ensure!(sh("two", "ls /only-in-one 2>/dev/null || echo apart")? == "apart\n", "root file systems are apart");
+    ensure!(
+        sh("two", "ls /only-in-one 2>/dev/null || echo apart")? == "apart\n",
+        "root file systems are apart"
+    );
     ensure!(sh("one", "hostname")? == "both\n" && sh("two", "hostname")? == "both\n");
     for namespace in ["net", "ipc", "uts"] {
         let link = format!("readlink /proc/self/ns/{namespace}");
@@ -67,7 +77,10 @@ fn containers_share(scope: &Scope<'_>) -> Result<()> {
     }
     let address = "ip -4 addr show eth0 | grep -o 'inet [0-9.]*'";
     let ip = status(scope, "both")?["podIP"].as_str().unwrap_or_default().to_owned();
-    ensure!(sh("one", address)?.trim() == format!("inet {ip}") && sh("two", address)?.trim() == format!("inet {ip}"));
+    ensure!(
+        sh("one", address)?.trim() == format!("inet {ip}")
+            && sh("two", address)?.trim() == format!("inet {ip}")
+    );
     sh("one", "echo shm > /dev/shm/x")?;
     ensure!(sh("two", "cat /dev/shm/x")? == "shm\n", "/dev/shm is shared");
     Ok(())
@@ -79,7 +92,16 @@ fn share_process_namespace(scope: &Scope<'_>) -> Result<()> {
     started(scope, &both)?;
     let seen = scope.kubectl(&["exec", "both", "-c", "two", "--", "ps"])?;
     ensure!(seen.contains("sleep 4321"), "two sees one's process: {seen}");
-    let pid1 = scope.kubectl(&["exec", "both", "-c", "two", "--", "sh", "-c", "readlink /proc/1/exe; cat /proc/1/comm"])?;
+    let pid1 = scope.kubectl(&[
+        "exec",
+        "both",
+        "-c",
+        "two",
+        "--",
+        "sh",
+        "-c",
+        "readlink /proc/1/exe; cat /proc/1/comm",
+    ])?;
     ensure!(!pid1.contains("busybox"), "PID 1 is an init of the Pod's own: {pid1}");
     Ok(())
 }
@@ -87,22 +109,32 @@ fn share_process_namespace(scope: &Scope<'_>) -> Result<()> {
 fn secure_by_default(scope: &Scope<'_>) -> Result<()> {
     started(scope, &pod("box", &[("main", "sleep 1000")]))?;
     let proc = scope.exec("box", &["cat", "/proc/1/status"])?;
-    let field = |name: &str| proc.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned();
+    let field = |name: &str| {
+        proc.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned()
+    };
     ensure!(field("Seccomp:") == "2", "seccomp filters: {proc}");
     // The default set: chown, dac_override, fowner, fsetid, kill, setgid, setuid, setpcap,
     // net_bind_service, net_raw, sys_chroot, mknod, audit_write, setfcap.
     ensure!(field("CapEff:") == "00000000a80425fb", "capabilities: {}", field("CapEff:"));
     ensure!(field("CapBnd:") == "00000000a80425fb", "bounding set: {}", field("CapBnd:"));
-    let masked = scope.exec("box", &["sh", "-c", "cat /proc/kcore | wc -c; echo x 2>/dev/null > /proc/sysrq-trigger || echo read-only"])?;
+    let masked = scope.exec(
+        "box",
+        &["sh", "-c", "cat /proc/kcore | wc -c; echo x 2>/dev/null > /proc/sysrq-trigger || echo read-only"],
+    )?;
     ensure!(masked.starts_with("0\n") && masked.contains("read-only"), "masked paths: {masked}");
-    let mounts = scope.exec("box", &["sh", "-c", "grep ' /sys ' /proc/mounts; mount -t tmpfs x /mnt 2>&1 || true"])?;
-    ensure!(mounts.contains("ro,") && (mounts.contains("denied") || mounts.contains("not permitted")), "{mounts}");
+    let mounts =
+        scope.exec("box", &["sh", "-c", "grep ' /sys ' /proc/mounts; mount -t tmpfs x /mnt 2>&1 || true"])?;
+    ensure!(
+        mounts.contains("ro,") && (mounts.contains("denied") || mounts.contains("not permitted")),
+        "{mounts}"
+    );
     Ok(())
 }
 
 fn security_context(scope: &Scope<'_>) -> Result<()> {
     let mut user = pod("user", &[("main", "id; sleep 1000")]);
-    user["spec"]["securityContext"] = json!({"runAsUser": 1234, "runAsGroup": 2345, "fsGroup": 3456, "supplementalGroups": [77]});
+    user["spec"]["securityContext"] =
+        json!({"runAsUser": 1234, "runAsGroup": 2345, "fsGroup": 3456, "supplementalGroups": [77]});
     user["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}]);
     user["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
     user["spec"]["containers"][0]["securityContext"] = json!({
@@ -110,14 +142,27 @@ fn security_context(scope: &Scope<'_>) -> Result<()> {
     });
     started(scope, &user)?;
     let id = scope.exec("user", &["id"])?;
-    ensure!(id.contains("uid=1234") && id.contains("gid=2345") && id.contains("3456") && id.contains("77"), "{id}");
-    let writes = scope.exec("user", &["sh", "-c", "touch /x 2>&1; touch /data/y; ls -ln /data/y; grep -E 'NoNewPrivs|CapBnd' /proc/self/status"])?;
+    ensure!(
+        id.contains("uid=1234") && id.contains("gid=2345") && id.contains("3456") && id.contains("77"),
+        "{id}"
+    );
+    let writes = scope.exec(
+        "user",
+        &[
+            "sh",
+            "-c",
+            "touch /x 2>&1; touch /data/y; ls -ln /data/y; grep -E 'NoNewPrivs|CapBnd' /proc/self/status",
+        ],
+    )?;
     ensure!(writes.contains("Read-only file system") && writes.contains(" 3456 "), "{writes}");
     ensure!(writes.contains("NoNewPrivs:\t1") && writes.contains("0000000000000400"), "{writes}");
     let mut root = pod("root", &[("main", "sleep 1000")]);
     root["spec"]["securityContext"] = json!({"runAsNonRoot": true});
     scope.apply(&root)?;
-    scope.wait_for("pod/root", "{.status.containerStatuses[0].state.waiting.reason}=CreateContainerConfigError")?;
+    scope.wait_for(
+        "pod/root",
+        "{.status.containerStatuses[0].state.waiting.reason}=CreateContainerConfigError",
+    )?;
     let message = scope.jsonpath(&["pod", "root"], "{.status.containerStatuses[0].state.waiting.message}")?;
     ensure!(message.contains("runAsNonRoot"), "{message}");
     Ok(())
@@ -198,7 +243,9 @@ fn crash_loop(scope: &Scope<'_>) -> Result<()> {
     scope.watch_until(&["pod", "loop"], |pod| {
         let container = &pod["status"]["containerStatuses"][0];
         container["state"]["waiting"]["reason"] == "CrashLoopBackOff"
-            && container["state"]["waiting"]["message"].as_str().is_some_and(|text| text.contains("back-off 10s restarting failed container=main"))
+            && container["state"]["waiting"]["message"]
+                .as_str()
+                .is_some_and(|text| text.contains("back-off 10s restarting failed container=main"))
             && container["lastState"]["terminated"]["exitCode"] == 1
     })?;
     eventually("the BackOff event", || {
@@ -212,8 +259,12 @@ fn image_pull_errors(scope: &Scope<'_>) -> Result<()> {
     let registry = scope.cluster.registry.as_ref().context("the registry")?;
     missing["spec"]["containers"][0]["image"] = format!("{}/none/such:1", registry.host()).into();
     scope.apply(&missing)?;
-    scope.watch_until(&["pod", "missing"], |pod| pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "ErrImagePull")?;
-    scope.watch_until(&["pod", "missing"], |pod| pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "ImagePullBackOff")?;
+    scope.watch_until(&["pod", "missing"], |pod| {
+        pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "ErrImagePull"
+    })?;
+    scope.watch_until(&["pod", "missing"], |pod| {
+        pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "ImagePullBackOff"
+    })?;
     eventually("the Failed event", || {
         let text = scope.kubectl(&["get", "events", "--field-selector=reason=Failed"])?;
         Ok((text.contains("Failed to pull image") && text.contains("ErrImagePull")).then_some(()))
@@ -290,7 +341,8 @@ fn init_containers(scope: &Scope<'_>) -> Result<()> {
 fn sidecars(scope: &Scope<'_>) -> Result<()> {
     let mut work = pod("work", &[("main", "cat /shared/up && echo main done > /shared/main; exit 0")]);
     let mount = json!([{"name": "shared", "mountPath": "/shared"}]);
-    let mut side = container("side", "echo side up > /shared/up; trap 'exit 0' TERM; while true; do sleep 0.1; done");
+    let mut side =
+        container("side", "echo side up > /shared/up; trap 'exit 0' TERM; while true; do sleep 0.1; done");
     side["restartPolicy"] = "Always".into();
     side["volumeMounts"] = mount.clone();
     side["startupProbe"] = json!({"exec": {"command": ["cat", "/shared/up"]}, "periodSeconds": 1});
@@ -309,7 +361,8 @@ fn environment(scope: &Scope<'_>) -> Result<()> {
     scope.kubectl(&["create", "configmap", "map", "--from-literal=color=red", "--from-literal=SIZE=xl"])?;
     scope.kubectl(&["create", "secret", "generic", "key", "--from-literal=password=hunter2"])?;
     let mut shown = pod("shown", &[("main", "env; echo args $0 $1; sleep 1000")]);
-    shown["spec"]["containers"][0]["command"] = json!(["sh", "-c", "env; echo arg $(PLAIN) $$(PLAIN) $(UNKNOWN); sleep 1000"]);
+    shown["spec"]["containers"][0]["command"] =
+        json!(["sh", "-c", "env; echo arg $(PLAIN) $$(PLAIN) $(UNKNOWN); sleep 1000"]);
     shown["spec"]["containers"][0]["resources"] = json!({"limits": {"memory": "64Mi", "cpu": "500m"}});
     shown["spec"]["containers"][0]["envFrom"] = json!([{"prefix": "P_", "configMapRef": {"name": "map"}}]);
     shown["spec"]["containers"][0]["env"] = json!([
@@ -328,8 +381,20 @@ fn environment(scope: &Scope<'_>) -> Result<()> {
     let log = scope.kubectl(&["logs", "shown"])?;
     let ip = status(scope, "shown")?["podIP"].as_str().unwrap_or_default().to_owned();
     for line in [
-        "PLAIN=one", "TWICE=one-one", "COLOR=red", "PASSWORD=hunter2", "POD_NAME=shown", &format!("POD_IP={ip}"), "NODE=e2e-node",
-        "LABEL=shown", "MEMORY=67108864", "CPU=500", "P_color=red", "P_SIZE=xl", "HOSTNAME=shown", "KUBERNETES_SERVICE_PORT=443",
+        "PLAIN=one",
+        "TWICE=one-one",
+        "COLOR=red",
+        "PASSWORD=hunter2",
+        "POD_NAME=shown",
+        &format!("POD_IP={ip}"),
+        "NODE=e2e-node",
+        "LABEL=shown",
+        "MEMORY=67108864",
+        "CPU=500",
+        "P_color=red",
+        "P_SIZE=xl",
+        "HOSTNAME=shown",
+        "KUBERNETES_SERVICE_PORT=443",
     ] {
         ensure!(log.lines().any(|found| found == line), "{line} is not in: {log}");
     }
@@ -359,7 +424,10 @@ fn volumes(scope: &Scope<'_>) -> Result<()> {
     ]);
     started(scope, &many)?;
     let sh = |script: &str| scope.exec("many", &["sh", "-c", script]);
-    ensure!(sh("cat /map/deep/colour /key/password /all/color /all/password /single")? == "redhunter2redhunter2red");
+    ensure!(
+        sh("cat /map/deep/colour /key/password /all/color /all/password /single")?
+            == "redhunter2redhunter2red"
+    );
     ensure!(sh("cat /info/labels")? == "app=\"many\"\ntier=\"x\"", "{}", sh("cat /info/labels")?);
     ensure!(sh("stat -L -c %a /map/deep/colour /key/password")? == "400\n440\n");
     let ram = sh("grep ' /ram ' /proc/mounts")?;
@@ -377,7 +445,9 @@ fn configmap_updates(scope: &Scope<'_>) -> Result<()> {
     reader["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "map", "mountPath": "/map"}]);
     started(scope, &reader)?;
     scope.kubectl(&["patch", "configmap", "map", "-p", r#"{"data":{"color":"blue"}}"#])?;
-    eventually("the file follows", || Ok((scope.exec("reader", &["cat", "/map/color"])? == "blue").then_some(())))
+    eventually("the file follows", || {
+        Ok((scope.exec("reader", &["cat", "/map/color"])? == "blue").then_some(()))
+    })
 }
 
 fn liveness_and_startup(scope: &Scope<'_>) -> Result<()> {
@@ -385,7 +455,8 @@ fn liveness_and_startup(scope: &Scope<'_>) -> Result<()> {
     sick["spec"]["containers"][0]["livenessProbe"] = json!({
         "exec": {"command": ["cat", "/tmp/well"]}, "periodSeconds": 1, "failureThreshold": 1,
     });
-    sick["spec"]["containers"][0]["startupProbe"] = json!({"exec": {"command": ["true"]}, "periodSeconds": 1});
+    sick["spec"]["containers"][0]["startupProbe"] =
+        json!({"exec": {"command": ["true"]}, "periodSeconds": 1});
     started(scope, &sick)?;
     scope.exec("sick", &["rm", "/tmp/well"])?;
     scope.wait_for("pod/sick", "{.status.containerStatuses[0].restartCount}=1")?;
@@ -397,8 +468,10 @@ fn liveness_and_startup(scope: &Scope<'_>) -> Result<()> {
 
 fn readiness(scope: &Scope<'_>) -> Result<()> {
     let mut gated = pod("gated", &[("main", "sleep 1000"), ("server", "httpd -f -p 8080 -h /tmp")]);
-    gated["spec"]["containers"][0]["readinessProbe"] = json!({"exec": {"command": ["cat", "/tmp/ready"]}, "periodSeconds": 1});
-    gated["spec"]["containers"][1]["readinessProbe"] = json!({"tcpSocket": {"port": 8080}, "periodSeconds": 1});
+    gated["spec"]["containers"][0]["readinessProbe"] =
+        json!({"exec": {"command": ["cat", "/tmp/ready"]}, "periodSeconds": 1});
+    gated["spec"]["containers"][1]["readinessProbe"] =
+        json!({"tcpSocket": {"port": 8080}, "periodSeconds": 1});
     scope.apply(&gated)?;
     scope.wait_for("pod/gated", "{.status.containerStatuses[1].ready}=true")?;
     let ready = scope.jsonpath(&["pod", "gated"], "{.status.containerStatuses[0].ready}")?;
@@ -411,7 +484,8 @@ fn readiness(scope: &Scope<'_>) -> Result<()> {
 }
 
 fn termination(scope: &Scope<'_>) -> Result<()> {
-    let mut polite = pod("polite", &[("main", "trap 'echo bye > /out/bye; exit 0' TERM; while true; do sleep 0.1; done")]);
+    let mut polite =
+        pod("polite", &[("main", "trap 'echo bye > /out/bye; exit 0' TERM; while true; do sleep 0.1; done")]);
     let out = scope.cluster.scratch().join("polite");
     std::fs::create_dir_all(&out)?;
     polite["spec"]["terminationGracePeriodSeconds"] = 30.into();
@@ -448,7 +522,10 @@ fn lifecycle_hooks(scope: &Scope<'_>) -> Result<()> {
 }
 
 fn termination_message(scope: &Scope<'_>) -> Result<()> {
-    let mut last = pod("last", &[("main", "echo -n words > /dev/termination-log; exit 2"), ("log", "echo from the log; exit 3")]);
+    let mut last = pod(
+        "last",
+        &[("main", "echo -n words > /dev/termination-log; exit 2"), ("log", "echo from the log; exit 3")],
+    );
     last["spec"]["restartPolicy"] = "Never".into();
     last["spec"]["containers"][1]["terminationMessagePolicy"] = "FallbackToLogsOnError".into();
     scope.apply(&last)?;
@@ -472,10 +549,15 @@ fn host_network(scope: &Scope<'_>) -> Result<()> {
 
 fn missing_configmap(scope: &Scope<'_>) -> Result<()> {
     let mut waits = pod("waits", &[("main", "sleep 1000")]);
-    waits["spec"]["containers"][0]["env"] = json!([{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "later", "key": "x"}}}]);
+    waits["spec"]["containers"][0]["env"] =
+        json!([{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "later", "key": "x"}}}]);
     scope.apply(&waits)?;
-    scope.wait_for("pod/waits", "{.status.containerStatuses[0].state.waiting.reason}=CreateContainerConfigError")?;
-    let message = scope.jsonpath(&["pod", "waits"], "{.status.containerStatuses[0].state.waiting.message}")?;
+    scope.wait_for(
+        "pod/waits",
+        "{.status.containerStatuses[0].state.waiting.reason}=CreateContainerConfigError",
+    )?;
+    let message =
+        scope.jsonpath(&["pod", "waits"], "{.status.containerStatuses[0].state.waiting.message}")?;
     ensure!(message == "configmap \"later\" not found", "{message}");
     scope.kubectl(&["create", "configmap", "later", "--from-literal=x=1"])?;
     scope.wait_ready("waits")
@@ -484,7 +566,8 @@ fn missing_configmap(scope: &Scope<'_>) -> Result<()> {
 /// Limits are in the container's own cgroup.
 fn cgroups(scope: &Scope<'_>) -> Result<()> {
     let mut limited = pod("limited", &[("main", "sleep 1000")]);
-    limited["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "250m"}, "limits": {"cpu": "500m", "memory": "64Mi"}});
+    limited["spec"]["containers"][0]["resources"] =
+        json!({"requests": {"cpu": "250m"}, "limits": {"cpu": "500m", "memory": "64Mi"}});
     started(scope, &limited)?;
     let pid = find_process(&scope.namespace, "limited")?;
     let membership = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
@@ -492,9 +575,12 @@ fn cgroups(scope: &Scope<'_>) -> Result<()> {
     let file = |controller: &str, v1: &str, v2: &str| -> Result<String> {
         for line in membership.lines() {
             let mut parts = line.splitn(3, ':');
-            let (_, controllers, path) = (parts.next(), parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+            let (_, controllers, path) =
+                (parts.next(), parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
             if controllers.split(',').any(|name| name == controller) {
-                return Ok(std::fs::read_to_string(format!("/sys/fs/cgroup/{controller}{path}/{v1}"))?.trim().to_owned());
+                return Ok(std::fs::read_to_string(format!("/sys/fs/cgroup/{controller}{path}/{v1}"))?
+                    .trim()
+                    .to_owned());
             }
         }
         let path = membership.lines().find_map(|line| line.strip_prefix("0::")).context("a cgroup")?;

@@ -14,7 +14,9 @@ fn kill_server(scope: &Scope<'_>) -> Result<()> {
     let pid = scope.cluster.server_pid()?;
     // SAFETY: a plain kill(2) of the server that this test started.
     ensure!(unsafe { libc::kill(pid, libc::SIGKILL) } == 0, "kill {pid}");
-    crate::cluster::eventually("the server is gone", || Ok((!std::path::Path::new(&format!("/proc/{pid}")).exists()).then_some(())))
+    crate::cluster::eventually("the server is gone", || {
+        Ok((!std::path::Path::new(&format!("/proc/{pid}")).exists()).then_some(()))
+    })
 }
 
 fn statuses(scope: &Scope<'_>) -> Result<Vec<(String, Value, Value)>> {
@@ -37,7 +39,8 @@ fn statuses(scope: &Scope<'_>) -> Result<Vec<(String, Value, Value)>> {
 /// logs and exec work.
 fn containers_outlive(scope: &Scope<'_>) -> Result<()> {
     scope.apply(&deployment("web", 2))?;
-    let mut ends = pod("ends", &[("main", "while [ ! -f /x/go ]; do sleep 0.05; done; echo leaving; exit 9")]);
+    let mut ends =
+        pod("ends", &[("main", "while [ ! -f /x/go ]; do sleep 0.05; done; echo leaving; exit 9")]);
     let flag = scope.cluster.scratch().join("go");
     std::fs::create_dir_all(&flag)?;
     ends["spec"]["restartPolicy"] = "Never".into();
@@ -51,7 +54,8 @@ fn containers_outlive(scope: &Scope<'_>) -> Result<()> {
     std::fs::write(flag.join("go"), "")?;
     scope.cluster.up()?;
     scope.wait_for("pod/ends", "{.status.phase}=Failed")?;
-    let ended = scope.jsonpath(&["pod", "ends"], "{.status.containerStatuses[0].state.terminated.exitCode}")?;
+    let ended =
+        scope.jsonpath(&["pod", "ends"], "{.status.containerStatuses[0].state.terminated.exitCode}")?;
     ensure!(ended == "9", "the real exit code: {ended}");
     ensure!(scope.kubectl(&["logs", "ends"])? == "leaving\n");
     let after: Vec<_> = statuses(scope)?.into_iter().filter(|(name, ..)| name.starts_with("web")).collect();

@@ -68,7 +68,8 @@ fn recreate_never_mixes(scope: &Scope<'_>) -> Result<()> {
     web["spec"]["strategy"] = json!({"type": "Recreate"});
     scope.apply(&web)?;
     scope.rolled_out("web")?;
-    let hash = |pod: &Value| pod["metadata"]["labels"]["pod-template-hash"].as_str().unwrap_or_default().to_owned();
+    let hash =
+        |pod: &Value| pod["metadata"]["labels"]["pod-template-hash"].as_str().unwrap_or_default().to_owned();
     let old = scope.get(&["pods", "-l", "app=web"])?["items"].as_array().context("Pods")?.clone();
     let old_hash = hash(&old[0]);
     let mut watch = Watch::start(scope, &["pods", "-l", "app=web", "--output-watch-events"])?;
@@ -113,7 +114,8 @@ fn broken_image_stalls(scope: &Scope<'_>) -> Result<()> {
 
 fn rollout_history_and_undo(scope: &Scope<'_>) -> Result<()> {
     start(scope, "web", 1)?;
-    let first = scope.jsonpath(&["pods", "-l", "app=web"], "{.items[0].metadata.labels.pod-template-hash}")?;
+    let first =
+        scope.jsonpath(&["pods", "-l", "app=web"], "{.items[0].metadata.labels.pod-template-hash}")?;
     scope.kubectl(&["set", "env", "deployment/web", "COLOR=blue"])?;
     scope.rolled_out("web")?;
     let history = scope.kubectl(&["rollout", "history", "deployment/web"])?;
@@ -125,7 +127,14 @@ fn rollout_history_and_undo(scope: &Scope<'_>) -> Result<()> {
     scope.rolled_out("web")?;
     let history = scope.kubectl(&["rollout", "history", "deployment/web"])?;
     ensure!(history.contains("\n3 ") && !history.contains("\n1 "), "revision 1 became 3: {history}");
-    scope.kubectl(&["wait", "--for=delete", "pod", "-l", &format!("app=web,pod-template-hash!={first}"), "--timeout=60s"])?;
+    scope.kubectl(&[
+        "wait",
+        "--for=delete",
+        "pod",
+        "-l",
+        &format!("app=web,pod-template-hash!={first}"),
+        "--timeout=60s",
+    ])?;
     let hash = scope.jsonpath(&["pods", "-l", "app=web"], "{.items[0].metadata.labels.pod-template-hash}")?;
     ensure!(hash == first, "the old ReplicaSet is used again");
     let sets = scope.get(&["replicasets", "-l", "app=web"])?["items"].as_array().map_or(0, Vec::len);
@@ -136,7 +145,10 @@ fn rollout_history_and_undo(scope: &Scope<'_>) -> Result<()> {
 fn rollout_pause_resume(scope: &Scope<'_>) -> Result<()> {
     start(scope, "web", 1)?;
     scope.kubectl(&["rollout", "pause", "deployment/web"])?;
-    scope.wait_for("deployment/web", "{.status.conditions[?(@.type==\"Progressing\")].reason}=DeploymentPaused")?;
+    scope.wait_for(
+        "deployment/web",
+        "{.status.conditions[?(@.type==\"Progressing\")].reason}=DeploymentPaused",
+    )?;
     scope.kubectl(&["set", "env", "deployment/web", "COLOR=blue"])?;
     let generation = scope.jsonpath(&["deployment", "web"], "{.metadata.generation}")?;
     scope.wait_for("deployment/web", &format!("{{.status.observedGeneration}}={generation}"))?;
@@ -174,7 +186,8 @@ fn scale_up_and_down(scope: &Scope<'_>) -> Result<()> {
     start(scope, "web", 1)?;
     scope.kubectl(&["scale", "deployment/web", "--replicas=4"])?;
     scope.wait_for("deployment/web", "{.status.readyReplicas}=4")?;
-    let refused = scope.kubectl_fails(&["scale", "deployment/web", "--current-replicas=9", "--replicas=1"])?;
+    let refused =
+        scope.kubectl_fails(&["scale", "deployment/web", "--current-replicas=9", "--replicas=1"])?;
     ensure!(refused.contains("Expected replicas to be 9"), "{refused}");
     scope.kubectl(&["scale", "deployment/web", "--replicas=0"])?;
     scope.kubectl(&["wait", "--for=delete", "pod", "-l", "app=web", "--timeout=60s"])?;
@@ -202,7 +215,14 @@ fn delete_background(scope: &Scope<'_>) -> Result<()> {
 /// The owner stays, with its finalizer, until its dependents are gone.
 fn delete_foreground(scope: &Scope<'_>) -> Result<()> {
     start(scope, "web", 2)?;
-    scope.kubectl(&["delete", "deployment", "web", "--cascade=foreground", "--wait=true", "--timeout=60s"])?;
+    scope.kubectl(&[
+        "delete",
+        "deployment",
+        "web",
+        "--cascade=foreground",
+        "--wait=true",
+        "--timeout=60s",
+    ])?;
     let left = scope.kubectl(&["get", "deployments,replicasets,pods", "-l", "app=web", "-o", "name"])?;
     ensure!(!left.contains('/'), "dependents outlived a foreground deletion: {left}");
     Ok(())
@@ -260,7 +280,10 @@ fn progress_deadline(scope: &Scope<'_>) -> Result<()> {
     web["spec"]["progressDeadlineSeconds"] = 2.into();
     web["spec"]["template"]["spec"]["containers"][0]["image"] = "127.0.0.1:1/no/such:image".into();
     scope.apply(&web)?;
-    scope.wait_for("deployment/web", "{.status.conditions[?(@.type==\"Progressing\")].reason}=ProgressDeadlineExceeded")?;
+    scope.wait_for(
+        "deployment/web",
+        "{.status.conditions[?(@.type==\"Progressing\")].reason}=ProgressDeadlineExceeded",
+    )?;
     let failed = scope.kubectl_fails(&["rollout", "status", "deployment/web", "--timeout=30s"])?;
     ensure!(failed.contains("exceeded its progress deadline"), "{failed}");
     Ok(())

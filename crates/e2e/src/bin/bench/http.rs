@@ -24,7 +24,10 @@ impl Endpoint {
     pub fn from_kubeconfig(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)?;
         let field = |name: &str| {
-            let line = text.lines().find_map(|line| line.trim().strip_prefix(name)).with_context(|| name.to_owned())?;
+            let line = text
+                .lines()
+                .find_map(|line| line.trim().strip_prefix(name))
+                .with_context(|| name.to_owned())?;
             anyhow::Ok(line.trim_start_matches(':').trim().to_owned())
         };
         let pem = |name: &str| anyhow::Ok(base64::engine::general_purpose::STANDARD.decode(field(name)?)?);
@@ -58,9 +61,13 @@ pub struct Connection {
 
 /// The bytes of a request.
 pub fn request(method: &str, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
-    let mut bytes = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n{headers}").into_bytes();
+    let mut bytes =
+        format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n{headers}")
+            .into_bytes();
     if !body.is_empty() {
-        bytes.extend_from_slice(format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()).as_bytes());
+        bytes.extend_from_slice(
+            format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()).as_bytes(),
+        );
     }
     bytes.extend_from_slice(b"\r\n");
     bytes.extend_from_slice(body);

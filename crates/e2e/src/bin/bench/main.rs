@@ -125,7 +125,10 @@ fn mem_available_kib() -> Result<f64> {
 
 fn percentile(values: &mut [f64], percent: usize) -> f64 {
     values.sort_by(f64::total_cmp);
-    values.get((values.len() * percent / 100).min(values.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
+    values
+        .get((values.len() * percent / 100).min(values.len().saturating_sub(1)))
+        .copied()
+        .unwrap_or(f64::NAN)
 }
 
 async fn expect(connection: &mut Connection, bytes: &[u8]) -> Result<Value> {
@@ -205,11 +208,16 @@ async fn pods(endpoint: &Endpoint, admin: &mut Connection) -> Result<()> {
 /// The one global revision counts writes; Events are counted apart.
 async fn writes_per_pod(endpoint: &Endpoint, admin: &mut Connection) -> Result<()> {
     const COUNT: u64 = 10;
-    let revision = |list: &Value| list["metadata"]["resourceVersion"].as_str().and_then(|text| text.parse::<u64>().ok());
+    let revision =
+        |list: &Value| list["metadata"]["resourceVersion"].as_str().and_then(|text| text.parse::<u64>().ok());
     let events = "/api/v1/namespaces/default/events";
     let before = expect(admin, &request("GET", PODS, "", b"")).await?;
     let mut watch = Watch::open(endpoint, &format!("{PODS}?watch=1")).await?;
-    let mut event_watch = Watch::open(endpoint, &format!("{events}?watch=1&resourceVersion={}", revision(&before).context("revision")?)).await?;
+    let mut event_watch = Watch::open(
+        endpoint,
+        &format!("{events}?watch=1&resourceVersion={}", revision(&before).context("revision")?),
+    )
+    .await?;
     for run in 0..COUNT {
         expect(admin, &request("POST", PODS, "", &pod(&format!("count-{run}")))).await?;
     }
@@ -231,7 +239,8 @@ async fn writes_per_pod(endpoint: &Endpoint, admin: &mut Connection) -> Result<(
         }
     }
     let after = expect(admin, &request("GET", PODS, "", b"")).await?;
-    let writes = revision(&after).context("revision")? - revision(&before).context("revision")? - event_writes;
+    let writes =
+        revision(&after).context("revision")? - revision(&before).context("revision")? - event_writes;
     figure("writes per Pod to Ready, beyond Events", writes as f64 / COUNT as f64, "", 8.0, true);
     expect(admin, &request("DELETE", PODS, "", b"")).await?;
     while !started.is_empty() {
@@ -263,7 +272,8 @@ async fn deployment(cluster: &Cluster, endpoint: &Endpoint, admin: &mut Connecti
     let (pss_before, available_before) = (skeg_pss_kib(cluster)?, mem_available_kib()?);
     let patch = |body: Value| {
         let body = body.to_string();
-        let headers = format!("Content-Type: application/merge-patch+json\r\nContent-Length: {}\r\n", body.len());
+        let headers =
+            format!("Content-Type: application/merge-patch+json\r\nContent-Length: {}\r\n", body.len());
         let mut bytes = request("PATCH", &format!("{base}/web"), &headers, b"");
         bytes.extend_from_slice(body.as_bytes());
         bytes
@@ -273,9 +283,21 @@ async fn deployment(cluster: &Cluster, endpoint: &Endpoint, admin: &mut Connecti
     settle(&mut watch, 30).await?;
     figure("Deployment 1 → 30 Ready", start.elapsed().as_secs_f64(), "s", 1.0, true);
     let (pss_after, available_after) = (skeg_pss_kib(cluster)?, mem_available_kib()?);
-    figure("per Pod: PSS beyond the container's own", (pss_after.1 - pss_before.1) / 29.0 / 1024.0, "MB", 1.0, true);
-    fact("per Pod: server's PSS", &format!("{:.2} MB", (pss_after.0 - pss_after.1 - pss_before.0 + pss_before.1) / 29.0 / 1024.0));
-    fact("per Pod: change of MemAvailable", &format!("{:.2} MB", (available_before - available_after) / 29.0 / 1024.0));
+    figure(
+        "per Pod: PSS beyond the container's own",
+        (pss_after.1 - pss_before.1) / 29.0 / 1024.0,
+        "MB",
+        1.0,
+        true,
+    );
+    fact(
+        "per Pod: server's PSS",
+        &format!("{:.2} MB", (pss_after.0 - pss_after.1 - pss_before.0 + pss_before.1) / 29.0 / 1024.0),
+    );
+    fact(
+        "per Pod: change of MemAvailable",
+        &format!("{:.2} MB", (available_before - available_after) / 29.0 / 1024.0),
+    );
     let start = Instant::now();
     expect(admin, &patch(json!({"spec": {"template": template("blue")}}))).await?;
     settle(&mut watch, 30).await?;
@@ -290,7 +312,11 @@ async fn settle(watch: &mut Watch, replicas: u64) -> Result<()> {
         let event = watch.next().await?;
         let (object, status) = (&event["object"], &event["object"]["status"]);
         let is = |field: &str| status[field].as_u64().unwrap_or(0) == replicas;
-        if is("updatedReplicas") && is("availableReplicas") && is("replicas") && status["observedGeneration"] == object["metadata"]["generation"] {
+        if is("updatedReplicas")
+            && is("availableReplicas")
+            && is("replicas")
+            && status["observedGeneration"] == object["metadata"]["generation"]
+        {
             return Ok(());
         }
     }
@@ -343,8 +369,14 @@ async fn rates(cluster: &Cluster, endpoint: &Endpoint, admin: &mut Connection) -
         request("POST", "/api/v1/namespaces/default/configmaps", "", body.to_string().as_bytes())
     })
     .await?;
-    load("GET, 32 connections", 48_000, 15_000.0, |_| request("GET", "/api/v1/namespaces/default/configmaps/single-1", "", b"")).await?;
-    load("LIST of 500, identity", 1_600, 500.0, |_| request("GET", "/api/v1/namespaces/default/configmaps?limit=500", "", b"")).await?;
+    load("GET, 32 connections", 48_000, 15_000.0, |_| {
+        request("GET", "/api/v1/namespaces/default/configmaps/single-1", "", b"")
+    })
+    .await?;
+    load("LIST of 500, identity", 1_600, 500.0, |_| {
+        request("GET", "/api/v1/namespaces/default/configmaps?limit=500", "", b"")
+    })
+    .await?;
     load("LIST of 500, gzip", 1_600, 500.0, |_| {
         request("GET", "/api/v1/namespaces/default/configmaps?limit=500", "Accept-Encoding: gzip\r\n", b"")
     })
