@@ -198,8 +198,8 @@ pub fn to_value(bytes: &[u8]) -> Result<Value, ProtobufError> {
     if content == "application/json" {
         return serde_json::from_slice(raw).map_err(|_| ProtobufError::Raw("raw"));
     }
-    let message =
-        message_of(&version, &kind).ok_or(ProtobufError::Kind { kind: kind.clone(), version: version.clone() })?;
+    let message = message_of(&version, &kind)
+        .ok_or(ProtobufError::Kind { kind: kind.clone(), version: version.clone() })?;
     let mut object = Map::new();
     read(raw, message, &mut object, 0)?;
     object.insert("apiVersion".into(), version.into());
@@ -226,7 +226,12 @@ fn text(bytes: &[u8], field: &'static str) -> Result<String, ProtobufError> {
     String::from_utf8(bytes.to_vec()).map_err(|_| ProtobufError::Text(field))
 }
 
-fn read(bytes: &[u8], message: usize, out: &mut Map<String, Value>, depth: usize) -> Result<(), ProtobufError> {
+fn read(
+    bytes: &[u8],
+    message: usize,
+    out: &mut Map<String, Value>,
+    depth: usize,
+) -> Result<(), ProtobufError> {
     if depth > DEPTH_MAX {
         return Err(ProtobufError::Depth);
     }
@@ -400,14 +405,18 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn number(n: u64, value: u64) -> Vec<u8> {
-        let mut out = vec![(n << 3) as u8];
-        let mut value = value;
+    fn varint(mut value: u64, out: &mut Vec<u8>) {
         while value > 0x7f {
             out.push((value & 0x7f) as u8 | 0x80);
             value >>= 7;
         }
         out.push(value as u8);
+    }
+
+    fn number(n: u64, value: u64) -> Vec<u8> {
+        let mut out = Vec::new();
+        varint(n << 3, &mut out);
+        varint(value, &mut out);
         out
     }
 
@@ -499,7 +508,10 @@ mod tests {
         assert_eq!(to_value(b"{}"), Err(ProtobufError::Magic));
         assert!(matches!(to_value(&envelope("v1", "Nothing", &[])), Err(ProtobufError::Kind { .. })));
         assert_eq!(to_value(&envelope("v1", "ConfigMap", &[0x0a, 0x7f])), Err(ProtobufError::Short));
-        assert_eq!(to_value(&envelope("v1", "ConfigMap", &[0x08, 1])), Err(ProtobufError::WireType("metadata")));
+        assert_eq!(
+            to_value(&envelope("v1", "ConfigMap", &[0x08, 1])),
+            Err(ProtobufError::WireType("metadata"))
+        );
         assert_eq!(to_value(&envelope("v1", "ConfigMap", &[0x0f])), Err(ProtobufError::Tag));
         assert_eq!(
             to_value(&envelope("v1", "ConfigMap", &bytes(1, &[&bytes(1, &[&[0xff]])]))),

@@ -86,11 +86,13 @@ pub struct Faults {
     on: AtomicBool,
     pub requests: AtomicU64,
     bug: Option<Bug>,
+    /// Whether [`Bug::HotLoop`] has a write under way.
+    looking: AtomicBool,
 }
 
 impl Faults {
     pub fn new(random: Random, on: bool, bug: Option<Bug>) -> Arc<Self> {
-        Arc::new(Faults { random, on: on.into(), requests: 0.into(), bug })
+        Arc::new(Faults { random, on: on.into(), requests: 0.into(), bug, looking: false.into() })
     }
 
     /// No faults from now on: the cluster must settle.
@@ -233,7 +235,7 @@ impl Seam {
         }
         if self.is(Bug::HotLoop, "kube-controller-manager") && events.starts_with(b"{\"type\":\"MODIFIED\"") {
             let event: Value = serde_json::from_slice(&events).unwrap_or_default();
-            if event["object"]["kind"] == "Deployment" {
+            if event["object"]["kind"] == "Deployment" && !self.faults.looking.swap(true, Ordering::Relaxed) {
                 tokio::spawn(self.clone().look(event["object"]["metadata"].clone()));
             }
         }
@@ -242,7 +244,8 @@ impl Seam {
 
     /// Notes on a Deployment that it was looked at.
     async fn look(self, metadata: Value) {
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        self.faults.looking.store(false, Ordering::Relaxed);
         let text = |field: &str| metadata[field].as_str().unwrap_or_default();
         let path = format!("/apis/apps/v1/namespaces/{}/deployments/{}", text("namespace"), text("name"));
         let note =
