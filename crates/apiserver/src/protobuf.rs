@@ -403,7 +403,11 @@ fn time(field: &'static str, bytes: &[u8]) -> Result<Option<jiff::Timestamp>, Pr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
+    use skeg_api::decode::check as check_schema;
+    use skeg_api::schema::Schema;
+    use std::collections::BTreeSet;
 
     fn varint(mut value: u64, out: &mut Vec<u8>) {
         while value > 0x7f {
@@ -481,6 +485,131 @@ mod tests {
     }
 
     #[test]
+    fn zeroes_that_go_always_writes_are_gone_after_the_check() {
+        let decoded = |version: &str, kind: &str, raw: &[u8]| {
+            let mut value = to_value(&envelope(version, kind, raw)).unwrap();
+            let gv = GroupVersion::parse(version).unwrap();
+            let schema = Schema::builtin_kind(&gv.group, &gv.version, kind).unwrap();
+            assert!(check_schema(&schema, &mut value).unwrap().unknown.is_empty());
+            value
+        };
+        // Deployment: replicas is a pointer and stays, minReadySeconds and paused do not.
+        let meta =
+            bytes(1, &[&bytes(1, &[b"d"]), &bytes(2, &[]), &bytes(3, &[]), &number(7, 0), &bytes(8, &[])]);
+        let template =
+            bytes(3, &[&bytes(1, &[&bytes(1, &[])]), &bytes(2, &[&bytes(10, &[]), &number(11, 0)])]);
+        let spec = [number(1, 0), template, bytes(4, &[&bytes(1, &[])]), number(5, 0), number(7, 0)].concat();
+        assert_eq!(
+            decoded("apps/v1", "Deployment", &[meta, bytes(2, &[&spec])].concat()),
+            json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"},
+                   "spec": {"replicas": 0, "strategy": {}, "template": {"metadata": {}, "spec": {}}}})
+        );
+        // TokenRequest: a reference of which only the name is set.
+        let spec =
+            [bytes(1, &[b"aud"]), bytes(3, &[&bytes(1, &[]), &bytes(3, &[b"p"])]), number(4, 600)].concat();
+        assert_eq!(
+            decoded("authentication.k8s.io/v1", "TokenRequest", &bytes(2, &[&spec])),
+            json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+                   "spec": {"audiences": ["aud"], "boundObjectRef": {"name": "p"}, "expirationSeconds": 600}})
+        );
+        let attributes =
+            bytes(1, &[&bytes(1, &[b"ns"]), &bytes(2, &[b"get"]), &bytes(3, &[]), &bytes(5, &[b"pods"])]);
+        let status = bytes(3, &[&number(1, 0), &bytes(2, &[]), &number(4, 0)]);
+        assert_eq!(
+            decoded(
+                "authorization.k8s.io/v1",
+                "SelfSubjectAccessReview",
+                &[bytes(2, &[&attributes]), status].concat()
+            ),
+            json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+                   "spec": {"resourceAttributes": {"namespace": "ns", "verb": "get", "resource": "pods"}},
+                   "status": {"allowed": false}})
+        );
+        // Pod: the handler of a probe and the source of a volume are embedded.
+        let port = bytes(2, &[&number(1, 0), &number(2, 80), &bytes(3, &[])]);
+        let get = bytes(2, &[&bytes(1, &[b"/"]), &port, &bytes(3, &[])]);
+        let probe = bytes(10, &[&bytes(1, &[&get]), &number(2, 0), &number(3, 5)]);
+        let limit = bytes(1, &[&bytes(1, &[b"cpu"]), &bytes(2, &[&bytes(1, &[b"100m"])])]);
+        let secret = bytes(4, &[&bytes(1, &[&bytes(1, &[b"s"])]), &bytes(2, &[b"k"])]);
+        let env = bytes(7, &[&bytes(1, &[b"E"]), &bytes(2, &[]), &bytes(3, &[&secret])]);
+        let container = bytes(2, &[&bytes(1, &[b"c"]), &env, &bytes(8, &[&limit]), &probe, &number(16, 0)]);
+        let volume = bytes(1, &[&bytes(1, &[b"v"]), &bytes(2, &[&bytes(2, &[&bytes(1, &[])])])]);
+        assert_eq!(
+            decoded("v1", "Pod", &bytes(2, &[&volume, &container])),
+            json!({"apiVersion": "v1", "kind": "Pod", "spec": {
+                "volumes": [{"name": "v", "emptyDir": {}}],
+                "containers": [{
+                    "name": "c",
+                    "env": [{"name": "E", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
+                    "resources": {"limits": {"cpu": "100m"}},
+                    "livenessProbe": {"httpGet": {"path": "/", "port": 80}, "timeoutSeconds": 5},
+                }],
+            }})
+        );
+    }
+
+    #[test]
+    fn messages_in_parts_are_their_sum() {
+        let raw = [bytes(1, &[&bytes(1, &[b"x"])]), bytes(1, &[&bytes(3, &[b"y"])])].concat();
+        check("v1", "Namespace", &raw, json!({"metadata": {"name": "x", "namespace": "y"}}));
+    }
+
+    #[test]
+    fn unknown_numbers_are_skipped_and_times_are_bounded() {
+        let meta = bytes(1, &[&bytes(1, &[b"x"]), &bytes(999, &[b"?"]), &number(998, 1)]);
+        check("v1", "Namespace", &meta, json!({"metadata": {"name": "x"}}));
+        for time in [number(1, i64::MAX as u64), number(2, u64::from(u32::MAX))] {
+            let raw = bytes(1, &[&bytes(9, &[&time])]);
+            let error = ProtobufError::Time("deletionTimestamp");
+            assert_eq!(to_value(&envelope("v1", "Namespace", &raw)), Err(error));
+        }
+    }
+
+    /// Fields that the schema knows and the table does not, (message, field): the crate that the
+    /// numbers are from is one API level behind.
+    const NOT_IN_TABLE: &[(&str, &str)] = &[
+        ("io.k8s.api.core.v1.PodSpec", "schedulingGroup"),
+        ("io.k8s.api.core.v1.PodStatus", "nodeAllocatableResourceClaimStatuses"),
+        ("io.k8s.api.core.v1.ResourceHealth", "message"),
+        ("io.k8s.api.core.v1.VolumeMountStatus", "volumeStatus"),
+        ("io.k8s.api.storage.v1.CSIDriverSpec", "preventPodSchedulingIfMissing"),
+        ("io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta", "shardInfo"),
+    ];
+    /// Fields that the table knows and the schema does not.
+    const NOT_IN_SCHEMA: &[(&str, &str)] = &[];
+
+    #[test]
+    fn the_table_names_what_the_schema_names() {
+        fn names(message: usize, out: &mut BTreeSet<&'static str>) {
+            for field in &TABLE.messages[message] {
+                match field.of {
+                    Type::Message(inner) if field.name.is_empty() => names(inner, out),
+                    _ => drop(out.insert(field.name)),
+                }
+            }
+        }
+        let (mut absent, mut unknown) = (Vec::new(), Vec::new());
+        for (message, index) in &TABLE.by_name {
+            let Some(schema) = Schema::builtin(message) else { continue };
+            let mut own = BTreeSet::new();
+            names(*index, &mut own);
+            let of_schema: BTreeSet<String> =
+                schema.root().properties().map(|property| property.name.to_owned()).collect();
+            let is_type = |name: &str| matches!(name, "apiVersion" | "kind");
+            let missing = of_schema.iter().filter(|name| !is_type(name) && !own.contains(name.as_str()));
+            absent.extend(missing.map(|name| ((*message).to_owned(), name.clone())));
+            let more = own.iter().filter(|name| !of_schema.contains(**name));
+            unknown.extend(more.map(|name| ((*message).to_owned(), (*name).to_owned())));
+        }
+        absent.sort_unstable();
+        unknown.sort_unstable();
+        let owned = |list: &[(&str, &str)]| -> Vec<(String, String)> {
+            list.iter().map(|(message, field)| ((*message).to_owned(), (*field).to_owned())).collect()
+        };
+        assert_eq!((absent, unknown), (owned(NOT_IN_TABLE), owned(NOT_IN_SCHEMA)));
+    }
+
+    #[test]
     fn every_reference_in_the_table_exists() {
         assert!(TABLE.messages.len() > 300);
         for fields in &TABLE.messages {
@@ -517,5 +646,46 @@ mod tests {
             to_value(&envelope("v1", "ConfigMap", &bytes(1, &[&bytes(1, &[&[0xff]])]))),
             Err(ProtobufError::Text("name"))
         );
+    }
+
+    #[test]
+    fn nesting_is_bounded() {
+        assert_eq!(read(&[], 0, &mut Map::new(), DEPTH_MAX + 1), Err(ProtobufError::Depth));
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(
+            raw in proptest::collection::vec(any::<u8>(), 0..256),
+            which in any::<prop::sample::Index>(),
+        ) {
+            let rows = skeg_api::builtin::builtin();
+            let gvk = &which.get(&rows).gvk;
+            let _ = to_value(&raw);
+            let _ = to_value(&[MAGIC, &raw].concat());
+            let _ = to_value(&envelope(&gvk.api_version(), &gvk.kind, &raw));
+        }
+
+        /// Sound fields of small numbers, nested now and then, so that the walk gets deep.
+        #[test]
+        fn random_fields_never_panic(
+            fields in proptest::collection::vec(
+                (1u64..40, 0u8..3, proptest::collection::vec(any::<u8>(), 0..6)),
+                0..24,
+            ),
+            which in any::<prop::sample::Index>(),
+        ) {
+            let mut raw = Vec::new();
+            for (at, form, content) in &fields {
+                match form {
+                    0 => raw.extend(number(*at, content.len() as u64)),
+                    1 => raw.extend(bytes(*at, &[content])),
+                    _ => raw = bytes(*at, &[&raw]),
+                }
+            }
+            let rows = skeg_api::builtin::builtin();
+            let gvk = &which.get(&rows).gvk;
+            let _ = to_value(&envelope(&gvk.api_version(), &gvk.kind, &raw));
+        }
     }
 }

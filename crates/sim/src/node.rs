@@ -105,9 +105,7 @@ impl Machine {
                 ..Default::default()
             };
             return match pods.delete(&namespace, &name, &now).await {
-                Err(skeg_client::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
-                    Ok(None)
-                }
+                Err(skeg_client::Error::Api(status)) if status.is_not_found() => Ok(None),
                 result => result.map(|()| None),
             };
         }

@@ -63,7 +63,9 @@ ip route add default via 10.0.2.2
 hostname guest
 exec 2>&1
 echo GUEST-READY
-exec setsid cttyhack sh
+# The first process must never end; a shell on the line may.
+export PS1=
+while true; do setsid cttyhack sh; done
 ";
 
 /// Where the kernel and the initial file system are.

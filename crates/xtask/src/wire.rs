@@ -228,12 +228,10 @@ fn table(messages: &Messages, definitions: &Map<String, Value>) -> Result<String
             let own = properties(name).map(|p| p.keys().find(|key| plain(key) == wanted).cloned());
             let json = match own {
                 Some(Some(json)) => json,
-                // Embedded in its parent.
-                Some(None)
-                    if field.kind.len() > 1 && special(&field.kind).is_none() && field.prefix.is_empty() =>
-                {
-                    String::new()
-                }
+                // Embedded in its parent, where its fields are the parent's too.
+                Some(None) if is_embedded(field, messages, properties(name)) => String::new(),
+                // Of another API level.
+                Some(None) => continue,
                 _ => known.get(&wanted).map_or_else(|| camel(&field.name), |name| (*name).to_owned()),
             };
             let code = match special(&field.kind) {
@@ -246,4 +244,14 @@ fn table(messages: &Messages, definitions: &Map<String, Value>) -> Result<String
         out.push('\n');
     }
     Ok(out)
+}
+
+/// Whether a field that its schema does not name is a message whose fields the schema does.
+fn is_embedded(field: &Field, messages: &Messages, schema: Option<&Map<String, Value>>) -> bool {
+    let (Some(inner), Some(schema), "") = (messages.get(&field.kind), schema, field.prefix) else {
+        return false;
+    };
+    let has = |wanted: &str| schema.keys().any(|key| plain(key) == wanted);
+    !inner.is_empty()
+        && inner.iter().all(|field| has(&plain(&field.name)) || is_embedded(field, messages, Some(schema)))
 }
