@@ -512,41 +512,16 @@ fn host_path(path: &Path, kind: &str) -> io::Result<()> {
             Some(kind) if kind.is_file() => Ok(()),
             Some(_) => wrong("file"),
         },
-        "Directory" => {
-            if found.is_some_and(|k| k.is_dir()) {
-                Ok(())
-            } else {
-                wrong("directory")
-            }
-        }
-        "File" => {
-            if found.is_some_and(|k| k.is_file()) {
-                Ok(())
-            } else {
-                wrong("file")
-            }
-        }
-        "Socket" => {
-            if found.is_some_and(|k| k.is_socket()) {
-                Ok(())
-            } else {
-                wrong("socket file")
-            }
-        }
-        "CharDevice" => {
-            if found.is_some_and(|k| k.is_char_device()) {
-                Ok(())
-            } else {
-                wrong("character device")
-            }
-        }
-        "BlockDevice" => {
-            if found.is_some_and(|k| k.is_block_device()) {
-                Ok(())
-            } else {
-                wrong("block device")
-            }
-        }
+        "Directory" if found.is_some_and(|k| k.is_dir()) => Ok(()),
+        "Directory" => wrong("directory"),
+        "File" if found.is_some_and(|k| k.is_file()) => Ok(()),
+        "File" => wrong("file"),
+        "Socket" if found.is_some_and(|k| k.is_socket()) => Ok(()),
+        "Socket" => wrong("socket file"),
+        "CharDevice" if found.is_some_and(|k| k.is_char_device()) => Ok(()),
+        "CharDevice" => wrong("character device"),
+        "BlockDevice" if found.is_some_and(|k| k.is_block_device()) => Ok(()),
+        "BlockDevice" => wrong("block device"),
         other => Err(io::Error::other(format!("hostPath type \"{other}\" is unknown"))),
     }
 }

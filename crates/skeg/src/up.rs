@@ -77,13 +77,12 @@ async fn serve(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let clock = Clock::system();
-    let (network, images, runtime, server) = tokio::try_join!(
+    let (network, images, runtime, mut control) = tokio::try_join!(
         async { open_network(instance, &settings).await },
         async { image::open(instance, Some(&settings)) },
         async { open_runtime(instance).await },
         ControlPlane::open(instance, &settings, clock, &random),
     )?;
-    let mut control = server;
     control.listen(listener, &settings, &network).await?;
     let api_ready = started.elapsed();
     let cancel = CancellationToken::new();

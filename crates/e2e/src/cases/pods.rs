@@ -186,7 +186,7 @@ fn killed_process_restarts(scope: &Scope<'_>) -> Result<()> {
     let before = status(scope, "box")?["containerStatuses"][0].clone();
     // PID 1 of a namespace ignores signals it does not handle: end it from the host's side.
     let _ = scope.kubectl(&["exec", "box", "--", "sh", "-c", "kill -TERM 1"]);
-    let host_pid = find_process(&scope.namespace, "box")?;
+    let host_pid = find_process("box")?;
     // SAFETY: a plain kill(2) of a process that this test started.
     unsafe { libc::kill(host_pid, libc::SIGKILL) };
     scope.wait_for("pod/box", "{.status.containerStatuses[0].restartCount}=1")?;
@@ -198,8 +198,7 @@ fn killed_process_restarts(scope: &Scope<'_>) -> Result<()> {
 }
 
 /// The host's process id of a Pod's `sleep`, found by the Pod's name in its environment.
-fn find_process(namespace: &str, pod: &str) -> Result<i32> {
-    let _ = namespace;
+fn find_process(pod: &str) -> Result<i32> {
     let marker = format!("HOSTNAME={pod}\0");
     for entry in std::fs::read_dir("/proc")? {
         let name = entry?.file_name().to_string_lossy().into_owned();
@@ -569,7 +568,7 @@ fn cgroups(scope: &Scope<'_>) -> Result<()> {
     limited["spec"]["containers"][0]["resources"] =
         json!({"requests": {"cpu": "250m"}, "limits": {"cpu": "500m", "memory": "64Mi"}});
     started(scope, &limited)?;
-    let pid = find_process(&scope.namespace, "limited")?;
+    let pid = find_process("limited")?;
     let membership = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     ensure!(membership.lines().any(|line| line.contains("/skeg-") && line.contains("/pod")), "{membership}");
     let file = |controller: &str, v1: &str, v2: &str| -> Result<String> {
