@@ -182,22 +182,23 @@ fn oom_killed(scope: &Scope<'_>) -> Result<()> {
 }
 
 fn killed_process_restarts(scope: &Scope<'_>) -> Result<()> {
-    started(scope, &pod("box", &[("main", "sleep 1000")]))?;
-    let before = status(scope, "box")?["containerStatuses"][0].clone();
+    started(scope, &pod("victim", &[("main", "sleep 1000")]))?;
+    let before = status(scope, "victim")?["containerStatuses"][0].clone();
     // PID 1 of a namespace ignores signals it does not handle: end it from the host's side.
-    let _ = scope.kubectl(&["exec", "box", "--", "sh", "-c", "kill -TERM 1"]);
-    let host_pid = find_process("box")?;
+    let _ = scope.kubectl(&["exec", "victim", "--", "sh", "-c", "kill -TERM 1"]);
+    let host_pid = find_process("victim")?;
     // SAFETY: a plain kill(2) of a process that this test started.
     unsafe { libc::kill(host_pid, libc::SIGKILL) };
-    scope.wait_for("pod/box", "{.status.containerStatuses[0].restartCount}=1")?;
-    scope.wait_ready("box")?;
-    let after = status(scope, "box")?["containerStatuses"][0].clone();
+    scope.wait_for("pod/victim", "{.status.containerStatuses[0].restartCount}=1")?;
+    scope.wait_ready("victim")?;
+    let after = status(scope, "victim")?["containerStatuses"][0].clone();
     ensure!(after["containerID"] != before["containerID"], "{after}");
     ensure!(after["lastState"]["terminated"]["exitCode"] == 137, "{after}");
     Ok(())
 }
 
-/// The host's process id of a Pod's `sleep`, found by the Pod's name in its environment.
+/// The host's process id of a Pod's `sleep`, found by the Pod's name in its environment: the name
+/// must be no other case's.
 fn find_process(pod: &str) -> Result<i32> {
     let marker = format!("HOSTNAME={pod}\0");
     for entry in std::fs::read_dir("/proc")? {
