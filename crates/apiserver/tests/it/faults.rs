@@ -67,6 +67,7 @@ async fn requests_in_flight_are_bounded_and_time_out() {
 }
 
 /// A store whose first watch loses the changes from the third on, and whose log cannot be resumed.
+/// What becomes of a write of the name `unknown` it cannot tell.
 struct Forgetful {
     inner: Memory,
     watches: AtomicU32,
@@ -74,6 +75,9 @@ struct Forgetful {
 
 impl Store for Forgetful {
     fn write(&self, write: Write) -> BoxFuture<'_, Result<Written>> {
+        if write.key.ends_with("/unknown") {
+            return Box::pin(std::future::ready(Err(Error::OutcomeUnknown("the disk went away".into()))));
+        }
         self.inner.write(write)
     }
 
@@ -185,4 +189,13 @@ async fn objects_survive_on_disk() {
     let s = start_at_store(skeg_store::Sqlite::open(&options).unwrap(), Random::seeded(2)).await;
     assert_eq!(s.get(&format!("{DEPLOYMENTS}/web")).await.expect(200), made);
     assert_eq!(s.get(CONFIG_MAPS).await.expect(200)["items"].as_array().unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn a_write_of_unknown_outcome_is_told_as_such() {
+    let s = start_on(Arc::new(Forgetful { inner: Memory::new(), watches: AtomicU32::new(0) })).await;
+    let unknown = s.post(CONFIG_MAPS, &config_map("unknown", json!({}))).await.expect(504);
+    assert_eq!(unknown["reason"], "Timeout");
+    assert!(unknown["message"].as_str().unwrap().contains("the disk went away"), "{unknown}");
+    s.post(CONFIG_MAPS, &config_map("a", json!({}))).await.expect(201);
 }
