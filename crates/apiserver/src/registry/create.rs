@@ -74,6 +74,12 @@ pub async fn create(w: &mut Writing<'_>, decoded: Decoded) -> Result<Answer, Sta
                     }
                     return Ok(Answer::Stored { code: StatusCode::CREATED, body, revision });
                 }
+                Err(Unstored::Unknown(status)) => {
+                    if let Some(reservations) = reservations.take() {
+                        reservations.unknown();
+                    }
+                    return Err(status);
+                }
                 Err(Unstored::Status(status)) => return Err(status),
                 Err(Unstored::Raced) => true,
             }

@@ -52,7 +52,7 @@ pub(super) async fn delete(
             Ok(answer) => return Ok(answer),
             Err(Unstored::Raced) if attempt < TRIES_MAX => {}
             Err(Unstored::Raced) => return Err(ctx.modified(&name)),
-            Err(Unstored::Status(status)) => return Err(status),
+            Err(Unstored::Unknown(status) | Unstored::Status(status)) => return Err(status),
         }
     }
     unreachable!("the loop ends by returning")

@@ -24,6 +24,8 @@ pub struct Decoded {
 pub enum Unstored {
     /// Another writer was first; the cache shows its write by now.
     Raced,
+    /// Whether it was written cannot be told.
+    Unknown(Status),
     Status(Status),
 }
 
@@ -34,6 +36,12 @@ pub struct Reservations(Vec<Box<dyn Reservation>>);
 impl Reservations {
     pub fn stored(mut self) {
         self.0.drain(..).for_each(|reservation| reservation.finish(true));
+    }
+
+    /// After a write that nobody can tell of, what it was to hold may be held: it stays taken, and
+    /// what it was to free too, until the next start finds out.
+    pub fn unknown(mut self) {
+        self.0.drain(..).for_each(std::mem::forget);
     }
 }
 
@@ -130,7 +138,7 @@ impl<'a> Context<'a> {
                 "Request entity too large: limit is {}",
                 skeg_store::VALUE_MAX_BYTES
             ))),
-            Error::OutcomeUnknown(_) => Unstored::Status(Status::timeout(error.to_string())),
+            Error::OutcomeUnknown(_) => Unstored::Unknown(Status::timeout(error.to_string())),
             Error::Closed => Unstored::Status(Status::unavailable("the API server is shutting down")),
             error => Unstored::Status(Status::internal(error)),
         }

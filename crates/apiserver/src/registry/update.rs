@@ -76,7 +76,7 @@ pub(super) async fn modify(w: &mut Writing<'_>, part: Part, make: Make<'_>) -> R
             Err(Unstored::Raced) if unconditional && attempt < TRIES_MAX => w.warnings.truncate(warned),
             Err(Unstored::Raced) if resource.get(&path).is_none() => return Err(ctx.not_found()),
             Err(Unstored::Raced) => return Err(ctx.modified(&ctx.info.name)),
-            Err(Unstored::Status(status)) => return Err(status),
+            Err(Unstored::Unknown(status) | Unstored::Status(status)) => return Err(status),
         }
     }
     unreachable!("the loop ends by returning")
@@ -139,10 +139,18 @@ async fn attempt_once(
     if w.options.dry_run {
         return Ok(Answer::Value { code: StatusCode::OK, value: new });
     }
-    let (body, revision) =
-        ctx.store(entry.key(), Expect::Modified(Revision(entry.revision)), &mut new).await?;
-    reservations.stored();
-    Ok(Answer::Stored { code: StatusCode::OK, body, revision })
+    match ctx.store(entry.key(), Expect::Modified(Revision(entry.revision)), &mut new).await {
+        Ok((body, revision)) => {
+            reservations.stored();
+            Ok(Answer::Stored { code: StatusCode::OK, body, revision })
+        }
+        Err(unstored) => {
+            if matches!(unstored, Unstored::Unknown(_)) {
+                reservations.unknown();
+            }
+            Err(unstored)
+        }
+    }
 }
 
 /// The uid and resourceVersion that the new object names must be those of the old.
