@@ -5,6 +5,8 @@
 
 mod cases;
 mod cluster;
+#[allow(dead_code, reason = "shared with the benchmark, which uses all of it")]
+mod http;
 
 use anyhow::{Context, Result};
 use cluster::Cluster;

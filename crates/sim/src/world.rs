@@ -69,14 +69,13 @@ impl World {
         let reader =
             self.client(Identity::system("system:kube-controller-manager", &[]), "kube-controller-manager");
         let informers = Informers::new(reader, self.random.fork(), cancel.clone());
-        let (_, kinds_changed) = tokio::sync::watch::channel(0);
         let ctx = ControllerContext {
             clients: Arc::new(clients),
             informers,
             clock: self.clock,
             random: self.random.fork(),
             config: skeg_controllers::Config { root_ca: Some("pretend".into()), ..Default::default() },
-            kinds_changed,
+            kinds: self.gateway.kinds.clone(),
             cancel: cancel.clone(),
         };
         let controllers = skeg_controllers::start(&ctx);

@@ -1,6 +1,7 @@
 //! The tables of cases.
 
 mod cli;
+mod durability;
 mod guest;
 mod kubectl;
 mod network;
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 pub const SHARED: &[&[Case]] = &[rollout::CASES, kubectl::CASES, pods::CASES, network::CASES];
 
 /// Cases that start and end clusters of their own.
-pub const ALONE: &[&[Case]] = &[restart::CASES, cli::CASES];
+pub const ALONE: &[&[Case]] = &[restart::CASES, cli::CASES, durability::CASES];
 
 /// Cases that need no cluster of this host.
 pub const APART: &[&[Case]] = &[guest::CASES];

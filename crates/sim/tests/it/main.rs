@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod kinds;
 mod os;
 
 use skeg_sim::{Bug, Options, Outcome, run};

@@ -4,6 +4,8 @@
 #[path = "../../cluster.rs"]
 #[allow(dead_code, reason = "shared with the suite, which uses all of it")]
 mod cluster;
+#[path = "../../http.rs"]
+#[allow(dead_code, reason = "shared with the suite")]
 mod http;
 
 use anyhow::{Context, Result, bail, ensure};
