@@ -252,8 +252,9 @@ impl Registry {
         let mut redirects = 0;
         loop {
             let own = url.starts_with(&endpoint.base);
-            let response =
-                self.send(source, &method, &url, authorization.as_deref().filter(|_| own), range, None).await?;
+            let response = self
+                .send(source, &method, &url, authorization.as_deref().filter(|_| own), range, None)
+                .await?;
             let status = response.status();
             match status {
                 _ if status.is_success() => return Ok(response),
@@ -315,8 +316,7 @@ impl Registry {
         if form.is_some() {
             request = request.header(CONTENT_TYPE, "application/x-www-form-urlencoded");
         }
-        let request =
-            request.body(Full::from(form.unwrap_or_default())).map_err(|e| network(source, &e))?;
+        let request = request.body(Full::from(form.unwrap_or_default())).map_err(|e| network(source, &e))?;
         let http = self.client(&source.endpoint.tls)?;
         let answer =
             tokio::time::timeout(SILENCE_MAX, http.request(request)).await.map_err(|_| silent(source))?;

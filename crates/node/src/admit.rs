@@ -98,7 +98,8 @@ fn forbidden_sysctl(pod: &Pod) -> Option<String> {
     asked.iter().find_map(|sysctl| {
         // Both spellings name the same file.
         let name = sysctl.name.replace('/', ".");
-        let shared = if name.starts_with("net.") { ("net", spec.host_network) } else { ("ipc", spec.host_ipc) };
+        let shared =
+            if name.starts_with("net.") { ("net", spec.host_network) } else { ("ipc", spec.host_ipc) };
         match shared {
             _ if !SAFE_SYSCTLS.contains(&name.as_str()) => {
                 Some(format!("forbidden sysctl: \"{}\" not allowlisted", sysctl.name))

@@ -4,7 +4,8 @@
 use crate::machine::{self, Ended};
 use crate::worker::{self, Birth, Worker};
 use crate::{
-    Context, Error, NodeConfig, NodeParts, admit, host, registration, server, services, storage, text, volumes,
+    Context, Error, NodeConfig, NodeParts, admit, host, registration, server, services, storage, text,
+    volumes,
 };
 use k8s_openapi::api::core::v1::{ConfigMap, Node as NodeObject, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;

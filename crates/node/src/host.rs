@@ -93,7 +93,9 @@ impl Shortage {
     fn of(memory: &str, shares: &[(u64, u64)]) -> Self {
         Shortage {
             memory: meminfo(memory, "MemAvailable:").is_some_and(|bytes| bytes < MEMORY_BYTES_MIN),
-            disk: shares.iter().any(|(free, all)| free.saturating_mul(100) < all.saturating_mul(DISK_PERCENT_MIN)),
+            disk: shares
+                .iter()
+                .any(|(free, all)| free.saturating_mul(100) < all.saturating_mul(DISK_PERCENT_MIN)),
         }
     }
 }

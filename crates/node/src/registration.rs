@@ -308,7 +308,9 @@ mod tests {
         let short = conditions(at(200), Some(&node), Shortage { memory: true, disk: false });
         let found: Vec<_> = short
             .iter()
-            .map(|c| (c.type_.as_str(), c.status.as_str(), c.last_transition_time.clone().unwrap().0.as_second()))
+            .map(|c| {
+                (c.type_.as_str(), c.status.as_str(), c.last_transition_time.clone().unwrap().0.as_second())
+            })
             .collect();
         let expected = [
             ("MemoryPressure", "True", 200),
@@ -317,6 +319,9 @@ mod tests {
             ("Ready", "True", 100),
         ];
         assert_eq!(found, expected);
-        assert_eq!(changes(Shortage::default(), Shortage { memory: true, disk: false })[0].0, "NodeHasInsufficientMemory");
+        assert_eq!(
+            changes(Shortage::default(), Shortage { memory: true, disk: false })[0].0,
+            "NodeHasInsufficientMemory"
+        );
     }
 }

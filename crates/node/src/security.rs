@@ -299,7 +299,8 @@ mod tests {
         assert_eq!((who.uid, who.gid, who.supplemental_groups), (Some(9), Some(6), vec![8, 7]));
         assert!(who.merge_image_groups, "the image's groups count as well, unless told otherwise");
         assert_eq!(security(spec, container, true, Path::new("/p")).unwrap().seccomp, Seccomp::Unconfined);
-        let strict = self::pod(json!({"supplementalGroupsPolicy": "Strict", "supplementalGroups": [8]}), json!({}));
+        let strict =
+            self::pod(json!({"supplementalGroupsPolicy": "Strict", "supplementalGroups": [8]}), json!({}));
         assert!(!user(&strict, of(&strict).1, "root").unwrap().merge_image_groups);
         let own = json!({"procMount": "Unmasked", "seccompProfile": {"type": "Localhost", "localhostProfile": "a/b.json"}});
         let pod = self::pod(json!({}), json!({"securityContext": own}));

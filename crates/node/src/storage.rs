@@ -30,7 +30,10 @@ pub fn excess(ctx: &Context, pod: &Pod, memory: &Memory) -> Option<String> {
         let log = ctx.log_path(pod, name, run.attempt).parent().map(Path::to_owned);
         ctx.runtime.writable_layer(uid, &run.id).into_iter().chain(log).collect()
     };
-    over_limit(pod, &Places { volume: &|volume| volumes::volume_path(ctx, pod, volume), container: &container })
+    over_limit(
+        pod,
+        &Places { volume: &|volume| volumes::volume_path(ctx, pod, volume), container: &container },
+    )
 }
 
 /// Whether anything of the Pod is limited.
@@ -107,11 +110,11 @@ mod tests {
 
     fn check(volume_kib: usize, container_kib: usize, expected: Option<&str>) {
         let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {
-            "volumes": [{"name": "v", "emptyDir": {"sizeLimit": "100Ki"}}, {"name": "free", "emptyDir": {}}],
-            "containers": [
-                {"name": "a", "resources": {"limits": {"ephemeral-storage": "200Ki"}}},
-                {"name": "b", "resources": {"limits": {"ephemeral-storage": "300Ki"}}},
-            ]}}))
+        "volumes": [{"name": "v", "emptyDir": {"sizeLimit": "100Ki"}}, {"name": "free", "emptyDir": {}}],
+        "containers": [
+            {"name": "a", "resources": {"limits": {"ephemeral-storage": "200Ki"}}},
+            {"name": "b", "resources": {"limits": {"ephemeral-storage": "300Ki"}}},
+        ]}}))
         .unwrap();
         assert!(is_limited(&pod));
         let dir = tempfile::tempdir().unwrap();

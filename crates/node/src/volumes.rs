@@ -205,7 +205,11 @@ async fn step(
 }
 
 /// The size of an emptyDir in memory: the least of its own limit, the Pod's and the node's.
-fn memory_size(ctx: &Context, pod: &Pod, limit: Option<&k8s_openapi::apimachinery::pkg::api::resource::Quantity>) -> u64 {
+fn memory_size(
+    ctx: &Context,
+    pod: &Pod,
+    limit: Option<&k8s_openapi::apimachinery::pkg::api::resource::Quantity>,
+) -> u64 {
     let of_pod = pod_limits(pod).get("memory").copied();
     let all = [ctx.host.allocatable.get("memory").copied(), of_pod, limit.map(Quantity::of)];
     let sizes = all.into_iter().flatten().filter(|q| !q.is_zero()).map(|q| q.units().max(0) as u64);

@@ -188,7 +188,10 @@ fn names_of_a_pod(scope: &Scope<'_>) -> Result<()> {
     ensure!(resolver.contains(" more.example") && resolver.contains("options ndots:2"), "{resolver}");
     scope.wait_ready("alone")?;
     let resolver = scope.exec("alone", &["cat", "/etc/resolv.conf"])?;
-    ensure!(resolver.contains("nameserver 192.0.2.53") && resolver.contains("search only.example"), "{resolver}");
+    ensure!(
+        resolver.contains("nameserver 192.0.2.53") && resolver.contains("search only.example"),
+        "{resolver}"
+    );
     ensure!(!resolver.contains("cluster.local"), "{resolver}");
     scope.wait_ready("default-dns")?;
     let resolver = scope.exec("default-dns", &["cat", "/etc/resolv.conf"])?;
@@ -226,7 +229,8 @@ fn aliases(scope: &Scope<'_>) -> Result<()> {
     }
     let ips = scope.jsonpath(&["pods", "-l", "app=web"], "{.items[*].status.podIP}")?;
     eventually("a headless Service resolves to all of its Pods", || {
-        let found = scope.exec("box", &["nslookup", &format!("all.{}.svc.cluster.local", scope.namespace)])?;
+        let found =
+            scope.exec("box", &["nslookup", &format!("all.{}.svc.cluster.local", scope.namespace)])?;
         Ok(ips.split(' ').all(|ip| found.contains(ip)).then_some(()))
     })?;
     let absent = scope.kubectl_fails(&["exec", "box", "--", "nslookup", "nobody.default.svc.cluster.local"]);

@@ -545,7 +545,8 @@ fn lifecycle_hooks(scope: &Scope<'_>) -> Result<()> {
     started(scope, &hooked)?;
     scope.kubectl(&["delete", "pod", "sleepy", "--timeout=40s"])?;
     ensure!(std::fs::read_to_string(out.join("bye"))? == "bye\n");
-    let failed = scope.kubectl(&["get", "events", "--field-selector=reason=FailedPreStopHook", "-o", "name"])?;
+    let failed =
+        scope.kubectl(&["get", "events", "--field-selector=reason=FailedPreStopHook", "-o", "name"])?;
     ensure!(!failed.contains("event"), "{failed}");
     Ok(())
 }
@@ -638,7 +639,8 @@ fn quality_of_service(scope: &Scope<'_>) -> Result<()> {
         ensure!(status(scope, &name)?["qosClass"] == class);
         let pid = find_process(&name)?;
         for place in ["", "../"] {
-            let found = cgroup_file(pid, "cpu", &format!("{place}cpu.shares"), &format!("{place}cpu.weight"))?;
+            let found =
+                cgroup_file(pid, "cpu", &format!("{place}cpu.shares"), &format!("{place}cpu.weight"))?;
             ensure!(shares.contains(&found.as_str()), "{name} {place}: {found}");
         }
     }
@@ -676,10 +678,7 @@ fn seccomp_and_privileged(scope: &Scope<'_>) -> Result<()> {
     ensure!(!seen.contains("00000000a80425fb"), "more than the default capabilities: {seen}");
     let absent = json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "absent.json"}});
     scope.apply(&with("absent", absent))?;
-    scope.wait_for(
-        "pod/absent",
-        "{.status.containerStatuses[0].state.waiting.reason}=CreateContainerError",
-    )
+    scope.wait_for("pod/absent", "{.status.containerStatuses[0].state.waiting.reason}=CreateContainerError")
 }
 
 fn host_namespaces(scope: &Scope<'_>) -> Result<()> {
@@ -793,7 +792,8 @@ fn local_storage(scope: &Scope<'_>) -> Result<()> {
         ensure!(status["phase"] == "Failed", "{status}");
         ensure!(status["message"].as_str().is_some_and(|text| text.contains(why)), "{status}");
         let conditions = status["conditions"].as_array().context("conditions")?;
-        let target = conditions.iter().find(|c| c["type"] == "DisruptionTarget").context("DisruptionTarget")?;
+        let target =
+            conditions.iter().find(|c| c["type"] == "DisruptionTarget").context("DisruptionTarget")?;
         ensure!(target["reason"] == "TerminationByKubelet", "{target}");
     }
     scope.wait_ready("modest")
@@ -815,8 +815,7 @@ fn http_probes(scope: &Scope<'_>) -> Result<()> {
     web["spec"]["containers"][0]["ports"] = json!([{"name": "http", "containerPort": 8080}]);
     web["spec"]["containers"][0]["readinessProbe"] =
         json!({"httpGet": {"path": "/late", "port": "http"}, "periodSeconds": 1});
-    web["spec"]["containers"][0]["livenessProbe"] =
-        json!({"httpGet": {"path": "/there", "port": "http"}, "periodSeconds": 1, "failureThreshold": 1, "initialDelaySeconds": 1});
+    web["spec"]["containers"][0]["livenessProbe"] = json!({"httpGet": {"path": "/there", "port": "http"}, "periodSeconds": 1, "failureThreshold": 1, "initialDelaySeconds": 1});
     scope.apply(&web)?;
     eventually("the readiness probe fails", || {
         let text = scope.kubectl(&["get", "events", "--field-selector=reason=Unhealthy"])?;
@@ -850,8 +849,11 @@ fn on_terminal(scope: &Scope<'_>, args: &[&str], input: &str) -> Result<String> 
     use std::io::Write;
     let kubectl = scope.kubectl_command();
     let words = std::iter::once(kubectl.get_program()).chain(kubectl.get_args()).map(|w| w.to_string_lossy());
-    let line: Vec<String> =
-        words.map(|w| w.into_owned()).chain(args.iter().map(|w| (*w).to_owned())).map(|w| format!("'{w}'")).collect();
+    let line: Vec<String> = words
+        .map(|w| w.into_owned())
+        .chain(args.iter().map(|w| (*w).to_owned()))
+        .map(|w| format!("'{w}'"))
+        .collect();
     let mut child = std::process::Command::new("script")
         .args(["--quiet", "--return", "--command", &line.join(" "), "/dev/null"])
         .env("HOME", scope.cluster.scratch())
@@ -871,12 +873,19 @@ fn on_terminal(scope: &Scope<'_>, args: &[&str], input: &str) -> Result<String> 
 }
 
 fn terminals(scope: &Scope<'_>) -> Result<()> {
-    let mut shell = pod("shell", &[("main", "tty; stty size; while read line; do echo got $line; [ $line = end ] && exit 0; done")]);
+    let mut shell = pod(
+        "shell",
+        &[("main", "tty; stty size; while read line; do echo got $line; [ $line = end ] && exit 0; done")],
+    );
     shell["spec"]["restartPolicy"] = "Never".into();
     shell["spec"]["containers"][0]["tty"] = true.into();
     shell["spec"]["containers"][0]["stdin"] = true.into();
     started(scope, &shell)?;
-    let text = on_terminal(scope, &["exec", "-it", "shell", "--", "sh", "-c", "tty; echo $TERM; read x; echo [$x]"], "hello\n")?;
+    let text = on_terminal(
+        scope,
+        &["exec", "-it", "shell", "--", "sh", "-c", "tty; echo $TERM; read x; echo [$x]"],
+        "hello\n",
+    )?;
     ensure!(text.contains("/dev/pts/") && text.contains("xterm") && text.contains("[hello]"), "{text}");
     let log = scope.kubectl(&["logs", "shell"])?;
     ensure!(log.contains("/dev/"), "the container has a terminal: {log}");
@@ -909,7 +918,13 @@ fn private_image(scope: &Scope<'_>) -> Result<()> {
     let tested = (|| {
         crate::cluster::wait_port(port)?;
         let pushed = std::process::Command::new("skopeo")
-            .args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false", "--dest-creds=tester:secret"])
+            .args([
+                "--insecure-policy",
+                "copy",
+                "--quiet",
+                "--dest-tls-verify=false",
+                "--dest-creds=tester:secret",
+            ])
             .arg(format!("oci-archive:{}", scope.cluster.archive("busybox").display()))
             .arg(format!("docker://127.0.0.1:{port}/mine/box:1"))
             .status()?;
@@ -949,7 +964,8 @@ fn killed_supervisor(scope: &Scope<'_>) -> Result<()> {
     let supervisor = std::fs::read_dir("/proc")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
         .find(|pid| {
-            let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            let read =
+                |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
             read("comm") == "skeg-shim\n" && read("cmdline").contains(&uid)
         })
         .context("the supervisor")?;

@@ -51,7 +51,10 @@ pub enum Data {
     Ptr(String),
     /// At most 255 bytes.
     Txt(&'static str),
-    Srv { port: u16, target: String },
+    Srv {
+        port: u16,
+        target: String,
+    },
 }
 
 /// A record that answers; its name may differ from the question's in the additional part.

@@ -481,12 +481,14 @@ mod tests {
     fn an_evicted_pod_failed_and_was_a_disruption() {
         let known = ContainerMemory { current: Some(run(0, Some(137))), ..Default::default() };
         let mut memory = memory(known);
-        memory.ended =
-            Some(Ended { phase: "Failed", reason: EVICTED.into(), message: "too much".into() });
+        memory.ended = Some(Ended { phase: "Failed", reason: EVICTED.into(), message: "too much".into() });
         let status = status(&pod("Always"), None, &memory, &[], "BestEffort", now());
         assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("Evicted")));
         let target = condition(&status, "DisruptionTarget");
-        assert_eq!((target.status.as_str(), target.reason.as_deref()), ("True", Some("TerminationByKubelet")));
+        assert_eq!(
+            (target.status.as_str(), target.reason.as_deref()),
+            ("True", Some("TerminationByKubelet"))
+        );
     }
 
     #[test]
