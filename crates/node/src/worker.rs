@@ -61,6 +61,8 @@ pub struct Worker {
 struct Mail {
     pod: Arc<Pod>,
     gone: bool,
+    /// Why the Pod must go, where it takes more than it may.
+    evicted: Option<String>,
 }
 
 impl Worker {
@@ -71,7 +73,7 @@ impl Worker {
         Arc::new(Worker {
             uid,
             references,
-            mail: Mutex::new(Mail { pod, gone }),
+            mail: Mutex::new(Mail { pod, gone, evicted: None }),
             runtime_changed: AtomicBool::new(false),
             sources_changed: AtomicBool::new(false),
             notify: Notify::new(),
@@ -91,6 +93,12 @@ impl Worker {
         self.mail.lock().gone = true;
         // Whoever removed it did not want to wait.
         self.grace.send_replace(Some(0));
+        self.notify.notify_one();
+    }
+
+    /// The Pod takes more than it may.
+    pub fn evict(&self, why: String) {
+        self.mail.lock().evicted = Some(why);
         self.notify.notify_one();
     }
 
@@ -281,6 +289,12 @@ impl Loop {
         let mail = self.worker.mail.lock();
         self.pod = mail.pod.clone();
         self.gone = mail.gone;
+        let evicted = mail.evicted.clone().filter(|_| self.memory.ended.is_none());
+        drop(mail);
+        if let Some(message) = evicted {
+            self.event(EventType::Warning, machine::EVICTED, &message);
+            self.memory.ended = Some(Ended { phase: "Failed", reason: machine::EVICTED.into(), message });
+        }
     }
 
     /// Plans and acts until there is nothing to do now; gives the time of the next step.
@@ -990,6 +1004,7 @@ fn remembered(pod: &Pod) -> Memory {
                 stop_signal: libc::SIGTERM,
                 asked_image: String::new(),
                 image: known.image.clone(),
+                identity: None,
             };
             if let Some(running) = &state.running {
                 run.started_at = running.started_at.as_ref().map(|t| t.0);
@@ -1206,6 +1221,7 @@ impl Start {
             stop_signal,
             asked_image: text(&self.container.image).to_owned(),
             image: image.clone(),
+            identity: None,
         };
         if let Err(error) = ctx.runtime.create_container(uid, config).await {
             ctx.images.release(&id);
@@ -1409,6 +1425,7 @@ fn read_run(
         stop_signal: label(container::LABEL_STOP_SIGNAL).parse().unwrap_or(libc::SIGTERM),
         asked_image: label(container::LABEL_ASKED_IMAGE),
         image: label(LABEL_IMAGE),
+        identity: status.identity.clone(),
     }
 }
 

@@ -162,7 +162,11 @@ fn one(
 /// then the sandbox, then, for a Pod that is being deleted, the object.
 fn wind_down(pod: &Pod, leaving: bool, memory: &Memory, plan: &mut Plan) {
     let spec = spec(pod);
-    let grace = if leaving { pod.metadata.deletion_grace_period_seconds } else { None };
+    let grace = match &memory.ended {
+        _ if leaving => pod.metadata.deletion_grace_period_seconds,
+        Some(ended) if ended.reason == EVICTED => Some(EVICTION_GRACE_SECONDS),
+        _ => None,
+    };
     let alive = |name: &str| {
         memory
             .container(name)
@@ -242,6 +246,7 @@ mod tests {
             stop_signal: 15,
             asked_image: String::new(),
             image: String::new(),
+            identity: None,
         }
     }
 
