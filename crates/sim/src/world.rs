@@ -92,9 +92,8 @@ impl World {
 
     fn start_node(self: &Arc<Self>, n: usize) -> Process {
         let cancel = CancellationToken::new();
-        // Not the node's own identity: a node may only watch its Pods by field selector, and the
-        // pretend one shares the informers' plain way.
-        let client = self.client(Identity::system("pretend-kubelet", &["system:masters"]), "kubelet");
+        let user = format!("system:node:{}", node_name(n));
+        let client = self.client(Identity::system(&user, &["system:nodes"]), "kubelet");
         let mut tasks = JoinSet::new();
         tasks.spawn(node::run(node_name(n), client, self.clock, self.random.fork(), cancel.clone()));
         Process { cancel, _controllers: Controllers::default(), _tasks: tasks }

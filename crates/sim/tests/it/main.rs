@@ -81,6 +81,8 @@ const BUGS: &[(Bug, &str)] = &[
     (Bug::NamespaceTooEarly, "is gone while it holds"),
     (Bug::LostWrite, "was to have"),
     (Bug::WatchSkips, "that a watch adds up to"),
+    (Bug::EndTooEarly, "new and old together"),
+    (Bug::ReleaseLost, "was not released"),
 ];
 
 #[test]
