@@ -4,6 +4,7 @@ mod cli;
 mod durability;
 mod guest;
 mod kubectl;
+mod leaks;
 mod network;
 mod pods;
 mod restart;
@@ -18,8 +19,8 @@ pub const SHARED: &[&[Case]] = &[rollout::CASES, kubectl::CASES, pods::CASES, ne
 /// Cases that start and end clusters of their own.
 pub const ALONE: &[&[Case]] = &[restart::CASES, cli::CASES, durability::CASES];
 
-/// Cases that need no cluster of this host.
-pub const APART: &[&[Case]] = &[guest::CASES];
+/// Cases that bring what they run on.
+pub const APART: &[&[Case]] = &[leaks::CASES, guest::CASES];
 
 /// A Pod of busybox containers: name and shell script each.
 fn pod(name: &str, containers: &[(&str, &str)]) -> Value {
