@@ -118,7 +118,7 @@ impl Cluster {
         static NEXT: AtomicU8 = AtomicU8::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed) % 60;
         let (directory, lock) = directory()?;
-        let registry = Registry::start(directory.path())?;
+        let registry = Registry::start(directory.path(), "")?;
         let registries = directory.path().join("registries.yaml");
         std::fs::write(&registries, registry.registries_yaml())?;
         let flags = vec![
@@ -408,14 +408,15 @@ pub struct Registry {
 }
 
 impl Registry {
-    fn start(directory: &Path) -> Result<Self> {
+    /// `auth` is the registry's own setting of that name; empty: everybody may push and pull.
+    pub fn start(directory: &Path, auth: &str) -> Result<Self> {
         let port = free_port()?;
         let (config, log) = (directory.join("registry.yml"), directory.join("registry.log"));
         let storage = directory.join("registry");
         std::fs::write(
             &config,
             format!(
-                "version: 0.1\nlog: {{accesslog: {{disabled: false}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n",
+                "version: 0.1\nlog: {{accesslog: {{disabled: false}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n{auth}\n",
                 storage.display()
             ),
         )?;
@@ -443,12 +444,15 @@ impl Registry {
         format!("mirrors:\n  mirrored.example:\n    endpoint: [\"http://{}\"]\n", self.host())
     }
 
-    /// Pushes an OCI archive under a name.
-    pub fn push(&self, archive: &Path, name: &str) -> Result<()> {
+    /// Pushes an OCI archive under a name, with `user:password` where one is asked for.
+    pub fn push(&self, archive: &Path, name: &str, credentials: Option<&str>) -> Result<()> {
         let source = format!("oci-archive:{}", archive.display());
         let target = format!("docker://{}/{name}", self.host());
-        let args = ["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false", &source, &target];
-        text(&args, &Command::new("skopeo").args(args).output()?).map(|_| ())
+        let credentials = credentials.map(|pair| format!("--dest-creds={pair}"));
+        let mut args = vec!["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"];
+        args.extend(credentials.as_deref());
+        args.extend([source.as_str(), &target]);
+        text(&args, &Command::new("skopeo").args(&args).output()?).map(|_| ())
     }
 
     /// How many blobs were asked for since the registry started.
