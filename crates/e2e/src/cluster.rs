@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 /// How long any one thing may take to come true.
@@ -66,11 +66,14 @@ pub fn clear_earlier_runs() -> Result<()> {
         }
         eprintln!("clearing up {} of an earlier run", path.display());
         let data = path.join("data");
-        let purge = Command::new(variable("SKEG_BINARY")?)
-            .args(["down", "--purge", "--data-dir"])
-            .arg(&data)
-            .output()?;
-        text(&["down", "--purge"], &purge).with_context(|| format!("purging {}", data.display()))?;
+        // A foreign cluster's directory holds a kubeconfig and nothing of the host.
+        if data.join("settings.json").exists() {
+            let purge = Command::new(variable("SKEG_BINARY")?)
+                .args(["down", "--purge", "--data-dir"])
+                .arg(&data)
+                .output()?;
+            text(&["down", "--purge"], &purge).with_context(|| format!("purging {}", data.display()))?;
+        }
         std::fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
     }
     Ok(())
@@ -114,9 +117,9 @@ impl Cluster {
 
     /// A cluster that is not started yet, with its registry.
     pub fn prepare() -> Result<Self> {
-        // Several clusters run side by side: each gets its own ranges.
-        static NEXT: AtomicU8 = AtomicU8::new(0);
-        let n = NEXT.fetch_add(1, Ordering::Relaxed) % 60;
+        // Several clusters run side by side, of other suites too: each gets its own ranges.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = std::process::id().wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 60;
         let (directory, lock) = directory()?;
         let registry = Registry::start(directory.path(), "")?;
         let registries = directory.path().join("registries.yaml");
