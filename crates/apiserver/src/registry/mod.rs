@@ -59,9 +59,11 @@ const WITHOUT_EFFECT: [&str; 2] = ["ignoreStoreReadErrorWithClusterBreakingPoten
 /// Serves one authorized request.
 pub async fn serve(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Response<Body>, Status> {
     let mut response = dispatch(ctx, parts, body).await?;
-    if !ctx.query.is_empty() {
+    let deprecated = ctx.served.kind.strategy.deprecated;
+    if deprecated.is_some() || !ctx.query.is_empty() {
         let given = WITHOUT_EFFECT.iter().filter(|name| ctx.query.get(name).is_some());
-        let told: Vec<String> = given.map(|name| format!("{name}: has no effect on this server")).collect();
+        let given = given.map(|name| format!("{name}: has no effect on this server"));
+        let told: Vec<String> = deprecated.map(str::to_owned).into_iter().chain(given).collect();
         warn(response.headers_mut(), &told);
     }
     Ok(response)

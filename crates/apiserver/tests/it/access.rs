@@ -400,6 +400,7 @@ async fn components_are_refused_what_they_have_no_need_for() {
         Identity::component("replicaset-controller"),
         Identity::component("endpointslice-controller"),
         Identity::component("endpoint-controller"),
+        Identity::component("endpointslicemirroring-controller"),
         Identity::component("service-account-controller"),
         Identity::component("root-ca-cert-publisher"),
         Identity::component("node-controller"),
@@ -419,10 +420,30 @@ async fn components_are_refused_what_they_have_no_need_for() {
         ("DELETE", "/apis/apps/v1/namespaces/default/deployments/x"),
         ("GET", "/metrics"),
     ];
-    for identity in components {
+    // These act on every kind, each by few verbs; the last only reads, for all controllers.
+    let wide = [
+        Identity::component("generic-garbage-collector"),
+        Identity::component("namespace-controller"),
+        Identity::system("system:kube-controller-manager", &[]),
+    ];
+    let forbidden_to_wide = [
+        ("POST", "/api/v1/namespaces/default/pods"),
+        ("POST", "/api/v1/namespaces/default/configmaps"),
+        ("POST", "/api/v1/namespaces/default/services"),
+        ("POST", "/api/v1/namespaces/default/pods/x/exec"),
+        ("POST", "/api/v1/namespaces/default/pods/x/binding"),
+        ("POST", "/api/v1/namespaces/default/pods/x/eviction"),
+        ("POST", "/api/v1/namespaces"),
+        ("POST", "/apis/apps/v1/namespaces/default/deployments"),
+        ("POST", "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"),
+        ("GET", "/metrics"),
+    ];
+    let narrow = components.into_iter().map(|identity| (identity, &forbidden));
+    for (identity, forbidden) in narrow.chain(wide.into_iter().map(|identity| (identity, &forbidden_to_wide)))
+    {
         let user = identity.user().to_owned();
         let service = cluster.api.client_service(identity);
-        for (method, path) in forbidden {
+        for (method, path) in *forbidden {
             let request =
                 Request::builder().method(method).uri(path).body(skeg_apiserver::local::full("{}")).unwrap();
             let response = service.send(request).await;
