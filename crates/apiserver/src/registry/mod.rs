@@ -110,7 +110,7 @@ pub struct Writing<'a> {
 /// Reads the body, runs the verb, and answers in the form that was asked for.
 async fn write(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Response<Body>, Status> {
     let output = ctx.output(&parts.headers)?;
-    let options = WriteOptions::parse(ctx, &parts.headers)?;
+    let options = WriteOptions::parse(ctx.info.verb, ctx.query, ctx.identity, &parts.headers)?;
     let bytes = read_body(body).await?;
     let mut writing = Writing { ctx, headers: &parts.headers, options, warnings: Vec::new() };
     let answer = match (ctx.info.subresource.as_str(), ctx.info.verb) {

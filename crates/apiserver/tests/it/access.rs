@@ -290,6 +290,10 @@ async fn access_reviews_answer_for_others_and_oneself() {
         let review = ask(who, "SelfSubjectAccessReview", "selfsubjectaccessreviews", own.clone()).await;
         assert_eq!(review.expect(201)["status"]["allowed"], allowed);
     }
+    for query in ["fieldValidation=Some", "dryRun=Some"] {
+        let path = format!("selfsubjectaccessreviews?{query}");
+        ask(&bob, "SelfSubjectAccessReview", &path, own.clone()).await.expect(422);
+    }
     let rules = json!({"namespace": "default"});
     let rules = ask(&bob, "SelfSubjectRulesReview", "selfsubjectrulesreviews", rules).await.expect(201);
     let may = rules["status"]["resourceRules"].to_string();
