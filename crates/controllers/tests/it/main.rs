@@ -203,6 +203,43 @@ async fn a_deployment_rolls_out_updates_and_settles() {
     cluster.stop().await;
 }
 
+/// What the controllers write for 30 Pods. Counts of an ideal world, where every change is seen at
+/// once and nothing comes together: a busy server needs fewer.
+#[tokio::test(start_paused = true)]
+async fn a_rollout_costs_few_writes() {
+    let cluster = Cluster::start().await;
+    let api = &cluster.api;
+    cluster.node("n1");
+    cluster.settled().await;
+    let mut counted = Vec::new();
+    for image in ["v1", "v2"] {
+        api.state().writes.clear();
+        match image {
+            "v1" => api.send(Method::POST, DEPLOYMENTS, deployment(30, "v1")),
+            image => api.send(
+                Method::PATCH,
+                WEB,
+                json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": image}]}}}}),
+            ),
+        };
+        api.wait("30 available", |state| is_rolled_out(state, 30)).await;
+        cluster.settled().await;
+        let state = api.state();
+        let of = |method: &str, kind: &str, end: &str| {
+            let is =
+                |write: &&String| write.starts_with(method) && write.contains(kind) && write.ends_with(end);
+            state.writes.iter().filter(is).count()
+        };
+        let sizes = of("PUT", "/replicasets/", "") - of("PUT", "/replicasets/", "/status");
+        let statuses = (of("PUT", "/replicasets/", "/status"), of("PUT", "/deployments/", "/status"));
+        counted.push((of("POST", "/pods", ""), of("DELETE", "/pods/", ""), sizes, statuses));
+    }
+    let [(30, 0, 0, first), (30, 60, sizes, update)] = counted[..] else { panic!("{counted:?}") };
+    // Each Pod is deleted by its set and then by its node.
+    assert!(first.0 <= 2 && first.1 <= 3 && sizes <= 6 && update.0 <= 9 && update.1 <= 10, "{counted:?}");
+    cluster.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_broken_image_stalls_with_the_old_pods_serving() {
     let cluster = Cluster::start().await;
