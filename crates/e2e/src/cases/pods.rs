@@ -653,7 +653,7 @@ fn quality_of_service(scope: &Scope<'_>) -> Result<()> {
 }
 
 fn seccomp_and_privileged(scope: &Scope<'_>) -> Result<()> {
-    let profiles = scope.cluster.data_dir.join("seccomp");
+    let profiles = scope.cluster.data_dir.join("node/seccomp");
     std::fs::create_dir_all(&profiles)?;
     let profile = json!({"defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]});
