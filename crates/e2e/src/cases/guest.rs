@@ -125,7 +125,8 @@ fn cgroup2_guest(_: &Scope<'_>) -> Result<()> {
     hungry["spec"]["containers"][0]["resources"] = json!({"limits": {"memory": "32Mi"}});
     scope.apply(&hungry)?;
     scope.wait_for("pod/hungry", "{.status.phase}=Failed")?;
-    let ended = scope.get(&["pod", "hungry"])?["status"]["containerStatuses"][0]["state"]["terminated"].clone();
+    let ended =
+        scope.get(&["pod", "hungry"])?["status"]["containerStatuses"][0]["state"]["terminated"].clone();
     ensure!(ended["reason"] == "OOMKilled" && ended["exitCode"] == 137, "{ended}");
 
     scope.kubectl(&["delete", "deployment,pod", "--all", "--timeout=90s"])?;

@@ -730,6 +730,8 @@ fn mount_options(scope: &Scope<'_>) -> Result<()> {
         mount(&["mount", "--make-shared"], &shared)?;
         std::fs::create_dir(shared.join("from-host"))?;
         std::fs::create_dir(shared.join("from-pod"))?;
+        std::fs::create_dir(shared.join("inner"))?;
+        mount(&["mount", "-t", "tmpfs", "inner"], &shared.join("inner"))?;
         let mut mounts = pod("mounts", &[("main", "sleep 1000"), ("other", "sleep 1000")]);
         mounts["spec"]["volumes"] =
             json!([{"name": "data", "emptyDir": {}}, {"name": "host", "hostPath": {"path": shared}}]);
@@ -739,6 +741,8 @@ fn mount_options(scope: &Scope<'_>) -> Result<()> {
             {"name": "data", "mountPath": "/data"}, {"name": "data", "mountPath": "/fixed", "readOnly": true},
             {"name": "data", "mountPath": "/own", "subPathExpr": "$(POD_NAME)/deep"},
             {"name": "host", "mountPath": "/none"}, {"name": "host", "mountPath": "/slave", "mountPropagation": "HostToContainer"},
+            {"name": "host", "mountPath": "/outer", "readOnly": true},
+            {"name": "host", "mountPath": "/all", "readOnly": true, "recursiveReadOnly": "Enabled"},
         ]);
         mounts["spec"]["containers"][1]["securityContext"] = json!({"privileged": true});
         mounts["spec"]["containers"][1]["volumeMounts"] =
@@ -749,6 +753,11 @@ fn mount_options(scope: &Scope<'_>) -> Result<()> {
         };
         let seen = sh("main", "touch /own/x; ls /data/mounts/deep; touch /fixed/y 2>&1 || true")?;
         ensure!(seen.starts_with("x\n") && seen.contains("Read-only file system"), "{seen}");
+        let seen = sh("main", "touch /outer/inner/a && echo writable; touch /all/inner/b 2>&1 || true")?;
+        ensure!(seen.starts_with("writable\n") && seen.contains("Read-only file system"), "{seen}");
+        let shown = status(scope, "mounts")?["containerStatuses"][0]["volumeMounts"].clone();
+        let all = shown.as_array().and_then(|all| all.iter().find(|m| m["mountPath"] == "/all"));
+        ensure!(all.is_some_and(|m| m["recursiveReadOnly"] == "Enabled"), "{shown}");
         mount(&["mount", "-t", "tmpfs", "host"], &shared.join("from-host"))?;
         std::fs::write(shared.join("from-host/file"), "")?;
         let seen = sh("main", "ls /slave/from-host; echo -; ls /none/from-host")?;
