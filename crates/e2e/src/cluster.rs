@@ -66,11 +66,11 @@ pub fn clear_earlier_runs() -> Result<()> {
         }
         eprintln!("clearing up {} of an earlier run", path.display());
         let data = path.join("data");
-        let purge = Command::new(variable("SKEG_BINARY")?)
-            .args(["down", "--purge", "--data-dir"])
-            .arg(&data)
-            .output()?;
-        text(&["down", "--purge"], &purge).with_context(|| format!("purging {}", data.display()))?;
+        if data.join("settings.json").exists() {
+            let mut purge = Command::new(variable("SKEG_BINARY")?);
+            let output = purge.args(["down", "--purge", "--data-dir"]).arg(&data).output()?;
+            text(&["down", "--purge"], &output).with_context(|| format!("purging {}", data.display()))?;
+        }
         std::fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
     }
     Ok(())
