@@ -3,7 +3,7 @@
 //! Upstream counterpart: `pkg/registry/{authentication,authorization}`,
 //! `pkg/registry/core/serviceaccount/storage/token.go`.
 
-use crate::admission::{Admission, Operation};
+use crate::admission::{self, Admission, Operation, Phase};
 use crate::auth::authn::Credentials;
 use crate::auth::authz::Union;
 use crate::auth::node::node_of;
@@ -291,26 +291,20 @@ impl Reviews {
         if request["spec"]["expirationSeconds"].is_null() {
             request["spec"]["expirationSeconds"] = TOKEN_SECONDS_DEFAULT.into();
         }
-        for pass in 0..2 {
-            let mut admission = Admission {
-                operation: Operation::Create,
-                kind,
-                subresource: "token",
-                namespace,
-                name,
-                identity: &call.identity,
-                object: Some(request),
-                old: None,
-                dry_run: query.get("dryRun").is_some(),
-                warnings,
-            };
-            for plugin in &call.server.hooks().admission {
-                if pass == 0 {
-                    plugin.admit(&mut admission).await?;
-                } else {
-                    plugin.validate(&mut admission).await?;
-                }
-            }
+        let mut admission = Admission {
+            operation: Operation::Create,
+            kind,
+            subresource: "token",
+            namespace,
+            name,
+            identity: &call.identity,
+            object: Some(request),
+            old: None,
+            dry_run: query.get("dryRun").is_some(),
+            warnings,
+        };
+        for phase in [Phase::Mutate, Phase::Validate] {
+            admission::run(&call.server.hooks().admission, phase, &mut admission).await?;
         }
         let spec = &request["spec"];
         let seconds = spec["expirationSeconds"].as_i64().unwrap_or_default();

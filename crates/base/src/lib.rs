@@ -7,6 +7,8 @@ pub mod failpoint;
 mod hash;
 mod level;
 mod random;
+#[cfg(feature = "tls")]
+pub mod tls;
 
 pub use backoff::Backoff;
 pub use clock::Clock;

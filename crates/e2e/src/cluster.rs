@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 /// How long any one thing may take to come true.
@@ -66,6 +66,7 @@ pub fn clear_earlier_runs() -> Result<()> {
         }
         eprintln!("clearing up {} of an earlier run", path.display());
         let data = path.join("data");
+        // A foreign cluster's directory holds a kubeconfig and nothing of the host.
         if data.join("settings.json").exists() {
             let mut purge = Command::new(variable("SKEG_BINARY")?);
             let output = purge.args(["down", "--purge", "--data-dir"]).arg(&data).output()?;
@@ -114,11 +115,11 @@ impl Cluster {
 
     /// A cluster that is not started yet, with its registry.
     pub fn prepare() -> Result<Self> {
-        // Several clusters run side by side: each gets its own ranges.
-        static NEXT: AtomicU8 = AtomicU8::new(0);
-        let n = NEXT.fetch_add(1, Ordering::Relaxed) % 60;
+        // Several clusters run side by side, of other suites too: each gets its own ranges.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = std::process::id().wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 60;
         let (directory, lock) = directory()?;
-        let registry = Registry::start(directory.path())?;
+        let registry = Registry::start(directory.path(), "")?;
         let registries = directory.path().join("registries.yaml");
         std::fs::write(&registries, registry.registries_yaml())?;
         let flags = vec![
@@ -408,14 +409,15 @@ pub struct Registry {
 }
 
 impl Registry {
-    fn start(directory: &Path) -> Result<Self> {
+    /// `auth` is the registry's own setting of that name; empty: everybody may push and pull.
+    pub fn start(directory: &Path, auth: &str) -> Result<Self> {
         let port = free_port()?;
         let (config, log) = (directory.join("registry.yml"), directory.join("registry.log"));
         let storage = directory.join("registry");
         std::fs::write(
             &config,
             format!(
-                "version: 0.1\nlog: {{accesslog: {{disabled: false}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n",
+                "version: 0.1\nlog: {{accesslog: {{disabled: false}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n{auth}\n",
                 storage.display()
             ),
         )?;
@@ -443,12 +445,15 @@ impl Registry {
         format!("mirrors:\n  mirrored.example:\n    endpoint: [\"http://{}\"]\n", self.host())
     }
 
-    /// Pushes an OCI archive under a name.
-    pub fn push(&self, archive: &Path, name: &str) -> Result<()> {
+    /// Pushes an OCI archive under a name, with `user:password` where one is asked for.
+    pub fn push(&self, archive: &Path, name: &str, credentials: Option<&str>) -> Result<()> {
         let source = format!("oci-archive:{}", archive.display());
         let target = format!("docker://{}/{name}", self.host());
-        let args = ["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false", &source, &target];
-        text(&args, &Command::new("skopeo").args(args).output()?).map(|_| ())
+        let credentials = credentials.map(|pair| format!("--dest-creds={pair}"));
+        let mut args = vec!["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"];
+        args.extend(credentials.as_deref());
+        args.extend([source.as_str(), &target]);
+        text(&args, &Command::new("skopeo").args(&args).output()?).map(|_| ())
     }
 
     /// How many blobs were asked for since the registry started.

@@ -7,6 +7,8 @@
 
 mod cases;
 mod cluster;
+#[allow(dead_code, reason = "shared with the benchmark, which uses all of it")]
+mod http;
 mod traces;
 
 use anyhow::{Context, Result};

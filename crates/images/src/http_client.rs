@@ -6,16 +6,15 @@ use crate::{Error, Result};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::Uri;
-use http_body_util::Empty;
+use http_body_util::Full;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use skeg_base::tls;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -27,27 +26,26 @@ use tokio_rustls::TlsConnector;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-pub type HttpClient = Client<Connector, Empty<Bytes>>;
+pub type HttpClient = Client<Connector, Full<Bytes>>;
 
-pub fn client(tls: &Tls) -> Result<HttpClient> {
-    let connector = Connector { tls: Arc::new(tls_config(tls)?) };
+pub fn client(settings: &Tls) -> Result<HttpClient> {
+    let connector = Connector { tls: Arc::new(tls_config(settings)?) };
     Ok(Client::builder(TokioExecutor::new())
         .pool_timer(hyper_util::rt::TokioTimer::new())
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)
         .build(connector))
 }
 
-fn tls_config(tls: &Tls) -> Result<ClientConfig> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+fn tls_config(settings: &Tls) -> Result<ClientConfig> {
     let bad = |e: &dyn std::fmt::Display| Error::Config(format!("tls: {e}"));
-    let builder = ClientConfig::builder_with_provider(provider.clone())
+    let builder = ClientConfig::builder_with_provider(tls::provider())
         .with_safe_default_protocol_versions()
         .map_err(|e| bad(&e))?;
-    let builder = if tls.insecure_skip_verify {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(NoVerification(provider)))
+    let builder = if settings.insecure_skip_verify {
+        tls::trusting_anyone(builder)
     } else {
         let mut roots = RootCertStore::empty();
-        match &tls.ca_file {
+        match &settings.ca_file {
             Some(path) => {
                 let certs = CertificateDer::pem_file_iter(path)
                     .map_err(|e| bad(&format!("{}: {e}", path.display())))?;
@@ -66,7 +64,7 @@ fn tls_config(tls: &Tls) -> Result<ClientConfig> {
         }
         builder.with_root_certificates(roots)
     };
-    match (&tls.cert_file, &tls.key_file) {
+    match (&settings.cert_file, &settings.key_file) {
         (Some(cert), Some(key)) => {
             let certs = CertificateDer::pem_file_iter(cert)
                 .and_then(|certs| certs.collect())
@@ -155,44 +153,5 @@ impl Write for Stream {
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
-
-/// `insecure_skip_verify`: the certificate is not looked at, the handshake's signature still is.
-#[derive(Debug)]
-struct NoVerification(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for NoVerification {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }

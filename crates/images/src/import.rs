@@ -37,8 +37,8 @@ impl Images {
     /// under the names it carries, or under `reference` if given (then it must hold one image).
     pub async fn import(self: &Arc<Self>, path: &Path, reference: Option<&str>) -> Result<Vec<Image>> {
         let reference = reference.map(Reference::parse).transpose()?;
-        let (from, work) = (path.to_owned(), self.work_path());
-        let scratch = Scratch(work.clone());
+        let (from, scratch) = (path.to_owned(), self.scratch());
+        let work = scratch.path().to_owned();
         let found = blocking(move || {
             let dir = if from.is_dir() { from.clone() } else { extract(&from, &work)? };
             find(&dir).map_err(|e| match e {
@@ -86,15 +86,6 @@ impl Images {
         }
         drop(scratch);
         Ok(images)
-    }
-}
-
-/// Removes the extracted archive at the end.
-struct Scratch(PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 

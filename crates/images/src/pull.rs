@@ -3,7 +3,7 @@
 use crate::manifest::{self, ConfigBlob, Descriptor, Document, Manifest, Platform, chain_ids, digest_of};
 use crate::reference::valid_digest;
 use crate::registry::{Credential, Source};
-use crate::store::{Images, Record, State, Target, blocking};
+use crate::store::{Images, Record, Scratch, State, Target, blocking};
 use crate::unpack::{inherit_attributes, unpack};
 use crate::{Error, Image, Reference, Result, io};
 use bytes::Bytes;
@@ -186,8 +186,8 @@ impl Images {
             let below: Vec<PathBuf> = chain[..n].iter().rev().map(|c| self.layer_path(c)).collect();
             let layers = self.dir.join("layers");
             blocking(move || {
-                inherit_attributes(&root, &implicit, &below)?;
-                place(&root, &path)?;
+                inherit_attributes(root.path(), &implicit, &below)?;
+                place(root.path(), &path)?;
                 File::open(&layers).and_then(|d| d.sync_all()).map_err(io("sync layers"))
             })
             .await?;
@@ -204,45 +204,34 @@ impl Images {
         diff_id: &str,
         blobs: &Blobs<'_>,
         report: &Report,
-    ) -> Result<(PathBuf, Vec<PathBuf>)> {
+    ) -> Result<(Scratch, Vec<PathBuf>)> {
         report.phase(n, LayerPhase::Downloading);
         let (blob, temporary) = match blobs {
             Blobs::Registry(source) => {
-                let to = self.work_path();
-                self.registry.blob(source, &layer.digest, &to, |done| report.bytes(n, done)).await?;
-                (to, true)
+                let to = self.scratch();
+                self.registry.blob(source, layer, to.path(), |done| report.bytes(n, done)).await?;
+                (to.path().to_owned(), Some(to))
             }
             Blobs::Files(find) => {
                 let found = find(&layer.digest);
-                (found.ok_or_else(|| Error::Invalid(format!("layer {} is missing", layer.digest)))?, false)
+                (found.ok_or_else(|| Error::Invalid(format!("layer {} is missing", layer.digest)))?, None)
             }
         };
         report.phase(n, LayerPhase::Unpacking);
-        let root = self.work_path();
+        let root = self.scratch();
         let (digest, diff_id) = (layer.digest.clone(), diff_id.to_owned());
         blocking(move || {
-            fs::create_dir(&root).map_err(io(format!("create {}", root.display())))?;
+            let dir = root.path();
+            fs::create_dir(dir).map_err(io(format!("create {}", dir.display())))?;
             // A layer's root is world-readable whatever the agent's umask is.
-            fs::set_permissions(&root, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755))
                 .map_err(io("chmod layer"))?;
-            let result = File::open(&blob)
-                .map_err(io(format!("open {}", blob.display())))
-                .and_then(|f| unpack(f, &root));
-            if temporary {
-                let _ = fs::remove_file(&blob);
-            }
-            let checked = result.and_then(|unpacked| {
-                check("layer", Some(&digest), &unpacked.digest)?;
-                check("unpacked layer", Some(&diff_id), &unpacked.diff_id)?;
-                Ok(unpacked.implicit)
-            });
-            match checked {
-                Ok(implicit) => Ok((root, implicit)),
-                Err(error) => {
-                    let _ = fs::remove_dir_all(&root);
-                    Err(error)
-                }
-            }
+            let file = File::open(&blob).map_err(io(format!("open {}", blob.display())))?;
+            let unpacked = unpack(file, dir)?;
+            drop(temporary);
+            check("layer", Some(&digest), &unpacked.digest)?;
+            check("unpacked layer", Some(&diff_id), &unpacked.diff_id)?;
+            Ok((root, unpacked.implicit))
         })
         .await
     }

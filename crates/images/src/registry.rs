@@ -2,15 +2,17 @@
 //! redirects, bounded retries and errors told apart.
 
 use crate::http_client::{HttpClient, client};
-use crate::manifest::{ACCEPT, DOCUMENT_SIZE_MAX};
+use crate::manifest::{ACCEPT, DOCUMENT_SIZE_MAX, Descriptor};
 use crate::registries::{Endpoint, Registries, Tls};
 use crate::{Error, Reference, Result, io};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use http::header::{ACCEPT as ACCEPT_HEADER, AUTHORIZATION, LOCATION, RANGE, USER_AGENT, WWW_AUTHENTICATE};
+use http::header::{
+    ACCEPT as ACCEPT_HEADER, AUTHORIZATION, CONTENT_TYPE, LOCATION, RANGE, USER_AGENT, WWW_AUTHENTICATE,
+};
 use http::{Method, Request, Response, StatusCode, Uri};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
@@ -168,16 +170,22 @@ impl Registry {
     }
 
     /// Downloads a blob into `to`, verified, resuming where a connection broke off.
-    pub async fn blob(&self, source: &Source, digest: &str, to: &Path, progress: impl Fn(u64)) -> Result<()> {
+    pub async fn blob(
+        &self,
+        source: &Source,
+        blob: &Descriptor,
+        to: &Path,
+        progress: impl Fn(u64),
+    ) -> Result<()> {
         let file = tokio::fs::File::create(to).await.map_err(io(format!("create {}", to.display())))?;
         let mut file = tokio::io::BufWriter::with_capacity(WRITE_BUFFER, file);
         let (mut hash, mut done) = (Sha256::new(), 0u64);
         let mut backoff = retries();
         loop {
-            match self.blob_part(source, digest, &mut file, &mut hash, &mut done, &progress).await {
+            match self.blob_part(source, blob, &mut file, &mut hash, &mut done, &progress).await {
                 Ok(()) => break,
                 Err(Error::Network(why)) if backoff.failures() + 1 < TRIES_MAX => {
-                    tracing::debug!(%digest, done, why, "resuming a blob");
+                    tracing::debug!(blob.digest, done, why, "resuming a blob");
                     tokio::time::sleep(backoff.next()).await;
                 }
                 Err(error) => return Err(error),
@@ -185,16 +193,16 @@ impl Registry {
         }
         file.flush().await.map_err(io(format!("write {}", to.display())))?;
         let actual = crate::manifest::digest_text(&hash.finalize());
-        if actual == digest {
+        if actual == blob.digest {
             return Ok(());
         }
-        Err(Error::DigestMismatch { what: "blob".into(), expected: digest.to_owned(), actual })
+        Err(Error::DigestMismatch { what: "blob".into(), expected: blob.digest.clone(), actual })
     }
 
     async fn blob_part(
         &self,
         source: &Source,
-        digest: &str,
+        blob: &Descriptor,
         file: &mut (impl tokio::io::AsyncWrite + Unpin),
         hash: &mut Sha256,
         done: &mut u64,
@@ -202,7 +210,7 @@ impl Registry {
     ) -> Result<()> {
         let range = (*done > 0).then(|| format!("bytes={done}-"));
         let response =
-            self.request(source, Method::GET, &format!("blobs/{digest}"), range.as_deref()).await?;
+            self.request(source, Method::GET, &format!("blobs/{}", blob.digest), range.as_deref()).await?;
         // A server that ignores the range sends everything again: skip what is here already.
         let mut skip = if response.status() == StatusCode::PARTIAL_CONTENT { 0 } else { *done };
         let mut body = response.into_body();
@@ -213,6 +221,11 @@ impl Registry {
             let drop = skip.min(data.len() as u64);
             skip -= drop;
             let data = data.split_off(drop as usize);
+            if *done + data.len() as u64 > blob.size {
+                // Not to be found out only once the disk is full.
+                let why = format!("{} is longer than the {} bytes of its descriptor", blob.digest, blob.size);
+                return Err(Error::Invalid(why));
+            }
             hash.update(&data);
             file.write_all(&data).await.map_err(io("write blob"))?;
             *done += data.len() as u64;
@@ -239,8 +252,9 @@ impl Registry {
         let mut redirects = 0;
         loop {
             let own = url.starts_with(&endpoint.base);
-            let response =
-                self.send(source, &method, &url, authorization.as_deref().filter(|_| own), range).await?;
+            let response = self
+                .send(source, &method, &url, authorization.as_deref().filter(|_| own), range, None)
+                .await?;
             let status = response.status();
             match status {
                 _ if status.is_success() => return Ok(response),
@@ -286,6 +300,7 @@ impl Registry {
         url: &str,
         authorization: Option<&str>,
         range: Option<&str>,
+        form: Option<String>,
     ) -> Result<Response<Incoming>> {
         let mut request = Request::builder()
             .method(method)
@@ -298,7 +313,10 @@ impl Registry {
         if let Some(value) = range {
             request = request.header(RANGE, value);
         }
-        let request = request.body(Empty::new()).map_err(|e| network(source, &e))?;
+        if form.is_some() {
+            request = request.header(CONTENT_TYPE, "application/x-www-form-urlencoded");
+        }
+        let request = request.body(Full::from(form.unwrap_or_default())).map_err(|e| network(source, &e))?;
         let http = self.client(&source.endpoint.tls)?;
         let answer =
             tokio::time::timeout(SILENCE_MAX, http.request(request)).await.map_err(|_| silent(source))?;
@@ -331,7 +349,8 @@ impl Registry {
         Ok(None)
     }
 
-    /// Fetches a token (distribution spec, "Token Authentication").
+    /// Fetches a token (distribution spec, "Token Authentication"; with a refresh token "OAuth2 Token
+    /// Authentication").
     async fn token(&self, source: &Source, parameters: &BTreeMap<String, String>) -> Result<String> {
         let realm =
             parameters.get("realm").ok_or_else(|| network(source, &"bearer challenge without realm"))?;
@@ -341,14 +360,22 @@ impl Registry {
         }
         let scope = format!("repository:{}:pull", source.endpoint.repository);
         query.push(format!("scope={}", escape(parameters.get("scope").unwrap_or(&scope))));
-        let url = format!("{realm}{}{}", if realm.contains('?') { '&' } else { '?' }, query.join("&"));
-        let authorization = source.credential.as_ref().and_then(|c| {
-            if !c.identity_token.is_empty() {
-                return Some(format!("Bearer {}", c.identity_token));
+        let credential = source.credential.as_ref();
+        let response = match credential.map(|c| &c.identity_token).filter(|token| !token.is_empty()) {
+            // A refresh token is given up in a form, never in an address that servers log.
+            Some(refresh) => {
+                query.push("grant_type=refresh_token".to_owned());
+                query.push("client_id=skeg".to_owned());
+                query.push(format!("refresh_token={}", escape(refresh)));
+                self.send(source, &Method::POST, realm, None, None, Some(query.join("&"))).await?
             }
-            (!c.username.is_empty()).then(|| basic_header(c))
-        });
-        let response = self.send(source, &Method::GET, &url, authorization.as_deref(), None).await?;
+            None => {
+                let joint = if realm.contains('?') { '&' } else { '?' };
+                let url = format!("{realm}{joint}{}", query.join("&"));
+                let basic = credential.filter(|c| !c.username.is_empty()).map(basic_header);
+                self.send(source, &Method::GET, &url, basic.as_deref(), None, None).await?
+            }
+        };
         let status = response.status();
         if !status.is_success() {
             let why = format!("failed to fetch a token: {realm} answered {status}");

@@ -228,8 +228,8 @@ impl Images {
     }
 
     /// An unused path in this process's work directory.
-    pub(crate) fn work_path(&self) -> PathBuf {
-        self.work.file()
+    pub(crate) fn scratch(&self) -> Scratch {
+        Scratch(self.work.file())
     }
 
     pub(crate) fn layer_lock(&self, chain_id: &str) -> Arc<tokio::sync::Mutex<()>> {
@@ -291,6 +291,24 @@ impl Images {
         let bytes = serde_json::to_vec(&state).map_err(|e| Error::Invalid(e.to_string()))?;
         write_file(&self.dir.join("state.json"), &bytes, &self.work.file(), true)?;
         Ok(true)
+    }
+}
+
+/// A file or directory that goes with its owner, however that ends: a failed or cancelled pull
+/// leaves nothing behind. What was moved to its place by then stays there.
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if fs::remove_file(&self.0).is_err() {
+            let _ = fs::remove_dir_all(&self.0);
+        }
     }
 }
 

@@ -65,12 +65,51 @@ pub fn admit(pod: &Pod, node: &Node, others: &[Arc<Pod>]) -> Result<(), Ended> {
     if find_untolerated_taint(taints(node), tolerations(pod), &["NoExecute"]).is_some() {
         return predicate("TaintToleration", "node(s) had taints that the pod didn't tolerate");
     }
+    if let Some(why) = forbidden_sysctl(pod) {
+        return rejected("SysctlForbidden".into(), why);
+    }
     let os = pod.spec.as_ref().and_then(|s| s.os.as_ref()).map(|o| o.name.as_str());
     if os.is_some_and(|os| os != "linux") {
         let why = "Failed to admit pod as the OS field doesn't match node OS".to_owned();
         return rejected("PodOSNotSupported".into(), why);
     }
     Ok(())
+}
+
+/// Sysctls that a namespace of the Pod's own makes harmless to others; the node may set no other.
+const SAFE_SYSCTLS: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.tcp_wmem",
+];
+
+fn forbidden_sysctl(pod: &Pod) -> Option<String> {
+    let spec = pod.spec.as_ref()?;
+    let asked = spec.security_context.as_ref()?.sysctls.as_ref()?;
+    asked.iter().find_map(|sysctl| {
+        // Both spellings name the same file.
+        let name = sysctl.name.replace('/', ".");
+        let shared =
+            if name.starts_with("net.") { ("net", spec.host_network) } else { ("ipc", spec.host_ipc) };
+        match shared {
+            _ if !SAFE_SYSCTLS.contains(&name.as_str()) => {
+                Some(format!("forbidden sysctl: \"{}\" not allowlisted", sysctl.name))
+            }
+            (which, Some(true)) => {
+                Some(format!("forbidden sysctl: \"{}\" not allowed with host {which} enabled", sysctl.name))
+            }
+            _ => None,
+        }
+    })
 }
 
 /// Whether a Pod takes room on the node.
@@ -108,5 +147,18 @@ mod tests {
         );
         let picky = pod("1m", json!({"nodeSelector": {"disk": "hdd"}}));
         assert_eq!(admit(&picky, &node, &[]).unwrap_err().reason, "NodeAffinity");
+        for (name, extra, fine) in [
+            ("net.ipv4.tcp_syncookies", json!({}), true),
+            ("net/ipv4/tcp_syncookies", json!({}), true),
+            ("kernel.msgmax", json!({}), false),
+            ("net.ipv4.tcp_syncookies", json!({"hostNetwork": true}), false),
+            ("kernel.shm_rmid_forced", json!({"hostNetwork": true}), true),
+        ] {
+            let mut extra = extra;
+            extra["securityContext"] = json!({"sysctls": [{"name": name, "value": "1"}]});
+            let verdict = admit(&pod("1m", extra.clone()), &node, &[]).map_err(|ended| ended.reason);
+            let expected = if fine { Ok(()) } else { Err("SysctlForbidden".to_owned()) };
+            assert_eq!(verdict, expected, "{extra}");
+        }
     }
 }

@@ -1,10 +1,11 @@
 //! Starts the node and keeps one worker per Pod: who is born, who hears of what, who is left over
 //! from before. Upstream counterpart: `kubelet.go`'s sync loop.
 
-use crate::machine::Ended;
+use crate::machine::{self, Ended};
 use crate::worker::{self, Birth, Worker};
 use crate::{
-    Context, Error, NodeConfig, NodeParts, admit, host, registration, server, services, text, volumes,
+    Context, Error, NodeConfig, NodeParts, admit, host, registration, server, services, storage, text,
+    volumes,
 };
 use k8s_openapi::api::core::v1::{ConfigMap, Node as NodeObject, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -18,7 +19,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, oneshot};
 use tokio_util::sync::CancellationToken;
 
-/// How often logs are looked at for rotation, as upstream's kubelet does.
+/// How often logs are looked at for rotation, and local storage is measured, as upstream's kubelet does.
+const STORAGE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 const LOG_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 const INDEX_NODE: &str = "spec.nodeName";
 
@@ -86,6 +88,7 @@ impl Node {
         tokio::spawn(agent.clone().follow_runtime(cancel.clone()));
         tokio::spawn(agent.clone().follow_api(cancel.clone()));
         tokio::spawn(agent.clone().rotate_logs(cancel.clone()));
+        tokio::spawn(agent.clone().limit_storage(cancel.clone()));
         let slices = parts.informers.of::<EndpointSlice>();
         tokio::spawn(publish_services(ctx, slices, cancel));
         Ok(Arc::new(Node { agent, registered: Mutex::new(Some(registered)) }))
@@ -339,6 +342,31 @@ impl Agent {
                         }
                         Err(error) => tracing::warn!(path = %path.display(), %error, "cannot rotate a log"),
                     }
+                }
+            }
+        }
+    }
+
+    /// Evicts Pods that take more local storage than their limits say.
+    async fn limit_storage(self: Arc<Self>, cancel: CancellationToken) {
+        let mut ticks = tokio::time::interval(STORAGE_CHECK_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            for worker in self.workers() {
+                let (pod, memory) = (worker.pod(), worker.memory());
+                if machine::is_finished(&pod, &memory) || !storage::is_limited(&pod) {
+                    continue;
+                }
+                let ctx = self.ctx.clone();
+                let measured = tokio::task::spawn_blocking(move || storage::excess(&ctx, &pod, &memory));
+                match measured.await {
+                    Ok(Some(why)) => worker.evict(why),
+                    Ok(None) => {}
+                    Err(error) => tracing::error!(%error, "measuring local storage panicked"),
                 }
             }
         }

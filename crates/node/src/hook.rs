@@ -19,29 +19,29 @@ pub struct Place<'a> {
     pub pod_ip: &'a str,
 }
 
-/// Runs a probe once. The error is the text that follows `Readiness probe failed: `.
-pub async fn probe(place: &Place<'_>, probe: &Probe) -> Result<(), String> {
+/// Runs a probe once. The error is the text that follows `Readiness probe failed: `; a success may
+/// come with a warning.
+pub async fn probe(place: &Place<'_>, probe: &Probe) -> Result<Option<String>, String> {
     let timeout = Duration::from_secs(probe.timeout_seconds.unwrap_or(1).max(1) as u64);
     if let Some(action) = &probe.exec {
-        return exec(place, action.command.clone().unwrap_or_default(), timeout).await;
+        return exec(place, action.command.clone().unwrap_or_default(), timeout).await.map(|()| None);
     }
     let attempt = async {
         if let Some(action) = &probe.http_get {
-            let (code, _) = http(place, action, "kube-probe/1.36").await?;
-            return if (200..400).contains(&code) {
-                Ok(())
-            } else {
-                Err(format!("HTTP probe failed with statuscode: {code}"))
+            return match http(place, action, "kube-probe/1.36").await? {
+                (200..300, _) => Ok(None),
+                (300..400, body) => Ok(Some(format!("Probe terminated redirects, Response body: {body}"))),
+                (code, _) => Err(format!("HTTP probe failed with statuscode: {code}")),
             };
         }
         if let Some(action) = &probe.tcp_socket {
             let port = port(place.container, &action.port)?;
             let host = action.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(place.pod_ip);
-            return http_client::connect(host, port).await.map(drop);
+            return http_client::connect(host, port).await.map(|_| None);
         }
         if let Some(action) = &probe.grpc {
             let port = u16::try_from(action.port).map_err(|_| format!("invalid port {}", action.port))?;
-            return http_client::grpc_check(place.pod_ip, port, text(&action.service)).await;
+            return http_client::grpc_check(place.pod_ip, port, text(&action.service)).await.map(|()| None);
         }
         Err("missing probe handler".to_owned())
     };

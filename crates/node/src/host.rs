@@ -1,4 +1,4 @@
-//! What this machine is and has: read once at start.
+//! What this machine is and has, read once at start, and what it runs short of, read again and again.
 
 use k8s_openapi::api::core::v1::NodeSystemInfo;
 use skeg_api::quantity::Quantity;
@@ -56,13 +56,70 @@ impl Host {
 }
 
 fn memory_bytes() -> i64 {
-    let file = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = file.lines().find_map(|l| l.strip_prefix("MemTotal:"));
-    let kib: i64 = line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse().ok()).unwrap_or(0);
-    kib * 1024
+    meminfo(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal:").unwrap_or(0)
+}
+
+/// Bytes of one line of `/proc/meminfo`.
+fn meminfo(file: &str, key: &str) -> Option<i64> {
+    let line = file.lines().find_map(|l| l.strip_prefix(key))?;
+    line.trim().trim_end_matches("kB").trim().parse::<i64>().ok().map(|kib| kib * 1024)
+}
+
+/// Less available memory is memory pressure, as upstream's `evictionHard` says by default.
+const MEMORY_BYTES_MIN: i64 = 100 << 20;
+/// Less free space or fewer free inodes, in percent, are disk pressure. Upstream's default of ten
+/// (and five for inodes) is for servers; small clusters run on the disks of people's desks.
+const DISK_PERCENT_MIN: u64 = 5;
+
+/// What the machine is short of. Processes are not counted: upstream has no threshold for them
+/// unless one is configured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shortage {
+    pub memory: bool,
+    pub disk: bool,
+}
+
+impl Shortage {
+    pub fn read(data_dir: &Path) -> Self {
+        let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let disk = nix::sys::statvfs::statvfs(data_dir).ok();
+        let shares = disk.map(|s| {
+            [(s.blocks_available() as u64, s.blocks() as u64), (s.files_available() as u64, s.files() as u64)]
+        });
+        Shortage::of(&memory, &shares.unwrap_or_default())
+    }
+
+    /// `shares` are what is free of what there is; where nothing is counted there is none.
+    fn of(memory: &str, shares: &[(u64, u64)]) -> Self {
+        Shortage {
+            memory: meminfo(memory, "MemAvailable:").is_some_and(|bytes| bytes < MEMORY_BYTES_MIN),
+            disk: shares
+                .iter()
+                .any(|(free, all)| free.saturating_mul(100) < all.saturating_mul(DISK_PERCENT_MIN)),
+        }
+    }
 }
 
 fn os_image(os_release: &str) -> String {
     let line = os_release.lines().find_map(|l| l.strip_prefix("PRETTY_NAME="));
     line.map_or_else(|| "Linux".to_owned(), |l| l.trim_matches('"').to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shortages_are_seen() {
+        let memory = |kib: u32| format!("MemTotal: 9999999 kB\nMemAvailable:   {kib} kB\n");
+        for (kib, shares, short) in [
+            (200_000, [(50, 100), (50, 100)], (false, false)),
+            (102_399, [(5, 100), (0, 0)], (true, false)),
+            (102_400, [(4, 100), (50, 100)], (false, true)),
+            (102_400, [(50, 100), (4, 100)], (false, true)),
+        ] {
+            let found = Shortage::of(&memory(kib), &shares);
+            assert_eq!((found.memory, found.disk), short, "{kib} {shares:?}");
+        }
+    }
 }

@@ -5,15 +5,15 @@ use bytes::Bytes;
 use http::{Method, Request, Uri};
 use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use skeg_base::tls;
 use std::sync::{Arc, LazyLock};
 use tokio::net::TcpStream;
 
 /// Upstream's bound for probe answers.
 const BODY_BYTES_MAX: usize = 10 << 10;
+const REDIRECTS_MAX: u32 = 10;
 
 pub struct Target<'a> {
     pub https: bool,
@@ -35,46 +35,102 @@ fn authority(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
-/// Sends a GET; gives the status code and the beginning of the body.
+/// The status code, the beginning of the body, and where a redirection points.
+struct Answer {
+    status: u16,
+    body: String,
+    location: Option<String>,
+}
+
+/// Sends a GET and follows redirections that stay on the host, as upstream's prober does; gives the
+/// status code and the beginning of the body.
 pub async fn get(target: &Target<'_>, user_agent: &str) -> Result<(u16, String), String> {
-    let url = target.url();
-    let failed = |e: &dyn std::fmt::Display| format!("Get \"{url}\": {e}");
-    let tcp = connect(target.host, target.port).await.map_err(|e| failed(&e))?;
-    let uri: Uri = url.parse().map_err(|e| failed(&e))?;
+    let mut url = target.url();
+    let mut own_host =
+        target.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case("host")).map(|(_, v)| v.clone());
+    let mut redirects = 0;
+    loop {
+        let failed = |e: &dyn std::fmt::Display| format!("Get \"{url}\": {e}");
+        let uri: Uri = url.parse().map_err(|e| failed(&e))?;
+        let answer = once(&uri, own_host.as_deref(), target.headers, user_agent).await;
+        let answer = answer.map_err(|e| failed(&e))?;
+        let followed = matches!(answer.status, 301 | 302 | 303 | 307 | 308);
+        let Some(location) = answer.location.filter(|_| followed) else {
+            return Ok((answer.status, answer.body));
+        };
+        let next = joined(&uri, &location)
+            .ok_or_else(|| failed(&format!("failed to parse Location header {location:?}")))?;
+        if next.host() != uri.host() {
+            return Ok((answer.status, answer.body));
+        }
+        redirects += 1;
+        if redirects >= REDIRECTS_MAX {
+            return Err(format!("Get \"{location}\": stopped after {REDIRECTS_MAX} redirects"));
+        }
+        if next.authority() != uri.authority() {
+            // The name the caller chose was the first server's.
+            own_host = None;
+        }
+        url = next.to_string();
+    }
+}
+
+/// An absolute address, or one relative to `base`.
+fn joined(base: &Uri, location: &str) -> Option<Uri> {
+    let location = location.split('#').next().unwrap_or_default();
+    if location.contains("://") {
+        return location.parse().ok();
+    }
+    let (scheme, authority) = (base.scheme_str()?, base.authority()?);
+    if let Some(rest) = location.strip_prefix("//") {
+        return format!("{scheme}://{rest}").parse().ok();
+    }
+    let path = match location.chars().next() {
+        Some('/') => location.to_owned(),
+        Some('?') => format!("{}{location}", base.path()),
+        _ => format!("{}/{location}", base.path().rsplit_once('/').map_or("", |(folder, _)| folder)),
+    };
+    format!("{scheme}://{authority}{path}").parse().ok()
+}
+
+async fn once(
+    uri: &Uri,
+    own_host: Option<&str>,
+    headers: &[(String, String)],
+    user_agent: &str,
+) -> Result<Answer, String> {
+    let https = uri.scheme_str() == Some("https");
+    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
+    let tcp = connect(host, port).await?;
     let path = uri.path_and_query().map_or("/", |p| p.as_str());
     let mut request = Request::builder().method(Method::GET).uri(path);
-    let own_host =
-        target.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case("host")).map(|(_, v)| v.clone());
-    request = request.header("host", own_host.unwrap_or_else(|| authority(target.host, target.port)));
-    let has = |name: &str| target.headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name));
+    let authority = uri.authority().map_or("", |a| a.as_str());
+    request = request.header("host", own_host.unwrap_or(authority));
+    let has = |name: &str| headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name));
     if !has("user-agent") {
         request = request.header("user-agent", user_agent);
     }
     if !has("accept") {
         request = request.header("accept", "*/*");
     }
-    for (name, value) in
-        target.headers.iter().filter(|(n, v)| !n.eq_ignore_ascii_case("host") && !v.is_empty())
-    {
+    for (name, value) in headers.iter().filter(|(n, v)| !n.eq_ignore_ascii_case("host") && !v.is_empty()) {
         request = request.header(name, value);
     }
     let request =
-        request.header("connection", "close").body(Empty::<Bytes>::new()).map_err(|e| failed(&e))?;
-    let response = if target.https {
-        let name = ServerName::try_from(target.host.to_owned()).map_err(|e| failed(&e))?;
-        let tls = tokio_rustls::TlsConnector::from(TLS.clone());
-        let stream = tls.connect(name, tcp).await.map_err(|e| failed(&e))?;
-        exchange(stream, request).await
-    } else {
-        exchange(tcp, request).await
-    };
-    response.map_err(|e| failed(&e))
+        request.header("connection", "close").body(Empty::<Bytes>::new()).map_err(|e| e.to_string())?;
+    if !https {
+        return exchange(tcp, request).await.map_err(|e| e.to_string());
+    }
+    let name = ServerName::try_from(host.to_owned()).map_err(|e| e.to_string())?;
+    let stream = tokio_rustls::TlsConnector::from(TLS.clone()).connect(name, tcp).await;
+    exchange(stream.map_err(|e| e.to_string())?, request).await.map_err(|e| e.to_string())
 }
 
 async fn exchange(
     io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     request: Request<Empty<Bytes>>,
-) -> Result<(u16, String), hyper::Error> {
+) -> Result<Answer, hyper::Error> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await?;
     let driver = async {
         let _ = connection.await;
@@ -83,10 +139,11 @@ async fn exchange(
     let talk = async {
         let response = sender.send_request(request).await?;
         let status = response.status().as_u16();
+        let location = response.headers().get("location").and_then(|v| v.to_str().ok()).map(str::to_owned);
         // A long body is cut: the status is what counts.
         let body = Limited::new(response.into_body(), BODY_BYTES_MAX).collect().await;
         let body = body.map(|b| String::from_utf8_lossy(&b.to_bytes()).into_owned()).unwrap_or_default();
-        Ok((status, body))
+        Ok(Answer { status, body, location })
     };
     tokio::select! {
         result = talk => result,
@@ -117,15 +174,7 @@ pub async fn grpc_check(host: &str, port: u16, service: &str) -> Result<(), Stri
             .await
             .map_err(|e| failed(&e))?;
     let driver = tokio::spawn(connection);
-    // HealthCheckRequest { service: 1 }, length-prefixed as gRPC frames messages.
-    let mut message = Vec::new();
-    if !service.is_empty() {
-        message.extend([0x0a, service.len().min(127) as u8]);
-        message.extend(&service.as_bytes()[..service.len().min(127)]);
-    }
-    let mut body = vec![0];
-    body.extend((message.len() as u32).to_be_bytes());
-    body.extend(message);
+    let body = health_request(service);
     let request = Request::builder()
         .method(Method::POST)
         .uri(format!("http://{}/grpc.health.v1.Health/Check", authority(host, port)))
@@ -156,51 +205,182 @@ pub async fn grpc_check(host: &str, port: u16, service: &str) -> Result<(), Stri
     result
 }
 
+/// `HealthCheckRequest { service }` behind its length, as gRPC frames messages.
+fn health_request(service: &str) -> Vec<u8> {
+    let mut message = Vec::new();
+    if !service.is_empty() {
+        message.push(0x0a);
+        // The length in groups of seven bits, lowest first.
+        let mut len = service.len();
+        while len > 0x7f {
+            message.push((len as u8 & 0x7f) | 0x80);
+            len >>= 7;
+        }
+        message.push(len as u8);
+        message.extend(service.as_bytes());
+    }
+    let mut body = vec![0];
+    body.extend((message.len() as u32).to_be_bytes());
+    body.extend(message);
+    body
+}
+
 static TLS: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider.clone())
+    let builder = ClientConfig::builder_with_provider(tls::provider())
         .with_safe_default_protocol_versions()
-        .expect("ring supports the default versions")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(NoVerification(provider)))
-        .with_no_client_auth();
-    Arc::new(config)
+        .expect("ring supports the default versions");
+    Arc::new(tls::trusting_anyone(builder).with_no_client_auth())
 });
 
-#[derive(Debug)]
-struct NoVerification(Arc<CryptoProvider>);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Response;
+    use http_body_util::StreamBody;
+    use hyper::body::{Frame, Incoming};
+    use hyper::service::service_fn;
+    use std::convert::Infallible;
+    use tokio::net::TcpListener;
 
-impl ServerCertVerifier for NoVerification {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
+    type Reply = (u16, Vec<(&'static str, String)>);
+
+    /// Serves on a loopback port until the test ends: what it is asked decides the answer.
+    async fn serve(tls: bool, reply: fn(&Request<Incoming>) -> Reply) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let acceptor = tls.then(|| {
+            let key = rcgen::generate_simple_self_signed(vec!["some.name".to_owned()]).unwrap();
+            let config = rustls::ServerConfig::builder_with_provider(super::tls::provider())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(
+                    vec![key.cert.der().clone()],
+                    rustls::pki_types::PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap(),
+                )
+                .unwrap();
+            tokio_rustls::TlsAcceptor::from(Arc::new(config))
+        });
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                let service = service_fn(move |request: Request<Incoming>| async move {
+                    let (status, headers) = reply(&request);
+                    let mut response = Response::builder().status(status);
+                    for (name, value) in headers {
+                        response = response.header(name, value);
+                    }
+                    Ok::<_, Infallible>(response.body(Full::new(Bytes::from_static(b"body"))).unwrap())
+                });
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    let server = hyper::server::conn::http1::Builder::new();
+                    match acceptor {
+                        Some(acceptor) => {
+                            let stream = acceptor.accept(tcp).await.unwrap();
+                            server.serve_connection(TokioIo::new(stream), service).await
+                        }
+                        None => server.serve_connection(TokioIo::new(tcp), service).await,
+                    }
+                });
+            }
+        });
+        port
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    fn target<'a>(port: u16, path: &'a str, headers: &'a [(String, String)]) -> Target<'a> {
+        Target { https: false, host: "127.0.0.1", port, path, headers }
     }
 
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    fn to(location: &str) -> Reply {
+        (302, vec![("location", location.to_owned())])
     }
 
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+    #[tokio::test]
+    async fn redirections_are_followed_on_the_same_host_only() {
+        let port = serve(false, |request| match request.uri().path() {
+            "/deep/start" => to("next"),
+            "/deep/next" => to("/end?x=1"),
+            "/end" => (if request.uri().query() == Some("x=1") { 200 } else { 500 }, vec![]),
+            "/sick" => to("/fails"),
+            "/away" => to("http://192.0.2.1/"),
+            "/nowhere" => (302, vec![]),
+            "/loop" => to("/loop"),
+            _ => (503, vec![]),
+        })
+        .await;
+        for (path, expected) in
+            [("/deep/start", 200), ("/sick", 503), ("/away", 302), ("/nowhere", 302), ("/end", 500)]
+        {
+            assert_eq!(get(&target(port, path, &[]), "test").await.unwrap().0, expected, "{path}");
+        }
+        let error = get(&target(port, "/loop", &[]), "test").await.unwrap_err();
+        assert_eq!(error, "Get \"/loop\": stopped after 10 redirects");
+    }
+
+    #[tokio::test]
+    async fn headers_are_the_probes_own() {
+        let port = serve(false, |request| {
+            let value = |name: &str| request.headers().get(name).and_then(|v| v.to_str().ok());
+            let good = value("host") == Some("web.example")
+                && value("x-probe") == Some("yes")
+                && value("user-agent").is_none()
+                && value("accept") == Some("*/*");
+            (if good { 200 } else { 400 }, vec![])
+        })
+        .await;
+        let headers = [("Host", "web.example"), ("X-Probe", "yes"), ("User-Agent", "")];
+        let headers = headers.map(|(n, v)| (n.to_owned(), v.to_owned()));
+        assert_eq!(get(&target(port, "/", &headers), "test").await.unwrap().0, 200);
+    }
+
+    #[tokio::test]
+    async fn https_takes_any_certificate() {
+        let port = serve(true, |_| (204, vec![])).await;
+        let secure = Target { https: true, ..target(port, "/", &[]) };
+        assert_eq!(get(&secure, "test").await.unwrap().0, 204);
+        assert!(get(&target(port, "/", &[]), "test").await.is_err(), "it does speak TLS");
+    }
+
+    #[tokio::test]
+    async fn grpc_health_is_asked_for_a_service() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let long = "s".repeat(300);
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                let service = service_fn(|request: Request<Incoming>| async move {
+                    assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+                    assert_eq!(request.headers()["content-type"], "application/grpc");
+                    let asked = request.into_body().collect().await.unwrap().to_bytes();
+                    // The message is its length, then field 1 with the service's name.
+                    assert_eq!(u32::from_be_bytes(asked[1..5].try_into().unwrap()) as usize, asked.len() - 5);
+                    let name: String =
+                        asked[5..].iter().filter(|b| b.is_ascii_lowercase()).map(|b| *b as char).collect();
+                    let (status, code) = match name.as_str() {
+                        "" => (1, "0"),
+                        "sick" => (2, "0"),
+                        long if long.len() == 300 => (1, "0"),
+                        _ => (0, "5"),
+                    };
+                    let mut trailers = http::HeaderMap::new();
+                    trailers.insert("grpc-status", code.parse().unwrap());
+                    let frames = [
+                        Ok::<_, Infallible>(Frame::data(Bytes::from(vec![0, 0, 0, 0, 2, 8, status]))),
+                        Ok(Frame::trailers(trailers)),
+                    ];
+                    let body = StreamBody::new(futures_util::stream::iter(frames));
+                    Ok::<_, Infallible>(
+                        Response::builder().header("content-type", "application/grpc").body(body).unwrap(),
+                    )
+                });
+                let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                tokio::spawn(server.serve_connection(TokioIo::new(tcp), service));
+            }
+        });
+        let check = async |service: &str| grpc_check("127.0.0.1", port, service).await;
+        assert_eq!(check("").await, Ok(()));
+        assert_eq!(check(&long).await, Ok(()), "names longer than one length byte can say");
+        assert!(check("sick").await.unwrap_err().contains("NOT_SERVING"));
+        assert!(check("unknown").await.unwrap_err().contains("code = 5"));
     }
 }

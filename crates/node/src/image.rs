@@ -112,3 +112,39 @@ fn credentials(spec: &PodSpec, sources: &Sources) -> Vec<Credential> {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn credentials_come_from_both_forms_of_secrets() {
+        let encoded = |value: Value| base64::engine::general_purpose::STANDARD.encode(value.to_string());
+        let entry = json!({"auth": base64::engine::general_purpose::STANDARD.encode("ann:p:w")});
+        let new = json!({"auths": {"one.example": entry, "two.example/team": {"username": "bob", "password": "x"}}});
+        let old = json!({"https://index.docker.io/v1/": {"identitytoken": "t"}});
+        let secret = |key: &str, value: Value| {
+            Some(Arc::new(serde_json::from_value(json!({"data": {key: encoded(value)}})).unwrap()))
+        };
+        let sources = Sources {
+            secrets: [
+                ("new".to_owned(), secret(".dockerconfigjson", new)),
+                ("old".to_owned(), secret(".dockercfg", old)),
+                ("broken".to_owned(), secret(".dockerconfigjson", json!("{"))),
+                ("absent".to_owned(), None),
+            ]
+            .into(),
+            ..Default::default()
+        };
+        let names: Vec<Value> = ["broken", "absent", "new", "old"].map(|name| json!({"name": name})).into();
+        let spec: PodSpec =
+            serde_json::from_value(json!({"containers": [], "imagePullSecrets": names})).unwrap();
+        let found: Vec<_> = credentials(&spec, &sources)
+            .into_iter()
+            .map(|c| [c.server, c.username, c.password, c.identity_token].join("|"))
+            .collect();
+        let expected = ["one.example|ann|p:w|", "two.example/team|bob|x|", "https://index.docker.io/v1/|||t"];
+        assert_eq!(found, expected);
+    }
+}

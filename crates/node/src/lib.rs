@@ -22,6 +22,7 @@ mod security;
 mod server;
 mod services;
 mod sources;
+mod storage;
 mod volumes;
 mod worker;
 

@@ -109,6 +109,7 @@ where
     let mut reader = open(&path, options.tail_lines)?;
     tokio::pin!(ended);
     let mut over = false;
+    let mut next = None;
     loop {
         loop {
             let (out, more) = read_some(&mut reader, &mut printer)?;
@@ -123,8 +124,13 @@ where
             }
         }
         let Some(watch) = &watch else { return Ok(()) };
+        if let Some(next) = next.take() {
+            reader = next;
+            continue;
+        }
         if rotated(&path, &reader.file)? {
-            reader = open(&path, None)?;
+            // The old file is read once more: lines came to it until there was a new one.
+            next = Some(open(&path, None)?);
             continue;
         }
         if over {

@@ -135,6 +135,19 @@ fn records(tables: ServiceTables) -> Records {
             .into_iter()
             .map(|(name, list)| (name, list.into_iter().map(|s| (s.port, s.target)).collect()))
             .collect(),
+        aliases: tables.aliases,
         names: tables.reverse.into_iter().filter_map(|(ip, name)| Some((v4(ip)?, name))).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aliases_reach_the_name_server() {
+        let aliases = [("db.ns.svc.cluster.local".to_owned(), "db.example.com".to_owned())];
+        let tables = ServiceTables { aliases: aliases.clone().into(), ..Default::default() };
+        assert_eq!(records(tables).aliases, aliases.into());
     }
 }

@@ -124,15 +124,14 @@ async fn run(
         };
         let result = probe(&place, &spec).await;
         let healthy = result.is_ok();
-        if let Err(why) = &result {
-            let message = format!("{} probe failed: {why}", kind.label());
-            subject.recorder.event_at(
-                &subject.about,
-                &subject.field_path,
-                EventType::Warning,
-                "Unhealthy",
-                &message,
-            );
+        let remark = match result {
+            Ok(None) => None,
+            Ok(Some(warning)) => Some(("ProbeWarning", format!("{} probe warning: {warning}", kind.label()))),
+            Err(why) => Some(("Unhealthy", format!("{} probe failed: {why}", kind.label()))),
+        };
+        if let Some((reason, message)) = remark {
+            let (about, path) = (&subject.about, &subject.field_path);
+            subject.recorder.event_at(about, path, EventType::Warning, reason, &message);
         }
         run_length = if last == Some(healthy) { run_length + 1 } else { 1 };
         last = Some(healthy);

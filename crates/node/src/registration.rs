@@ -1,6 +1,7 @@
 //! The Node object: made at start, its status kept true, its lease renewed.
 //! Upstream counterparts: `kubelet_node_status.go`, `nodelease`.
 
+use crate::host::Shortage;
 use crate::{Context, text};
 use k8s_openapi::api::core::v1::{
     DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus, Taint,
@@ -12,6 +13,7 @@ use skeg_client::{EventType, LeaseKeeper, ObjectRef, PatchKind, Result};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
@@ -19,13 +21,37 @@ const LEASE_NAMESPACE: &str = "kube-node-lease";
 const LEASE_DURATION: Duration = Duration::from_secs(40);
 /// The status is written this often even if nothing changed.
 const STATUS_INTERVAL: Duration = Duration::from_secs(300);
+/// How often the machine is looked at, and how long a pressure is shown after it was last seen, as
+/// upstream's kubelet has it.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+const PRESSURE_SHOWN: Duration = Duration::from_secs(300);
 const NOT_READY_TAINT: &str = "node.kubernetes.io/not-ready";
+
+/// When each pressure was last seen.
+#[derive(Default)]
+struct Pressures {
+    memory: Option<Instant>,
+    disk: Option<Instant>,
+}
+
+impl Pressures {
+    /// What to show, given what is seen now.
+    fn shown(&mut self, seen: Shortage, now: Instant) -> Shortage {
+        let show = |last: &mut Option<Instant>, seen: bool| {
+            if seen {
+                *last = Some(now);
+            }
+            last.is_some_and(|at| now.duration_since(at) < PRESSURE_SHOWN)
+        };
+        Shortage { memory: show(&mut self.memory, seen.memory), disk: show(&mut self.disk, seen.disk) }
+    }
+}
 
 /// Registers the node, marks it ready, and keeps both its status and its lease fresh.
 pub async fn run(ctx: Arc<Context>, registered: tokio::sync::oneshot::Sender<()>, cancel: CancellationToken) {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(7));
     let node = loop {
-        match register(&ctx).await {
+        match register(&ctx, Shortage::default()).await {
             Ok(node) => break node,
             Err(error) => tracing::warn!(%error, "cannot register the node"),
         }
@@ -66,37 +92,61 @@ pub async fn run(ctx: Arc<Context>, registered: tokio::sync::oneshot::Sender<()>
         }),
         clock: ctx.clock,
     };
-    tokio::join!(lease.run(&cancel), keep_status(&ctx, &cancel));
+    tokio::join!(lease.run(&cancel), keep_status(&ctx, &about, &cancel));
 }
 
-async fn keep_status(ctx: &Context, cancel: &CancellationToken) {
+/// Writes the status when something of it changed, and every few minutes in any case.
+async fn keep_status(ctx: &Context, about: &ObjectRef, cancel: &CancellationToken) {
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
-    let mut wait = STATUS_INTERVAL;
+    let mut pressures = Pressures::default();
+    let mut written = Shortage::default();
+    let mut due = Instant::now() + STATUS_INTERVAL;
+    let mut looks = tokio::time::interval(LOOK_INTERVAL);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = cancel.cancelled() => return,
-            () = tokio::time::sleep(wait) => {}
+            _ = looks.tick() => {}
+        }
+        let short = pressures.shown(Shortage::read(&ctx.config.data_dir), Instant::now());
+        if short == written && Instant::now() < due {
+            continue;
         }
         let result = async {
             let node = ctx.client.api::<Node>().get("", &ctx.config.name).await?;
-            write_status(ctx, &node).await
+            write_status(ctx, &node, short).await
         };
-        wait = match result.await {
-            Ok(()) => {
-                backoff.reset();
-                STATUS_INTERVAL
-            }
+        let result = match result.await {
             // Somebody deleted the Node object: it is made again, as upstream's kubelet does at its start.
-            Err(error) if error.is_not_found() => match register(ctx).await {
-                Ok(_) => STATUS_INTERVAL,
-                Err(_) => backoff.next(),
-            },
-            Err(error) => {
-                tracing::debug!(%error, "cannot write the node status");
-                backoff.next()
-            }
+            Err(error) if error.is_not_found() => register(ctx, short).await.map(drop),
+            other => other,
         };
+        due = Instant::now()
+            + match result {
+                Ok(()) => {
+                    backoff.reset();
+                    for (reason, changed) in changes(written, short) {
+                        if changed {
+                            let message = format!("Node {} status is now: {reason}", ctx.config.name);
+                            ctx.recorder.event(about, EventType::Normal, reason, &message);
+                        }
+                    }
+                    written = short;
+                    STATUS_INTERVAL
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "cannot write the node status");
+                    backoff.next()
+                }
+            };
     }
+}
+
+/// Upstream's reasons for the events of a changed pressure.
+fn changes(old: Shortage, new: Shortage) -> [(&'static str, bool); 2] {
+    let memory = if new.memory { "NodeHasInsufficientMemory" } else { "NodeHasSufficientMemory" };
+    let disk = if new.disk { "NodeHasDiskPressure" } else { "NodeHasNoDiskPressure" };
+    [(memory, old.memory != new.memory), (disk, old.disk != new.disk)]
 }
 
 fn labels(ctx: &Context) -> BTreeMap<String, String> {
@@ -114,7 +164,7 @@ fn labels(ctx: &Context) -> BTreeMap<String, String> {
     labels
 }
 
-async fn register(ctx: &Context) -> Result<Node> {
+async fn register(ctx: &Context, short: Shortage) -> Result<Node> {
     let api = ctx.client.api::<Node>();
     let node = Node {
         metadata: ObjectMeta {
@@ -128,7 +178,7 @@ async fn register(ctx: &Context) -> Result<Node> {
             ..Default::default()
         }),
         // Ready from the first moment: the agent registers once it can run Pods.
-        status: Some(status(ctx, None)),
+        status: Some(status(ctx, None, short)),
     };
     let node = match api.create("", &node).await {
         Ok(node) => node,
@@ -145,13 +195,13 @@ async fn register(ctx: &Context) -> Result<Node> {
         }
         Err(error) => return Err(error),
     };
-    write_status(ctx, &node).await?;
+    write_status(ctx, &node, short).await?;
     remove_not_ready_taint(ctx).await?;
     Ok(node)
 }
 
-async fn write_status(ctx: &Context, node: &Node) -> Result<()> {
-    let patch = json!({"status": status(ctx, node.status.as_ref())});
+async fn write_status(ctx: &Context, node: &Node, short: Shortage) -> Result<()> {
+    let patch = json!({"status": status(ctx, node.status.as_ref(), short)});
     let api = ctx.client.api::<Node>();
     api.patch("", &ctx.config.name, PatchKind::Strategic, &patch, Some("status")).await.map(drop)
 }
@@ -178,7 +228,7 @@ async fn remove_not_ready_taint(ctx: &Context) -> Result<()> {
     }
 }
 
-fn status(ctx: &Context, old: Option<&NodeStatus>) -> NodeStatus {
+fn status(ctx: &Context, old: Option<&NodeStatus>, short: Shortage) -> NodeStatus {
     let amounts = |map: &BTreeMap<String, skeg_api::quantity::Quantity>| {
         Some(map.iter().map(|(k, v)| (k.clone(), v.to_text())).collect())
     };
@@ -193,7 +243,7 @@ fn status(ctx: &Context, old: Option<&NodeStatus>) -> NodeStatus {
         addresses: Some(addresses),
         capacity: amounts(&ctx.host.capacity),
         allocatable: amounts(&ctx.host.allocatable),
-        conditions: Some(conditions(ctx.clock.now_seconds(), old)),
+        conditions: Some(conditions(ctx.clock.now_seconds(), old, short)),
         daemon_endpoints: ctx.config.server.as_ref().map(|server| NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(server.port) }),
         }),
@@ -202,17 +252,25 @@ fn status(ctx: &Context, old: Option<&NodeStatus>) -> NodeStatus {
     }
 }
 
-fn conditions(now: Timestamp, old: Option<&NodeStatus>) -> Vec<NodeCondition> {
+fn conditions(now: Timestamp, old: Option<&NodeStatus>, short: Shortage) -> Vec<NodeCondition> {
+    let memory = match short.memory {
+        true => ("True", "KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
+        false => ("False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+    };
+    let disk = match short.disk {
+        true => ("True", "KubeletHasDiskPressure", "kubelet has disk pressure"),
+        false => ("False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+    };
     let table = [
-        ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-        ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-        ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
-        ("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+        ("MemoryPressure", memory),
+        ("DiskPressure", disk),
+        ("PIDPressure", ("False", "KubeletHasSufficientPID", "kubelet has sufficient PID available")),
+        ("Ready", ("True", "KubeletReady", "kubelet is posting ready status")),
     ];
     let old = old.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
     table
         .iter()
-        .map(|(kind, status, reason, message)| {
+        .map(|(kind, (status, reason, message))| {
             let same = old.iter().find(|c| c.type_ == *kind && c.status == *status);
             NodeCondition {
                 type_: (*kind).into(),
@@ -224,4 +282,46 @@ fn conditions(now: Timestamp, old: Option<&NodeStatus>) -> Vec<NodeCondition> {
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pressure_is_shown_while_it_lasts_and_a_while_after() {
+        let (mut pressures, start) = (Pressures::default(), Instant::now());
+        let disk = |disk| Shortage { disk, memory: false };
+        for (after_s, seen, shown) in
+            [(0, false, false), (10, true, true), (20, false, true), (309, false, true), (311, false, false)]
+        {
+            let now = start + Duration::from_secs(after_s);
+            assert_eq!(pressures.shown(disk(seen), now), disk(shown), "{after_s} s");
+        }
+    }
+
+    #[test]
+    fn conditions_say_what_the_machine_is_short_of() {
+        let at = |s| Timestamp::from_second(s).unwrap();
+        let calm = conditions(at(100), None, Shortage::default());
+        let node = NodeStatus { conditions: Some(calm), ..Default::default() };
+        let short = conditions(at(200), Some(&node), Shortage { memory: true, disk: false });
+        let found: Vec<_> = short
+            .iter()
+            .map(|c| {
+                (c.type_.as_str(), c.status.as_str(), c.last_transition_time.clone().unwrap().0.as_second())
+            })
+            .collect();
+        let expected = [
+            ("MemoryPressure", "True", 200),
+            ("DiskPressure", "False", 100),
+            ("PIDPressure", "False", 100),
+            ("Ready", "True", 100),
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(
+            changes(Shortage::default(), Shortage { memory: true, disk: false })[0].0,
+            "NodeHasInsufficientMemory"
+        );
+    }
 }

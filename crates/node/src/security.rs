@@ -297,7 +297,17 @@ mod tests {
         let (spec, container) = of(&pod);
         let who = user(&pod, container, "root").unwrap();
         assert_eq!((who.uid, who.gid, who.supplemental_groups), (Some(9), Some(6), vec![8, 7]));
+        assert!(who.merge_image_groups, "the image's groups count as well, unless told otherwise");
         assert_eq!(security(spec, container, true, Path::new("/p")).unwrap().seccomp, Seccomp::Unconfined);
+        let strict =
+            self::pod(json!({"supplementalGroupsPolicy": "Strict", "supplementalGroups": [8]}), json!({}));
+        assert!(!user(&strict, of(&strict).1, "root").unwrap().merge_image_groups);
+        let own = json!({"procMount": "Unmasked", "seccompProfile": {"type": "Localhost", "localhostProfile": "a/b.json"}});
+        let pod = self::pod(json!({}), json!({"securityContext": own}));
+        let (spec, container) = of(&pod);
+        let found = security(spec, container, true, Path::new("/p")).unwrap();
+        assert!(found.unmasked_proc);
+        assert_eq!(found.seccomp, Seccomp::Localhost("/p/a/b.json".into()));
     }
 
     #[test]

@@ -227,6 +227,14 @@ mod tests {
     }
 
     #[test]
+    fn an_external_name_is_an_alias() {
+        let web = service(json!({"type": "ExternalName", "externalName": "db.example.com."}));
+        let found = tables(&[web], &[], "cluster.local");
+        assert_eq!(found.aliases["web.ns.svc.cluster.local"], "db.example.com");
+        assert!(found.hosts.is_empty() && found.ports.is_empty());
+    }
+
+    #[test]
     fn a_headless_service_resolves_to_its_pods() {
         let web = service(json!({"clusterIP": "None", "ports": [{"name": "http", "port": 80}]}));
         let ends =

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{
 use parking_lot::Mutex;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use serde_json::{Value, json};
+use skeg_api::predicates::pod_limits;
 use skeg_api::quantity::Quantity;
 use skeg_base::Timestamp;
 use std::collections::BTreeMap;
@@ -120,8 +121,8 @@ async fn step(
             "Memory" => true,
             other => return Err(format!("unsupported emptyDir medium \"{other}\"")),
         };
-        let limit = source.size_limit.as_ref().map(Quantity::of).filter(|q| !q.is_zero());
-        return Ok(Step::EmptyDir { memory, size_bytes: limit.map(|q| q.units().max(0) as u64) });
+        let size_bytes = memory.then(|| memory_size(ctx, pod, source.size_limit.as_ref()));
+        return Ok(Step::EmptyDir { memory, size_bytes });
     }
     if let Some(source) = &volume.host_path {
         return Ok(Step::HostPath {
@@ -201,6 +202,18 @@ async fn step(
         return Err(format!("unsupported volume kind \"{kind}\": this node cannot mount it"));
     }
     Ok(Step::Files(files))
+}
+
+/// The size of an emptyDir in memory: the least of its own limit, the Pod's and the node's.
+fn memory_size(
+    ctx: &Context,
+    pod: &Pod,
+    limit: Option<&k8s_openapi::apimachinery::pkg::api::resource::Quantity>,
+) -> u64 {
+    let of_pod = pod_limits(pod).get("memory").copied();
+    let all = [ctx.host.allocatable.get("memory").copied(), of_pod, limit.map(Quantity::of)];
+    let sizes = all.into_iter().flatten().filter(|q| !q.is_zero()).map(|q| q.units().max(0) as u64);
+    sizes.min().unwrap_or(0)
 }
 
 fn has_fs_group(pod: &Pod) -> bool {
@@ -378,7 +391,7 @@ async fn request_token(
 }
 
 /// Where a volume's content is on the host.
-fn volume_path(ctx: &Context, pod: &Pod, volume: &Volume) -> PathBuf {
+pub fn volume_path(ctx: &Context, pod: &Pod, volume: &Volume) -> PathBuf {
     if let Some(host) = &volume.host_path {
         return host.path.clone().into();
     }

@@ -61,6 +61,8 @@ pub struct Worker {
 struct Mail {
     pod: Arc<Pod>,
     gone: bool,
+    /// Why the Pod must go, where it takes more than it may.
+    evicted: Option<String>,
 }
 
 impl Worker {
@@ -71,7 +73,7 @@ impl Worker {
         Arc::new(Worker {
             uid,
             references,
-            mail: Mutex::new(Mail { pod, gone }),
+            mail: Mutex::new(Mail { pod, gone, evicted: None }),
             runtime_changed: AtomicBool::new(false),
             sources_changed: AtomicBool::new(false),
             notify: Notify::new(),
@@ -91,6 +93,12 @@ impl Worker {
         self.mail.lock().gone = true;
         // Whoever removed it did not want to wait.
         self.grace.send_replace(Some(0));
+        self.notify.notify_one();
+    }
+
+    /// The Pod takes more than it may.
+    pub fn evict(&self, why: String) {
+        self.mail.lock().evicted = Some(why);
         self.notify.notify_one();
     }
 
@@ -281,6 +289,12 @@ impl Loop {
         let mail = self.worker.mail.lock();
         self.pod = mail.pod.clone();
         self.gone = mail.gone;
+        let evicted = mail.evicted.clone().filter(|_| self.memory.ended.is_none());
+        drop(mail);
+        if let Some(message) = evicted {
+            self.event(EventType::Warning, machine::EVICTED, &message);
+            self.memory.ended = Some(Ended { phase: "Failed", reason: machine::EVICTED.into(), message });
+        }
     }
 
     /// Plans and acts until there is nothing to do now; gives the time of the next step.
@@ -360,7 +374,9 @@ impl Loop {
         }
         known.busy = Some(Busy::Starting);
         known.retry_at = None;
-        let old_runs: Vec<String> = known.previous.iter().map(|run| run.id.clone()).collect();
+        // What an interrupted start left gives way; else the run before the last one does.
+        let interrupted = known.current.as_ref().filter(|run| run.is_created());
+        let old_run = interrupted.or(known.previous.as_ref()).map(|run| run.id.clone());
         let start = Start {
             ctx: self.ctx.clone(),
             pod: self.pod.clone(),
@@ -370,7 +386,7 @@ impl Loop {
             attempt,
             pod_ips: self.memory.pod_ips.clone(),
             qos_class: self.qos_class,
-            old_runs,
+            old_run,
         };
         let container = name.to_owned();
         self.ops
@@ -990,6 +1006,7 @@ fn remembered(pod: &Pod) -> Memory {
                 stop_signal: libc::SIGTERM,
                 asked_image: String::new(),
                 image: known.image.clone(),
+                identity: None,
             };
             if let Some(running) = &state.running {
                 run.started_at = running.started_at.as_ref().map(|t| t.0);
@@ -1130,8 +1147,8 @@ struct Start {
     attempt: u32,
     pod_ips: Vec<String>,
     qos_class: &'static str,
-    /// Runs older than the last one, whose remains can go now.
-    old_runs: Vec<String>,
+    /// A run whose remains can go now.
+    old_run: Option<String>,
 }
 
 impl Start {
@@ -1175,7 +1192,7 @@ impl Start {
             Err(message) => return not_created("CreateContainerConfigError", message),
         };
         let uid = text(&self.pod.metadata.uid);
-        for old in &self.old_runs {
+        if let Some(old) = &self.old_run {
             if let Err(error) = ctx.runtime.remove_container(uid, old).await {
                 tracing::debug!(%error, "cannot remove an old container");
             }
@@ -1206,6 +1223,7 @@ impl Start {
             stop_signal,
             asked_image: text(&self.container.image).to_owned(),
             image: image.clone(),
+            identity: None,
         };
         if let Err(error) = ctx.runtime.create_container(uid, config).await {
             ctx.images.release(&id);
@@ -1409,6 +1427,7 @@ fn read_run(
         stop_signal: label(container::LABEL_STOP_SIGNAL).parse().unwrap_or(libc::SIGTERM),
         asked_image: label(container::LABEL_ASKED_IMAGE),
         image: label(LABEL_IMAGE),
+        identity: status.identity.clone(),
     }
 }
 

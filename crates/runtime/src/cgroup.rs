@@ -188,9 +188,8 @@ impl Cgroups {
             if let Some(limit) = r.memory_limit_bytes {
                 let max = if limit > 0 { limit.to_string() } else { "max".to_owned() };
                 put("memory.max", max)?;
-                // No swap for limited containers, and an out-of-memory kill takes all of one.
+                // No swap for what is limited.
                 optional(put("memory.swap.max", if limit > 0 { "0".into() } else { "max".into() }))?;
-                optional(put("memory.oom.group", "1".into()))?;
             }
             if let Some(pids) = r.pids_limit {
                 put("pids.max", if pids > 0 { pids.to_string() } else { "max".to_owned() })?;
@@ -225,6 +224,15 @@ impl Cgroups {
             put("pids", "pids.max", if pids > 0 { pids.to_string() } else { "max".to_owned() })?;
         }
         Ok(())
+    }
+
+    /// Makes an out-of-memory kill take all of the group, as upstream has it for containers where the
+    /// kernel can (`singleProcessOOMKill: false`). Never for a Pod's own group: its supervisor is in it.
+    pub fn kill_as_one(&self, group: &str) -> io::Result<()> {
+        match self.unified_dir(group).filter(|_| self.pure_v2()) {
+            Some(dir) => optional(write_file(&dir.join("memory.oom.group"), "1")),
+            None => Ok(()),
+        }
     }
 
     /// Limits the group to the devices of `rules`; None allows all.

@@ -20,6 +20,7 @@ mod wire;
 
 use futures_util::future::BoxFuture;
 pub use runtime::{Runtime, RuntimeConfig};
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -116,6 +117,8 @@ pub trait PodRuntime: Send + Sync + 'static {
     fn connect<'a>(&'a self, uid: &'a str, port: u16) -> BoxFuture<'a, Result<Box<dyn Stream>>>;
     /// Starts a new log file after the old one was renamed.
     fn reopen_log<'a>(&'a self, uid: &'a str, id: &'a str) -> BoxFuture<'a, Result<()>>;
+    /// The directory of what the container wrote into its own root, where this host has one.
+    fn writable_layer(&self, uid: &str, id: &str) -> Option<PathBuf>;
     fn usage<'a>(&'a self, uid: &'a str, id: &'a str) -> BoxFuture<'a, Result<Usage>>;
     /// State changes from now on. A slow reader gets [`Event::Lagged`]'s meaning from the channel.
     fn events(&self) -> broadcast::Receiver<Event>;

@@ -9,8 +9,8 @@ use crate::protocol::{Context, Failure, FailureKind, os_text};
 use crate::rootfs;
 use crate::seccomp;
 use crate::sys;
-use crate::types::{ContainerConfig, Seccomp, TerminalSize};
-use crate::user::{self, Identity};
+use crate::types::{ContainerConfig, Identity, Seccomp, TerminalSize};
+use crate::user;
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -27,6 +27,8 @@ type Step<T = ()> = Result<T, Failure>;
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Note {
     Warning(String),
+    /// Who the program will run as.
+    Identity(Identity),
     /// The terminal's descriptor comes with it.
     Terminal,
     Ready,
@@ -128,6 +130,7 @@ fn first(child: &Child<'_>, creation: &Creation<'_>) -> Step<Infallible> {
         shm,
     })?;
     let identity = identity_of(config)?;
+    note(&child.notes, &Note::Identity(identity.clone()), &[]);
     attach_stdio(child, &identity, true)?;
     finish(child, &config.args, &identity, filter, true)
 }

@@ -11,7 +11,7 @@ use crate::protocol::{decode, encode};
 use crate::state::{self, ContainerRecord, Layout, SandboxRecord};
 use crate::sys::{self, Fork};
 use crate::types::{
-    ContainerConfig, ContainerState, ContainerStatus, ExecConfig, SandboxStatus, TerminalSize,
+    ContainerConfig, ContainerState, ContainerStatus, ExecConfig, Resources, SandboxStatus, TerminalSize,
 };
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -29,6 +29,10 @@ const CONNECTIONS_MAX: usize = 256;
 const OUTPUT_LEN_MAX: usize = 4 << 20;
 const CHUNK_LEN: usize = 16 * 1024;
 const STDIN_CHUNK_LEN: usize = 4 * 1024;
+/// What the supervisor may need beside the containers: it is counted in the Pod's group, whose
+/// limit would else be reached before those of the containers, and the kernel would look for its
+/// victim in the whole Pod. A supervisor takes 1 to 2 MB; buffers of slow streams come on top.
+const SUPERVISOR_MEMORY_BYTES: i64 = 16 << 20;
 
 fn other(text: impl Into<String>) -> Failure {
     Failure::new(FailureKind::Other, text)
@@ -252,7 +256,7 @@ fn set_up(layout: Layout, uid: String) -> Step<Option<Box<Shim>>> {
     let cgroups = Cgroups::detect()?;
     let group = layout.shim_cgroup(&uid);
     cgroups.create(&group)?;
-    cgroups.set(&layout.pod_cgroup(&uid), &config.resources)?;
+    cgroups.set(&layout.pod_cgroup(&uid), &with_supervisor(&config.resources))?;
     // The child starts in its group, and belongs to init, not to the agent.
     let into = cgroups.open(&group)?;
     // SAFETY: single-threaded; the child goes on as the supervisor.
@@ -312,6 +316,15 @@ fn set_up(layout: Layout, uid: String) -> Step<Option<Box<Shim>>> {
     Ok(Some(Box::new(shim)))
 }
 
+/// The limits of the Pod's own group.
+fn with_supervisor(pod: &Resources) -> Resources {
+    let memory = pod.memory_limit_bytes.map(|limit| match limit {
+        1.. => limit.saturating_add(SUPERVISOR_MEMORY_BYTES),
+        unlimited => unlimited,
+    });
+    Resources { memory_limit_bytes: memory, ..pod.clone() }
+}
+
 /// Makes the namespaces that the Pod's containers share, with this process as their first member.
 fn enter_namespaces(config: &crate::SandboxConfig) -> Step {
     let mut kinds = 0;
@@ -331,6 +344,7 @@ fn enter_namespaces(config: &crate::SandboxConfig) -> Step {
         loopback_up().at(|| "bring up the loopback link".into())?;
     }
     for (name, value) in &config.sysctls {
+        let name = &name.replace('/', ".");
         let allowed = if name.starts_with("net.") {
             !config.host_network
         } else {
@@ -747,6 +761,7 @@ impl Shim {
         let group = self.group(&config.id);
         self.cgroups.create(&group)?;
         self.cgroups.set(&group, &config.resources)?;
+        self.cgroups.kill_as_one(&group)?;
         self.cgroups.set_devices(&group, rules.as_deref())?;
         let into = self.cgroups.open(&group)?;
 
@@ -824,6 +839,7 @@ impl Shim {
                 message: String::new(),
                 log_path: config.log_path.clone(),
                 labels: config.labels.clone(),
+                identity: None,
             },
             pid,
             pidfd,
@@ -874,6 +890,7 @@ impl Shim {
             };
             match note {
                 Ok(Note::Warning(text)) => container.warnings.push(text),
+                Ok(Note::Identity(identity)) => container.status.identity = Some(identity),
                 Ok(Note::Terminal) => {
                     if let Err(e) = self.take_terminal(id, fds.pop()) {
                         eprintln!("container {id}: terminal: {}", e.text);
@@ -967,7 +984,7 @@ impl Shim {
         }
     }
 
-    fn update(&mut self, id: &str, resources: crate::Resources) -> Step {
+    fn update(&mut self, id: &str, resources: Resources) -> Step {
         let group = self.group(id);
         self.get(id)?;
         self.cgroups.set(&group, &resources)?;
@@ -1455,7 +1472,7 @@ impl Shim {
                         }
                         return self.reply(token, seq, Err(failure));
                     }
-                    Ok(Note::Ready | Note::Warning(_)) | Err(_) => {}
+                    Ok(Note::Ready | Note::Warning(_) | Note::Identity(_)) | Err(_) => {}
                 },
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

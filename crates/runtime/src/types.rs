@@ -174,6 +174,19 @@ pub struct ContainerStatus {
     pub message: String,
     pub log_path: PathBuf,
     pub labels: BTreeMap<String, String>,
+    /// Who its first process is at its start, once that is known. Absent from older supervisors.
+    #[serde(default)]
+    pub identity: Option<Identity>,
+}
+
+/// A resolved user: what [`User`] comes to in the container's own `/etc/passwd` and `/etc/group`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Identity {
+    pub uid: u32,
+    pub gid: u32,
+    /// The primary group among them.
+    pub groups: Vec<u32>,
+    pub home: String,
 }
 
 /// What a runtime tells without being asked. A hint to re-read, never the truth itself.

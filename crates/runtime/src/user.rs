@@ -1,16 +1,7 @@
 //! Who a container's process runs as, looked up in the container's own `/etc/passwd` and
 //! `/etc/group`. Pure: takes the files' texts.
 
-use crate::types::User;
-
-/// A resolved identity.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    pub uid: u32,
-    pub gid: u32,
-    pub groups: Vec<u32>,
-    pub home: String,
-}
+use crate::types::{Identity, User};
 
 struct PasswdLine<'a> {
     name: &'a str,

@@ -234,7 +234,6 @@ impl ControlPlane {
         let clients = move |component: &str| {
             Client::new(server.client_service(Identity::component(component))).named(component)
         };
-        let (_, kinds_changed) = tokio::sync::watch::channel(0);
         let ctx = ControllerContext {
             clients: Arc::new(clients),
             informers: informers.clone(),
@@ -244,7 +243,7 @@ impl ControlPlane {
                 root_ca: Some(self.pki.ca_pem().to_owned()),
                 ..Default::default()
             },
-            kinds_changed,
+            kinds: self.server.kinds().clone(),
             cancel: cancel.clone(),
         };
         let controllers = skeg_controllers::start(&ctx);

@@ -52,8 +52,22 @@ pub enum Answer {
     Value { code: StatusCode, value: Value },
 }
 
+/// Parameters of the API that this server knows and does not act on. Upstream has them behind
+/// gates that are off.
+const WITHOUT_EFFECT: [&str; 2] = ["ignoreStoreReadErrorWithClusterBreakingPotential", "shardSelector"];
+
 /// Serves one authorized request.
 pub async fn serve(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Response<Body>, Status> {
+    let mut response = dispatch(ctx, parts, body).await?;
+    if !ctx.query.is_empty() {
+        let given = WITHOUT_EFFECT.iter().filter(|name| ctx.query.get(name).is_some());
+        let told: Vec<String> = given.map(|name| format!("{name}: has no effect on this server")).collect();
+        warn(response.headers_mut(), &told);
+    }
+    Ok(response)
+}
+
+async fn dispatch(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Response<Body>, Status> {
     if !ctx.info.subresource.is_empty() || ctx.served.resource.is_none() {
         return match ctx.info.verb {
             "get" => subresource::get(ctx, &parts.headers).await,

@@ -262,6 +262,42 @@ async fn tokens_live_as_long_as_their_account() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn access_reviews_answer_for_others_and_oneself() {
+    let cluster = cluster().await;
+    let bob = As { certificate: Some(cluster.pki.issue_client("bob", &[]).unwrap()), headers: vec![] };
+    let ask = async |who: &As, kind: &str, path: &str, spec: Value| {
+        let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec});
+        cluster.send(who, "POST", &format!("/apis/authorization.k8s.io/v1/{path}"), review).await
+    };
+    let pods = json!({"namespace": "default", "verb": "list", "resource": "pods"});
+    let health = json!({"path": "/healthz", "verb": "get"});
+    let metrics = json!({"path": "/metrics", "verb": "get"});
+    let subjects = [
+        (json!({"user": "bob", "resourceAttributes": pods}), false),
+        (json!({"user": "bob", "groups": ["system:masters"], "resourceAttributes": pods}), true),
+        (json!({"user": "bob", "groups": ["system:authenticated"], "nonResourceAttributes": health}), true),
+        (json!({"user": "bob", "groups": ["system:authenticated"], "nonResourceAttributes": metrics}), false),
+        (json!({"user": "system:kube-scheduler", "resourceAttributes": pods}), true),
+    ];
+    for (spec, allowed) in subjects {
+        let review = ask(&cluster.admin(), "SubjectAccessReview", "subjectaccessreviews", spec.clone()).await;
+        assert_eq!(review.expect(201)["status"]["allowed"], allowed, "{spec}");
+        // Asking about others is not for everyone.
+        ask(&bob, "SubjectAccessReview", "subjectaccessreviews", spec).await.expect(403);
+    }
+    let own = json!({"resourceAttributes": pods});
+    for (who, allowed) in [(&bob, false), (&cluster.admin(), true)] {
+        let review = ask(who, "SelfSubjectAccessReview", "selfsubjectaccessreviews", own.clone()).await;
+        assert_eq!(review.expect(201)["status"]["allowed"], allowed);
+    }
+    let rules = json!({"namespace": "default"});
+    let rules = ask(&bob, "SelfSubjectRulesReview", "selfsubjectrulesreviews", rules).await.expect(201);
+    let may = rules["status"]["resourceRules"].to_string();
+    assert!(may.contains("selfsubjectaccessreviews") && !may.contains("pods"), "{may}");
+    cluster.api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn impersonation_is_for_those_who_may() {
     let cluster = cluster().await;
     let mut jane = cluster.admin();

@@ -10,7 +10,7 @@ fn at(second: i64) -> Timestamp {
 struct World {
     deployment: Deployment,
     sets: Vec<ReplicaSet>,
-    pods: Vec<Arc<Pod>>,
+    pods: Vec<Arc<Facts>>,
     second: i64,
     serial: u32,
     trace: Vec<String>,
@@ -193,7 +193,7 @@ fn recreate_never_mixes() {
     let pod = json!({"metadata": {"name": "p", "deletionTimestamp": "2026-01-01T00:00:00Z",
         "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "x", "uid": "rs1", "controller": true}]},
         "status": {"phase": "Running"}});
-    world.pods = vec![Arc::new(serde_json::from_value(pod).unwrap())];
+    world.pods = vec![Arc::new(Facts::of(&serde_json::from_value(pod).unwrap()))];
     world.settle();
     assert_eq!(world.trace(), ["Scaled down replica set rs1 from 3 to 0"], "a terminating Pod still runs");
     world.pods.clear();

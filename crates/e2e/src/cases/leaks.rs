@@ -38,6 +38,7 @@ fn check(scope: &Scope<'_>) -> Result<()> {
     cluster.kubectl(&["create", "namespace", &scope.namespace])?;
     let random = Random::seeded(300);
     batch(scope, &random, 0, 0)?;
+    eprintln!("compacted");
     let store_before = store_bytes(scope)?;
     let before = Traces::of_cluster(cluster)?;
     for n in 1..=BATCHES {
@@ -131,6 +132,7 @@ fn some_pod(n: u64, i: u64) -> Value {
 /// The bytes that the stopped store uses: its pages without those it keeps to use again, as the
 /// head of an SQLite file tells (sqlite.org/fileformat.html, 1.3).
 fn store_bytes(scope: &Scope<'_>) -> Result<u64> {
+    eprintln!("looking at the store");
     scope.cluster.kubectl(&["delete", "events", "--all", "--all-namespaces"])?;
     // One more revision, so that the compaction up to it tells by refusing the ones before.
     scope.kubectl(&["create", "configmap", "last"])?;

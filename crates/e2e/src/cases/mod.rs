@@ -1,6 +1,8 @@
 //! The tables of cases.
 
 mod cli;
+mod counts;
+mod durability;
 mod guest;
 mod kubectl;
 mod leaks;
@@ -16,7 +18,7 @@ use serde_json::{Value, json};
 pub const SHARED: &[&[Case]] = &[rollout::CASES, kubectl::CASES, pods::CASES, network::CASES];
 
 /// Cases that start and end clusters of their own.
-pub const ALONE: &[&[Case]] = &[restart::CASES, cli::CASES];
+pub const ALONE: &[&[Case]] = &[restart::CASES, cli::CASES, counts::CASES, durability::CASES];
 
 /// Cases that bring what they run on.
 pub const APART: &[&[Case]] = &[leaks::CASES, guest::CASES];

@@ -13,6 +13,9 @@ pub const CASES: &[Case] = &[
     Case { name: "endpoints_follow_readiness", run: endpoints },
     Case { name: "cluster_ips_are_allocated", run: cluster_ips },
     Case { name: "pods_reach_each_other", run: pod_to_pod },
+    Case { name: "a_pod_has_the_names_it_asks_for", run: names_of_a_pod },
+    Case { name: "aliases_and_headless_names_resolve", run: aliases },
+    Case { name: "a_host_port_leads_to_its_pod", run: host_port },
 ];
 
 /// A Pod with a wget that resolves names and checks certificates.
@@ -152,4 +155,109 @@ fn pod_to_pod(scope: &Scope<'_>) -> Result<()> {
     })?;
     ensure!(text == "hi\n", "{text}");
     Ok(())
+}
+
+/// hostname, subdomain, setHostnameAsFQDN, hostAliases, dnsPolicy and dnsConfig.
+fn names_of_a_pod(scope: &Scope<'_>) -> Result<()> {
+    let mut named = client("named");
+    let spec = &mut named["spec"];
+    spec["hostname"] = "one".into();
+    spec["subdomain"] = "group".into();
+    spec["setHostnameAsFQDN"] = true.into();
+    spec["hostAliases"] = json!([{"ip": "192.0.2.7", "hostnames": ["seven", "siete"]}]);
+    spec["dnsConfig"] = json!({"searches": ["more.example"], "options": [{"name": "ndots", "value": "2"}]});
+    let mut alone = pod("alone", &[("main", "sleep 1000")]);
+    alone["spec"]["dnsPolicy"] = "None".into();
+    alone["spec"]["dnsConfig"] = json!({"nameservers": ["192.0.2.53"], "searches": ["only.example"]});
+    let mut host = pod("default-dns", &[("main", "sleep 1000")]);
+    host["spec"]["dnsPolicy"] = "Default".into();
+    for pod in [&named, &alone, &host] {
+        scope.apply(pod)?;
+    }
+    // A headless Service of the subdomain's name gives the Pod its name in DNS.
+    scope.apply(&json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "group"},
+        "spec": {"clusterIP": "None", "selector": {"app": "named"}, "ports": [{"port": 80, "name": "http"}]}}))?;
+    scope.wait_ready("named")?;
+    let full = format!("one.group.{}.svc.cluster.local", scope.namespace);
+    ensure!(scope.exec("named", &["hostname"])?.trim() == full);
+    let ip = scope.jsonpath(&["pod", "named"], "{.status.podIP}")?;
+    let hosts = scope.exec("named", &["cat", "/etc/hosts"])?;
+    ensure!(hosts.contains(&format!("{ip}\t{full}\tone\n")), "{hosts}");
+    ensure!(hosts.contains("192.0.2.7\tseven\tsiete\n"), "{hosts}");
+    let resolver = scope.exec("named", &["cat", "/etc/resolv.conf"])?;
+    ensure!(resolver.contains(" more.example") && resolver.contains("options ndots:2"), "{resolver}");
+    scope.wait_ready("alone")?;
+    let resolver = scope.exec("alone", &["cat", "/etc/resolv.conf"])?;
+    ensure!(
+        resolver.contains("nameserver 192.0.2.53") && resolver.contains("search only.example"),
+        "{resolver}"
+    );
+    ensure!(!resolver.contains("cluster.local"), "{resolver}");
+    scope.wait_ready("default-dns")?;
+    let resolver = scope.exec("default-dns", &["cat", "/etc/resolv.conf"])?;
+    let own = std::fs::read_to_string("/etc/resolv.conf")?;
+    let servers = |text: &str| -> Vec<String> {
+        text.lines().filter(|l| l.starts_with("nameserver")).map(str::to_owned).collect()
+    };
+    ensure!(servers(&resolver) == servers(&own) && !resolver.contains("cluster.local"), "{resolver}");
+    eventually("the name resolves", || {
+        let found = scope.exec("alone", &["nslookup", &full, &dns_address(scope)?]);
+        Ok(found.is_ok_and(|text| text.contains(&ip)).then_some(()))
+    })
+}
+
+/// The name server's address, as Pods have it.
+fn dns_address(scope: &Scope<'_>) -> Result<String> {
+    let resolver = scope.exec("named", &["cat", "/etc/resolv.conf"])?;
+    let line = resolver.lines().find_map(|l| l.strip_prefix("nameserver ")).context("a name server")?;
+    Ok(line.trim().to_owned())
+}
+
+fn aliases(scope: &Scope<'_>) -> Result<()> {
+    scope.apply(&deployment("web", 2))?;
+    scope.kubectl(&["expose", "deployment", "web", "--port=80"])?;
+    scope.kubectl(&["expose", "deployment", "web", "--name=all", "--cluster-ip=None", "--port=80"])?;
+    let target = format!("web.{}.svc.cluster.local", scope.namespace);
+    scope.kubectl(&["create", "service", "externalname", "other", &format!("--external-name={target}")])?;
+    scope.rolled_out("web")?;
+    scope.apply(&client("box"))?;
+    scope.wait_ready("box")?;
+    for name in ["other", "all"] {
+        let url = format!("http://{name}/");
+        let page = eventually(name, || Ok(scope.exec("box", &["wget", "-qO-", "-T", "2", &url]).ok()))?;
+        ensure!(page.contains("Welcome to nginx!"), "{page}");
+    }
+    let ips = scope.jsonpath(&["pods", "-l", "app=web"], "{.items[*].status.podIP}")?;
+    eventually("a headless Service resolves to all of its Pods", || {
+        let found =
+            scope.exec("box", &["nslookup", &format!("all.{}.svc.cluster.local", scope.namespace)])?;
+        Ok(ips.split(' ').all(|ip| found.contains(ip)).then_some(()))
+    })?;
+    let absent = scope.kubectl_fails(&["exec", "box", "--", "nslookup", "nobody.default.svc.cluster.local"]);
+    ensure!(absent.is_ok(), "a name that is not there does not resolve");
+    Ok(())
+}
+
+fn host_port(scope: &Scope<'_>) -> Result<()> {
+    const PORT: u16 = 38_765;
+    let mut server = pod("server", &[("main", "echo hi > /tmp/f; httpd -f -p 8080 -h /tmp")]);
+    server["spec"]["containers"][0]["ports"] = json!([{"containerPort": 8080, "hostPort": PORT}]);
+    scope.apply(&server)?;
+    scope.wait_ready("server")?;
+    let node = scope.jsonpath(&["pod", "server"], "{.status.hostIP}")?;
+    let ask = || -> Result<String> {
+        let mut stream = std::net::TcpStream::connect((node.as_str(), PORT))?;
+        std::io::Write::write_all(&mut stream, b"GET /f HTTP/1.0\r\n\r\n")?;
+        let mut page = String::new();
+        std::io::Read::read_to_string(&mut stream, &mut page)?;
+        Ok(page)
+    };
+    eventually("the host's port answers", || Ok(ask().ok().filter(|page| page.ends_with("hi\n"))))?;
+    // Nobody else gets it meanwhile, and it goes with the Pod.
+    let mut second = server.clone();
+    second["metadata"]["name"] = "second".into();
+    scope.apply(&second)?;
+    scope.wait_for("pod/second", "{.status.conditions[?(@.type==\"PodScheduled\")].reason}=Unschedulable")?;
+    scope.kubectl(&["delete", "pod", "second", "server", "--timeout=60s"])?;
+    eventually("the port is free again", || Ok(ask().is_err().then_some(())))
 }

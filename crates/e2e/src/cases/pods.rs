@@ -1,7 +1,7 @@
 //! Pods to the letter: what containers share, how they start, restart, are limited and end.
 
 use super::{container, pod};
-use crate::cluster::eventually;
+use crate::cluster::{Registry, eventually};
 use crate::{Case, Scope};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -31,6 +31,17 @@ pub const CASES: &[Case] = &[
     Case { name: "host_network", run: host_network },
     Case { name: "missing_configmap_is_told", run: missing_configmap },
     Case { name: "cpu_and_pids_cgroups", run: cgroups },
+    Case { name: "quality_of_service", run: quality_of_service },
+    Case { name: "seccomp_and_privileged", run: seccomp_and_privileged },
+    Case { name: "host_namespaces", run: host_namespaces },
+    Case { name: "sysctls", run: sysctls },
+    Case { name: "mount_options", run: mount_options },
+    Case { name: "local_storage_limits_evict", run: local_storage },
+    Case { name: "active_deadline", run: active_deadline },
+    Case { name: "http_grpc_and_https_probes", run: http_probes },
+    Case { name: "terminals", run: terminals },
+    Case { name: "a_private_image_needs_its_secret", run: private_image },
+    Case { name: "a_killed_supervisor_is_replaced", run: killed_supervisor },
 ];
 
 fn started(scope: &Scope<'_>, pod: &Value) -> Result<()> {
@@ -156,6 +167,10 @@ fn security_context(scope: &Scope<'_>) -> Result<()> {
     )?;
     ensure!(writes.contains("Read-only file system") && writes.contains(" 3456 "), "{writes}");
     ensure!(writes.contains("NoNewPrivs:\t1") && writes.contains("0000000000000400"), "{writes}");
+    let shown = status(scope, "user")?["containerStatuses"][0]["user"]["linux"].clone();
+    ensure!(shown["uid"] == 1234 && shown["gid"] == 2345, "{shown}");
+    let groups = shown["supplementalGroups"].as_array().cloned().unwrap_or_default();
+    ensure!([77, 2345, 3456].iter().all(|group| groups.contains(&json!(group))), "{shown}");
     let mut root = pod("root", &[("main", "sleep 1000")]);
     root["spec"]["securityContext"] = json!({"runAsNonRoot": true});
     scope.apply(&root)?;
@@ -282,7 +297,7 @@ fn image_pull_errors(scope: &Scope<'_>) -> Result<()> {
 
 fn images_from_a_registry(scope: &Scope<'_>) -> Result<()> {
     let registry = scope.cluster.registry.as_ref().context("the registry")?;
-    registry.push(&scope.cluster.archive("busybox"), "team/box:v1")?;
+    registry.push(&scope.cluster.archive("busybox"), "team/box:v1", None)?;
     let run = |name: &str, image: &str| -> Result<()> {
         let mut pod = pod(name, &[("main", "sleep 1000")]);
         pod["spec"]["containers"][0]["image"] = image.into();
@@ -364,7 +379,10 @@ fn environment(scope: &Scope<'_>) -> Result<()> {
     shown["spec"]["containers"][0]["command"] =
         json!(["sh", "-c", "env; echo arg $(PLAIN) $$(PLAIN) $(UNKNOWN); sleep 1000"]);
     shown["spec"]["containers"][0]["resources"] = json!({"limits": {"memory": "64Mi", "cpu": "500m"}});
-    shown["spec"]["containers"][0]["envFrom"] = json!([{"prefix": "P_", "configMapRef": {"name": "map"}}]);
+    shown["spec"]["containers"][0]["envFrom"] = json!([
+        {"prefix": "P_", "configMapRef": {"name": "map"}}, {"prefix": "S_", "secretRef": {"name": "key"}},
+        {"configMapRef": {"name": "none", "optional": true}}, {"secretRef": {"name": "none", "optional": true}},
+    ]);
     shown["spec"]["containers"][0]["env"] = json!([
         {"name": "PLAIN", "value": "one"}, {"name": "TWICE", "value": "$(PLAIN)-$(PLAIN)"},
         {"name": "COLOR", "valueFrom": {"configMapKeyRef": {"name": "map", "key": "color"}}},
@@ -393,6 +411,7 @@ fn environment(scope: &Scope<'_>) -> Result<()> {
         "CPU=500",
         "P_color=red",
         "P_SIZE=xl",
+        "S_password=hunter2",
         "HOSTNAME=shown",
         "KUBERNETES_SERVICE_PORT=443",
     ] {
@@ -518,6 +537,17 @@ fn lifecycle_hooks(scope: &Scope<'_>) -> Result<()> {
     ensure!(std::fs::read_to_string(out.join("post"))? == "started\n");
     scope.kubectl(&["delete", "pod", "hooked", "--timeout=40s"])?;
     ensure!(std::fs::read_to_string(out.join("pre"))? == "stopping\n");
+    // A sleep is a hook as well: SIGTERM comes after it, and both are within the grace.
+    hooked["metadata"]["name"] = "sleepy".into();
+    hooked["spec"]["containers"][0]["command"] =
+        json!(["sh", "-c", "trap 'echo bye > /out/bye; exit 0' TERM; while true; do sleep 0.1; done"]);
+    hooked["spec"]["containers"][0]["lifecycle"] = json!({"preStop": {"sleep": {"seconds": 1}}});
+    started(scope, &hooked)?;
+    scope.kubectl(&["delete", "pod", "sleepy", "--timeout=40s"])?;
+    ensure!(std::fs::read_to_string(out.join("bye"))? == "bye\n");
+    let failed =
+        scope.kubectl(&["get", "events", "--field-selector=reason=FailedPreStopHook", "-o", "name"])?;
+    ensure!(!failed.contains("event"), "{failed}");
     Ok(())
 }
 
@@ -570,25 +600,355 @@ fn cgroups(scope: &Scope<'_>) -> Result<()> {
         json!({"requests": {"cpu": "250m"}, "limits": {"cpu": "500m", "memory": "64Mi"}});
     started(scope, &limited)?;
     let pid = find_process("limited")?;
-    let membership = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-    ensure!(membership.lines().any(|line| line.contains("/skeg-") && line.contains("/pod")), "{membership}");
-    let file = |controller: &str, v1: &str, v2: &str| -> Result<String> {
-        for line in membership.lines() {
-            let mut parts = line.splitn(3, ':');
-            let (_, controllers, path) =
-                (parts.next(), parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-            if controllers.split(',').any(|name| name == controller) {
-                return Ok(std::fs::read_to_string(format!("/sys/fs/cgroup/{controller}{path}/{v1}"))?
-                    .trim()
-                    .to_owned());
-            }
-        }
-        let path = membership.lines().find_map(|line| line.strip_prefix("0::")).context("a cgroup")?;
-        Ok(std::fs::read_to_string(format!("/sys/fs/cgroup{path}/{v2}"))?.trim().to_owned())
-    };
+    let file = |controller: &str, v1: &str, v2: &str| cgroup_file(pid, controller, v1, v2);
     let memory = file("memory", "memory.limit_in_bytes", "memory.max")?;
     ensure!(memory == "67108864", "{memory}");
     let quota = file("cpu", "cpu.cfs_quota_us", "cpu.max")?;
     ensure!(quota == "50000" || quota == "50000 100000", "{quota}");
     Ok(())
+}
+
+/// A file of the cgroup that a process is in, by its name in v1 or v2.
+fn cgroup_file(pid: i32, controller: &str, v1: &str, v2: &str) -> Result<String> {
+    let membership = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    ensure!(membership.lines().any(|line| line.contains("/skeg-") && line.contains("/pod")), "{membership}");
+    let read = |path: String| std::fs::read_to_string(&path).with_context(|| path.clone());
+    for line in membership.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        if controllers.split(',').any(|name| name == controller) {
+            return Ok(read(format!("/sys/fs/cgroup/{controller}{path}/{v1}"))?.trim().to_owned());
+        }
+    }
+    let path = membership.lines().find_map(|line| line.strip_prefix("0::")).context("a cgroup")?;
+    Ok(read(format!("/sys/fs/cgroup{path}/{v2}"))?.trim().to_owned())
+}
+
+/// The class, and what it comes to in the cgroups of container and Pod.
+fn quality_of_service(scope: &Scope<'_>) -> Result<()> {
+    let equal = json!({"cpu": "100m", "memory": "32Mi"});
+    for (name, resources, class, shares) in [
+        ("best", json!({}), "BestEffort", ["2", "1"]),
+        ("burst", json!({"requests": {"cpu": "500m"}}), "Burstable", ["512", "59"]),
+        ("sure", json!({"requests": equal, "limits": equal}), "Guaranteed", ["102", "17"]),
+    ] {
+        let name = format!("qos-{name}");
+        let mut classed = pod(&name, &[("main", "sleep 1000")]);
+        classed["spec"]["containers"][0]["resources"] = resources;
+        started(scope, &classed)?;
+        ensure!(status(scope, &name)?["qosClass"] == class);
+        let pid = find_process(&name)?;
+        for place in ["", "../"] {
+            let found =
+                cgroup_file(pid, "cpu", &format!("{place}cpu.shares"), &format!("{place}cpu.weight"))?;
+            ensure!(shares.contains(&found.as_str()), "{name} {place}: {found}");
+        }
+    }
+    let score = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", find_process("qos-best")?))?;
+    ensure!(score.trim() == "1000", "{score}");
+    // Where the host lets nobody lower the score, the guaranteed one is not raised at least.
+    let sure = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", find_process("qos-sure")?))?;
+    ensure!(sure.trim().parse::<i32>()? <= 0, "{sure}");
+    Ok(())
+}
+
+fn seccomp_and_privileged(scope: &Scope<'_>) -> Result<()> {
+    let profiles = scope.cluster.data_dir.join("seccomp");
+    std::fs::create_dir_all(&profiles)?;
+    let profile = json!({"defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]});
+    std::fs::write(profiles.join("no-mkdir.json"), profile.to_string())?;
+    let with = |name: &str, context: Value| {
+        let mut pod = pod(name, &[("main", "sleep 1000")]);
+        pod["spec"]["containers"][0]["securityContext"] = context;
+        pod
+    };
+    let script = "grep -E '^(Seccomp|CapEff):' /proc/self/status; mkdir /made 2>&1 || true; \
+        mount -t tmpfs x /mnt 2>/dev/null && echo mounted; [ -e /dev/loop-control ] || [ -e /dev/mem ] && echo devices; true";
+    let local = json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "no-mkdir.json"}});
+    started(scope, &with("local", local))?;
+    let seen = scope.exec("local", &["sh", "-c", script])?;
+    ensure!(seen.contains("Seccomp:\t2") && seen.contains("not supported"), "{seen}");
+    started(scope, &with("free", json!({"seccompProfile": {"type": "Unconfined"}})))?;
+    let seen = scope.exec("free", &["sh", "-c", script])?;
+    ensure!(seen.contains("Seccomp:\t0") && !seen.contains("mounted"), "{seen}");
+    started(scope, &with("mighty", json!({"privileged": true})))?;
+    let seen = scope.exec("mighty", &["sh", "-c", script])?;
+    ensure!(seen.contains("Seccomp:\t0") && seen.contains("mounted"), "{seen}");
+    ensure!(!seen.contains("00000000a80425fb"), "more than the default capabilities: {seen}");
+    let absent = json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "absent.json"}});
+    scope.apply(&with("absent", absent))?;
+    scope.wait_for("pod/absent", "{.status.containerStatuses[0].state.waiting.reason}=CreateContainerError")
+}
+
+fn host_namespaces(scope: &Scope<'_>) -> Result<()> {
+    for (name, field, namespace) in [("pids", "hostPID", "pid"), ("ipc", "hostIPC", "ipc")] {
+        let mut host = pod(name, &[("main", "sleep 1000")]);
+        host["spec"][field] = true.into();
+        started(scope, &host)?;
+        for other in ["pid", "ipc", "net", "mnt"] {
+            let inside = scope.exec(name, &["readlink", &format!("/proc/self/ns/{other}")])?;
+            let outside = std::fs::read_link(format!("/proc/self/ns/{other}"))?;
+            let same = inside.trim() == outside.to_string_lossy();
+            ensure!(same == (other == namespace), "{field} {other}: {inside}");
+        }
+    }
+    Ok(())
+}
+
+fn sysctls(scope: &Scope<'_>) -> Result<()> {
+    let with = |name: &str, sysctls: Value| {
+        let mut pod = pod(name, &[("main", "sleep 1000")]);
+        pod["spec"]["securityContext"] = json!({"sysctls": sysctls});
+        pod
+    };
+    let safe = json!([{"name": "net.ipv4.ip_unprivileged_port_start", "value": "80"}, {"name": "kernel.shm_rmid_forced", "value": "1"}]);
+    started(scope, &with("tuned", safe))?;
+    let seen = scope.exec(
+        "tuned",
+        &["cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start", "/proc/sys/kernel/shm_rmid_forced"],
+    )?;
+    ensure!(seen == "80\n1\n", "{seen}");
+    scope.apply(&with("unsafe", json!([{"name": "kernel.msgmax", "value": "10000"}])))?;
+    scope.wait_for("pod/unsafe", "{.status.reason}=SysctlForbidden")?;
+    let status = status(scope, "unsafe")?;
+    ensure!(status["phase"] == "Failed", "{status}");
+    let message = status["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("forbidden sysctl: \"kernel.msgmax\" not allowlisted"), "{message}");
+    Ok(())
+}
+
+fn mount_options(scope: &Scope<'_>) -> Result<()> {
+    let shared = scope.cluster.scratch().join("propagation");
+    std::fs::create_dir_all(&shared)?;
+    let mount = |args: &[&str], at: &std::path::Path| -> Result<()> {
+        ensure!(std::process::Command::new(args[0]).args(&args[1..]).arg(at).status()?.success(), "{args:?}");
+        Ok(())
+    };
+    mount(&["mount", "-t", "tmpfs", "propagation"], &shared)?;
+    let tested = (|| {
+        mount(&["mount", "--make-shared"], &shared)?;
+        std::fs::create_dir(shared.join("from-host"))?;
+        std::fs::create_dir(shared.join("from-pod"))?;
+        let mut mounts = pod("mounts", &[("main", "sleep 1000"), ("other", "sleep 1000")]);
+        mounts["spec"]["volumes"] =
+            json!([{"name": "data", "emptyDir": {}}, {"name": "host", "hostPath": {"path": shared}}]);
+        mounts["spec"]["containers"][0]["env"] =
+            json!([{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]);
+        mounts["spec"]["containers"][0]["volumeMounts"] = json!([
+            {"name": "data", "mountPath": "/data"}, {"name": "data", "mountPath": "/fixed", "readOnly": true},
+            {"name": "data", "mountPath": "/own", "subPathExpr": "$(POD_NAME)/deep"},
+            {"name": "host", "mountPath": "/none"}, {"name": "host", "mountPath": "/slave", "mountPropagation": "HostToContainer"},
+        ]);
+        mounts["spec"]["containers"][1]["securityContext"] = json!({"privileged": true});
+        mounts["spec"]["containers"][1]["volumeMounts"] =
+            json!([{"name": "host", "mountPath": "/both", "mountPropagation": "Bidirectional"}]);
+        started(scope, &mounts)?;
+        let sh = |container: &str, script: &str| {
+            scope.kubectl(&["exec", "mounts", "-c", container, "--", "sh", "-c", script])
+        };
+        let seen = sh("main", "touch /own/x; ls /data/mounts/deep; touch /fixed/y 2>&1 || true")?;
+        ensure!(seen.starts_with("x\n") && seen.contains("Read-only file system"), "{seen}");
+        mount(&["mount", "-t", "tmpfs", "host"], &shared.join("from-host"))?;
+        std::fs::write(shared.join("from-host/file"), "")?;
+        let seen = sh("main", "ls /slave/from-host; echo -; ls /none/from-host")?;
+        ensure!(seen == "file\n-\n", "{seen}");
+        sh("other", "mount -t tmpfs pod /both/from-pod && touch /both/from-pod/file")?;
+        ensure!(shared.join("from-pod/file").exists(), "a mount of a Bidirectional container is the host's");
+        // A link out of the volume is no sub-path.
+        std::os::unix::fs::symlink("/etc", shared.join("out"))?;
+        let mut escape = pod("escape", &[("main", "sleep 1000")]);
+        escape["spec"]["volumes"] = json!([{"name": "host", "hostPath": {"path": shared}}]);
+        escape["spec"]["containers"][0]["volumeMounts"] =
+            json!([{"name": "host", "mountPath": "/etc-of-host", "subPath": "out"}]);
+        scope.apply(&escape)?;
+        scope.wait_for(
+            "pod/escape",
+            "{.status.containerStatuses[0].state.waiting.reason}=CreateContainerConfigError",
+        )?;
+        scope.kubectl(&["delete", "pod", "--all", "--timeout=60s"]).map(drop)
+    })();
+    let unmounted = mount(&["umount", "--recursive"], &shared);
+    tested.and(unmounted)
+}
+
+fn local_storage(scope: &Scope<'_>) -> Result<()> {
+    let mut greedy = pod("greedy", &[("main", "head -c 3000000 /dev/zero > /cache/big; sleep 1000")]);
+    greedy["spec"]["volumes"] = json!([{"name": "cache", "emptyDir": {"sizeLimit": "1Mi"}}]);
+    greedy["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "cache", "mountPath": "/cache"}]);
+    let mut writer = pod("writer", &[("main", "head -c 3000000 /dev/zero > /big; sleep 1000")]);
+    writer["spec"]["containers"][0]["resources"] = json!({"limits": {"ephemeral-storage": "1Mi"}});
+    let mut modest = pod("modest", &[("main", "echo little > /little; sleep 1000")]);
+    modest["spec"]["containers"][0]["resources"] = json!({"limits": {"ephemeral-storage": "1Mi"}});
+    for pod in [&modest, &greedy, &writer] {
+        scope.apply(pod)?;
+    }
+    for (name, why) in [
+        ("greedy", "Usage of EmptyDir volume \"cache\" exceeds the limit \"1Mi\""),
+        ("writer", "exceeds the total limit of containers 1Mi"),
+    ] {
+        scope.wait_for(&format!("pod/{name}"), "{.status.reason}=Evicted")?;
+        let status = status(scope, name)?;
+        ensure!(status["phase"] == "Failed", "{status}");
+        ensure!(status["message"].as_str().is_some_and(|text| text.contains(why)), "{status}");
+        let conditions = status["conditions"].as_array().context("conditions")?;
+        let target =
+            conditions.iter().find(|c| c["type"] == "DisruptionTarget").context("DisruptionTarget")?;
+        ensure!(target["reason"] == "TerminationByKubelet", "{target}");
+    }
+    scope.wait_ready("modest")
+}
+
+fn active_deadline(scope: &Scope<'_>) -> Result<()> {
+    let mut late = pod("late", &[("main", "sleep 1000")]);
+    late["spec"]["activeDeadlineSeconds"] = 1.into();
+    scope.apply(&late)?;
+    scope.wait_for("pod/late", "{.status.reason}=DeadlineExceeded")?;
+    ensure!(status(scope, "late")?["phase"] == "Failed");
+    Ok(())
+}
+
+/// HTTP with a path, headers and a named port; what answers wrongly is not ready. gRPC and HTTPS
+/// against servers of the node's own tests.
+fn http_probes(scope: &Scope<'_>) -> Result<()> {
+    let mut web = pod("web", &[("main", "mkdir /www; echo ok > /www/there; httpd -f -p 8080 -h /www")]);
+    web["spec"]["containers"][0]["ports"] = json!([{"name": "http", "containerPort": 8080}]);
+    web["spec"]["containers"][0]["readinessProbe"] =
+        json!({"httpGet": {"path": "/late", "port": "http"}, "periodSeconds": 1});
+    web["spec"]["containers"][0]["livenessProbe"] = json!({"httpGet": {"path": "/there", "port": "http"}, "periodSeconds": 1, "failureThreshold": 1, "initialDelaySeconds": 1});
+    scope.apply(&web)?;
+    eventually("the readiness probe fails", || {
+        let text = scope.kubectl(&["get", "events", "--field-selector=reason=Unhealthy"])?;
+        Ok(text.contains("Readiness probe failed: HTTP probe failed with statuscode: 404").then_some(()))
+    })?;
+    scope.exec("web", &["sh", "-c", "echo now > /www/late"])?;
+    scope.wait_ready("web")?;
+    ensure!(status(scope, "web")?["containerStatuses"][0]["restartCount"] == 0);
+    scope.exec("web", &["rm", "/www/there"])?;
+    scope.wait_for("pod/web", "{.status.containerStatuses[0].restartCount}=1")?;
+    // No TLS and no gRPC are spoken there: neither probe takes a plain answer for one of its own.
+    for (name, probe) in [
+        ("tls", json!({"httpGet": {"path": "/", "port": 8080, "scheme": "HTTPS"}, "periodSeconds": 1})),
+        ("grpc", json!({"grpc": {"port": 8080}, "periodSeconds": 1})),
+    ] {
+        let mut plain = pod(name, &[("main", "httpd -f -p 8080 -h /")]);
+        plain["spec"]["containers"][0]["readinessProbe"] = probe;
+        scope.apply(&plain)?;
+        eventually("the probe fails", || {
+            let field = format!("--field-selector=reason=Unhealthy,involvedObject.name={name}");
+            let text = scope.kubectl(&["get", "events", &field])?;
+            Ok(text.contains("Readiness probe failed").then_some(()))
+        })?;
+        ensure!(status(scope, name)?["containerStatuses"][0]["ready"] == false);
+    }
+    Ok(())
+}
+
+/// kubectl on a terminal of its own, which util-linux's `script` makes.
+fn on_terminal(scope: &Scope<'_>, args: &[&str], input: &str) -> Result<String> {
+    use std::io::Write;
+    let kubectl = scope.kubectl_command();
+    let words = std::iter::once(kubectl.get_program()).chain(kubectl.get_args()).map(|w| w.to_string_lossy());
+    let line: Vec<String> = words
+        .map(|w| w.into_owned())
+        .chain(args.iter().map(|w| (*w).to_owned()))
+        .map(|w| format!("'{w}'"))
+        .collect();
+    let mut child = std::process::Command::new("script")
+        .args(["--quiet", "--return", "--command", &line.join(" "), "/dev/null"])
+        .env("HOME", scope.cluster.scratch())
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .context("script (util-linux)")?;
+    // Held open until the end: its end would be the terminal's.
+    let mut stdin = child.stdin.take().context("piped")?;
+    stdin.write_all(input.as_bytes())?;
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut child.stdout.take().context("piped")?, &mut text)?;
+    let status = child.wait()?;
+    drop(stdin);
+    ensure!(status.success(), "{args:?}: {status}\n{text}");
+    Ok(text)
+}
+
+fn terminals(scope: &Scope<'_>) -> Result<()> {
+    let mut shell = pod(
+        "shell",
+        &[("main", "tty; stty size; while read line; do echo got $line; [ $line = end ] && exit 0; done")],
+    );
+    shell["spec"]["restartPolicy"] = "Never".into();
+    shell["spec"]["containers"][0]["tty"] = true.into();
+    shell["spec"]["containers"][0]["stdin"] = true.into();
+    started(scope, &shell)?;
+    let text = on_terminal(
+        scope,
+        &["exec", "-it", "shell", "--", "sh", "-c", "tty; echo $TERM; read x; echo [$x]"],
+        "hello\n",
+    )?;
+    ensure!(text.contains("/dev/pts/") && text.contains("xterm") && text.contains("[hello]"), "{text}");
+    let log = scope.kubectl(&["logs", "shell"])?;
+    ensure!(log.contains("/dev/"), "the container has a terminal: {log}");
+    let text = on_terminal(scope, &["attach", "-it", "shell"], "end\n")?;
+    ensure!(text.contains("got end"), "{text}");
+    scope.wait_for("pod/shell", "{.status.phase}=Succeeded")
+}
+
+fn private_image(scope: &Scope<'_>) -> Result<()> {
+    /// `tester:secret`, by bcrypt.
+    const HTPASSWD: &str = "tester:$2b$04$b6KxObqr4BkkR9PC8k0E5unDWdP4tHYZ97TZYqAxhwb6CTuNXuOqu\n";
+    let directory = scope.cluster.scratch().join("private");
+    std::fs::create_dir_all(&directory)?;
+    let passwords = directory.join("htpasswd");
+    std::fs::write(&passwords, HTPASSWD)?;
+    let auth = format!("auth: {{htpasswd: {{realm: private, path: {}}}}}", passwords.display());
+    let registry = Registry::start(&directory, &auth)?;
+    registry.push(&scope.cluster.archive("busybox"), "mine/box:1", Some("tester:secret"))?;
+    let mut private = pod("private", &[("main", "sleep 1000")]);
+    private["spec"]["containers"][0]["image"] = format!("{}/mine/box:1", registry.host()).into();
+    private["spec"]["containers"][0]["imagePullPolicy"] = "Always".into();
+    private["spec"]["imagePullSecrets"] = json!([{"name": "pull"}]);
+    scope.apply(&private)?;
+    scope.watch_until(&["pod", "private"], |pod| {
+        let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
+        waiting["reason"] == "ErrImagePull"
+            && waiting["message"].as_str().is_some_and(|text| text.contains("pull access denied"))
+    })?;
+    scope.kubectl(&[
+        "create",
+        "secret",
+        "docker-registry",
+        "pull",
+        &format!("--docker-server={}", registry.host()),
+        "--docker-username=tester",
+        "--docker-password=secret",
+    ])?;
+    scope.wait_ready("private")
+}
+
+/// The supervisor's death is the sandbox's: all of it is ended and made anew.
+fn killed_supervisor(scope: &Scope<'_>) -> Result<()> {
+    started(scope, &pod("orphan", &[("main", "sleep 1000")]))?;
+    let before = status(scope, "orphan")?;
+    let uid = scope.jsonpath(&["pod", "orphan"], "{.metadata.uid}")?;
+    let container = find_process("orphan")?;
+    let supervisor = std::fs::read_dir("/proc")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
+        .find(|pid| {
+            let read =
+                |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            read("comm") == "skeg-shim\n" && read("cmdline").contains(&uid)
+        })
+        .context("the supervisor")?;
+    // SAFETY: a plain kill(2) of the supervisor of this test's own Pod.
+    unsafe { libc::kill(supervisor, libc::SIGKILL) };
+    scope.wait_for("pod/orphan", "{.status.containerStatuses[0].restartCount}=1")?;
+    scope.wait_ready("orphan")?;
+    let after = status(scope, "orphan")?;
+    ensure!(after["podIP"] == before["podIP"], "the address is kept: {after}");
+    ensure!(find_process("orphan")? != container, "the old process is gone");
+    eventually("the event", || {
+        let text = scope.kubectl(&["get", "events", "--field-selector=reason=SandboxChanged"])?;
+        Ok(text.contains("Pod sandbox changed").then_some(()))
+    })
 }

@@ -22,19 +22,26 @@ struct Registry {
 
 impl Registry {
     async fn start(auth: bool) -> Self {
+        Registry::with(|dir| {
+            let htpasswd = dir.join("htpasswd");
+            std::fs::write(&htpasswd, HTPASSWD).unwrap();
+            match auth {
+                true => format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", htpasswd.display()),
+                false => String::new(),
+            }
+        })
+        .await
+    }
+
+    /// With more configuration, which may name files in the registry's directory.
+    async fn with(more: impl FnOnce(&Path) -> String) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let address = format!("127.0.0.1:{port}");
-        let htpasswd = dir.path().join("htpasswd");
-        std::fs::write(&htpasswd, HTPASSWD).unwrap();
-        let auth = if auth {
-            format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", htpasswd.display())
-        } else {
-            String::new()
-        };
         let config = format!(
-            "version: 0.1\nlog:\n  accesslog:\n    disabled: false\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n{auth}",
-            dir.path().join("data").display()
+            "version: 0.1\nlog:\n  accesslog:\n    disabled: false\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n{}",
+            dir.path().join("data").display(),
+            more(dir.path())
         );
         std::fs::write(dir.path().join("config.yml"), config).unwrap();
         let log = std::fs::File::create(dir.path().join("log")).unwrap();
@@ -52,7 +59,7 @@ impl Registry {
 
     fn push(&self, layout: &Path, name: &str, credentials: Option<&str>) {
         let mut command = Command::new("skopeo");
-        command.args(["copy", "--quiet", "--dest-tls-verify=false"]);
+        command.args(["copy", "--quiet", "--all", "--dest-tls-verify=false"]);
         if let Some(credentials) = credentials {
             command.args(["--dest-creds", credentials]);
         }
@@ -294,6 +301,373 @@ async fn a_corrupt_blob_is_refused_and_leaves_nothing() {
     assert!(images.list().unwrap().is_empty());
     images.collect().unwrap();
     assert_eq!(layers_on_disk(dir.path()), 0);
+    assert_eq!(scratch_files(dir.path()), 0, "nor what was downloaded");
+
+    // Longer than its descriptor says: refused before it is all here.
+    let mut bytes = std::fs::read(&blob).unwrap();
+    bytes.resize(bytes.len() + 1_000_000, 0);
+    std::fs::write(&blob, bytes).unwrap();
+    let result = images.pull(&format!("{}/app:v1", registry.address), &[], None).await;
+    assert!(matches!(&result, Err(Error::Invalid(why)) if why.contains("longer than")), "{result:?}");
+    assert_eq!(scratch_files(dir.path()), 0);
+}
+
+/// Files in work directories, beside their locks.
+fn scratch_files(dir: &Path) -> usize {
+    walk(&dir.join("images/tmp")).iter().filter(|(_, path)| !path.ends_with(".lock")).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreachable_registry_is_no_reason_to_use_what_is_here() {
+    let registry = Registry::start(false).await;
+    let dir = tempfile::tempdir().unwrap();
+    layout(&dir.path().join("oci"), None, &three_layers());
+    registry.push(&dir.path().join("oci"), "app:v1", None);
+    let images = open(dir.path(), "");
+    let name = format!("{}/app:v1", registry.address);
+    images.pull(&name, &[], None).await.unwrap();
+    drop(registry);
+    assert!(matches!(images.pull(&name, &[], None).await, Err(Error::Network(_))));
+    assert!(images.resolve(&name).unwrap().is_some(), "it is here for who does not ask the registry");
+}
+
+/// Signs tokens that the registry trusts, for those who say who they are.
+struct TokenServer {
+    address: String,
+    certificate: String,
+    /// Request lines, with the body of forms.
+    asked: Arc<std::sync::Mutex<Vec<String>>>,
+}
+
+impl TokenServer {
+    async fn start() -> Self {
+        use base64::Engine;
+        use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let made = rcgen::generate_simple_self_signed(["tokens".to_owned()]).unwrap();
+        let algorithm = &ring::signature::ECDSA_P256_SHA256_FIXED_SIGNING;
+        let random = ring::rand::SystemRandom::new();
+        let pkcs8 = made.signing_key.serialize_der();
+        let key = ring::signature::EcdsaKeyPair::from_pkcs8(algorithm, &pkcs8, &random).unwrap();
+        let header =
+            serde_json::json!({"typ": "JWT", "alg": "ES256", "x5c": [STANDARD.encode(made.cert.der())]});
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = TokenServer {
+            address: listener.local_addr().unwrap().to_string(),
+            certificate: made.cert.pem(),
+            asked: Arc::default(),
+        };
+        let asked = server.asked.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let (mut text, mut chunk) = (String::new(), [0; 4096]);
+                let length = |text: &str| {
+                    let line = text.lines().find_map(|l| {
+                        l.to_ascii_lowercase().strip_prefix("content-length: ").map(str::to_owned)
+                    });
+                    line.map_or(0, |n| n.trim().parse::<usize>().unwrap())
+                };
+                let body = loop {
+                    let n = stream.read(&mut chunk).await.unwrap();
+                    text.push_str(&String::from_utf8_lossy(&chunk[..n]));
+                    match text.split_once("\r\n\r\n") {
+                        Some((head, body)) if body.len() >= length(head) => break body.to_owned(),
+                        _ => assert!(n > 0, "{text}"),
+                    }
+                };
+                let line = text.lines().next().unwrap().to_owned();
+                let basic = format!("authorization: Basic {}", STANDARD.encode("tester:secret"));
+                let known = text.lines().any(|l| l.eq_ignore_ascii_case(&basic))
+                    || line.starts_with("POST ")
+                        && body.contains("grant_type=refresh_token")
+                        && body.contains("refresh_token=refresh%2Bme");
+                let query = line.split([' ', '?']).nth(2).unwrap_or_default();
+                let parameters = format!("{query}&{body}").replace("%3A", ":").replace("%2C", ",");
+                let scope = parameters.split('&').find_map(|p| p.strip_prefix("scope=")).unwrap_or_default();
+                let access: Vec<_> = scope
+                    .split_once("repository:")
+                    .and_then(|(_, rest)| rest.rsplit_once(':'))
+                    .map(|(name, actions)| {
+                        serde_json::json!({"type": "repository", "name": name.replace("%2F", "/"),
+                            "actions": actions.split(',').collect::<Vec<_>>()})
+                    })
+                    .into_iter()
+                    .collect();
+                asked.lock().unwrap().push(format!("{line} {body}"));
+                let now = skeg_base::Clock::system().now().as_second();
+                let claims = serde_json::json!({"iss": "test-issuer", "sub": "tester", "aud": "test-registry",
+                    "exp": now + 300, "nbf": now - 10, "iat": now, "jti": "1", "access": access});
+                let part = |value: &serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+                let signed = format!("{}.{}", part(&header), part(&claims));
+                let signature = key.sign(&random, signed.as_bytes()).unwrap();
+                let token = format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature));
+                let field = if line.starts_with("POST ") { "access_token" } else { "token" };
+                let (status, answer) = match known {
+                    true => ("200 OK", serde_json::json!({field: token}).to_string()),
+                    false => ("401 Unauthorized", "{}".to_owned()),
+                };
+                let text = format!(
+                    "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{answer}",
+                    answer.len()
+                );
+                let _ = stream.write_all(text.as_bytes()).await;
+            }
+        });
+        server
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_fetched_where_the_registry_says() {
+    let tokens = TokenServer::start().await;
+    let registry = Registry::with(|dir| {
+        let bundle = dir.join("tokens.pem");
+        std::fs::write(&bundle, &tokens.certificate).unwrap();
+        format!(
+            "auth:\n  token:\n    realm: http://{}/token\n    service: test-registry\n    issuer: test-issuer\n    rootcertbundle: {}\n",
+            tokens.address,
+            bundle.display()
+        )
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    layout(&dir.path().join("oci"), None, &three_layers());
+    let push = (registry.address.clone(), dir.path().join("oci"));
+    // skopeo talks to the token server of this runtime.
+    let registry = tokio::task::spawn_blocking(move || {
+        registry.push(&push.1, "team/app:v1", Some("tester:secret"));
+        registry
+    })
+    .await
+    .unwrap();
+    let name = format!("{}/team/app:v1", registry.address);
+    let by_password = Credential {
+        server: registry.address.clone(),
+        username: "tester".into(),
+        password: "secret".into(),
+        ..Default::default()
+    };
+    let by_refresh_token = Credential {
+        server: registry.address.clone(),
+        identity_token: "refresh+me".into(),
+        ..Default::default()
+    };
+    let wrong = Credential { password: "wrong".into(), ..by_password.clone() };
+    for (credentials, welcome) in
+        [(vec![], false), (vec![wrong], false), (vec![by_password], true), (vec![by_refresh_token], true)]
+    {
+        let own = tempfile::tempdir().unwrap();
+        tokens.asked.lock().unwrap().clear();
+        let result = open(own.path(), "").pull(&name, &credentials, None).await;
+        match result {
+            Ok(image) => assert!(welcome && image.layers.len() == 3),
+            Err(error) => assert!(!welcome && matches!(error, Error::Unauthorized(_)), "{error}"),
+        }
+        let asked = tokens.asked.lock().unwrap().clone();
+        assert_eq!(asked.len(), 1, "a token is asked for once a pull: {asked:?}");
+        assert!(
+            asked[0].contains("service=test-registry") && asked[0].contains("team/app:pull"),
+            "{asked:?}"
+        );
+        assert!(!asked[0].split("HTTP/1.1").next().unwrap().contains("refresh"), "{asked:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn https_is_trusted_as_configured() {
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let mut ca = PathBuf::new();
+    let registry = Registry::with(|dir| {
+        ca = dir.join("cert.pem");
+        std::fs::write(&ca, made.cert.pem()).unwrap();
+        std::fs::write(dir.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+        format!("  tls:\n    certificate: {}\n    key: {}\n", ca.display(), dir.join("key.pem").display())
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    layout(&dir.path().join("oci"), None, &three_layers());
+    registry.push(&dir.path().join("oci"), "app:v1", None);
+    let name = format!("{}/app:v1", registry.address);
+    for (tls, trusted) in [
+        ("{}".to_owned(), false),
+        (format!("{{ca_file: '{}'}}", ca.display()), true),
+        ("{insecure_skip_verify: true}".to_owned(), true),
+    ] {
+        let own = tempfile::tempdir().unwrap();
+        let yaml = format!("configs: {{'{}': {{tls: {tls}}}}}", registry.address);
+        match open(own.path(), &yaml).pull(&name, &[], None).await {
+            Ok(_) => assert!(trusted, "{tls}"),
+            Err(error) => assert!(!trusted && matches!(error, Error::Network(_)), "{tls}: {error}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_is_read_by_platform() {
+    let registry = Registry::start(false).await;
+    let dir = tempfile::tempdir().unwrap();
+    let oci = dir.path().join("oci");
+    let own = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    // Two images, and an index that offers them to two machines, the other one first.
+    let mut entries = Vec::new();
+    for (file, architecture) in [("other", "s390x"), ("ours", own)] {
+        layout(&oci, None, &[tar(&[(file, b"1")])]);
+        let index: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(oci.join("index.json")).unwrap()).unwrap();
+        let mut entry = index["manifests"][0].clone();
+        entry["platform"] = serde_json::json!({"os": "linux", "architecture": architecture});
+        entries.push(entry);
+    }
+    let push = |entries: &[serde_json::Value], name: &str| {
+        let media = "application/vnd.oci.image.index.v1+json";
+        let index = serde_json::json!({"schemaVersion": 2, "mediaType": media, "manifests": entries});
+        let (bytes, digest) = (index.to_string(), digest(index.to_string().as_bytes()));
+        std::fs::write(oci.join("blobs").join(digest.replace(':', "/")), &bytes).unwrap();
+        let top = serde_json::json!({"schemaVersion": 2,
+            "manifests": [{"mediaType": media, "digest": digest, "size": bytes.len()}]});
+        std::fs::write(oci.join("index.json"), top.to_string()).unwrap();
+        registry.push(&oci, name, None);
+    };
+    push(&entries, "app:all");
+    let images = open(dir.path(), "");
+    let image = images.pull(&format!("{}/app:all", registry.address), &[], None).await.unwrap();
+    assert!(image.layers[0].join("ours").exists());
+    // The index's digest is the image's, not that of the manifest in it.
+    let chosen = entries[1]["digest"].as_str().unwrap();
+    assert!(!image.repo_digests[0].ends_with(chosen), "{:?}", image.repo_digests);
+    // The layout itself can be imported just so.
+    let other = tempfile::tempdir().unwrap();
+    let imported = open(other.path(), "").import(&oci, Some("x.example/app:1")).await.unwrap();
+    assert!(imported[0].layers[0].join("ours").exists());
+
+    push(&entries[..1], "app:foreign");
+    let result = images.pull(&format!("{}/app:foreign", registry.address), &[], None).await;
+    assert!(matches!(result, Err(Error::NoPlatform(_))), "{result:?}");
+}
+
+/// A small file system that the test can make larger.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: PathBuf, options: &str) -> Self {
+        std::fs::create_dir_all(&at).unwrap();
+        let done = Command::new("mount").args(["-t", "tmpfs", "-o", options, "small"]).arg(&at).status();
+        assert!(done.unwrap().success());
+        SmallDisk(at)
+    }
+
+    fn resize(&self, size: &str) {
+        let options = format!("remount,size={size}");
+        assert!(Command::new("mount").args(["-o", &options]).arg(&self.0).status().unwrap().success());
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_fails_a_pull_and_leaves_nothing() {
+    let registry = Registry::start(false).await;
+    let dir = tempfile::tempdir().unwrap();
+    layout(&dir.path().join("oci"), None, &three_layers());
+    registry.push(&dir.path().join("oci"), "app:v1", None);
+    let blob = walk(&dir.path().join("oci/blobs")).into_iter().map(|(size, _)| size).max().unwrap();
+    let name = format!("{}/app:v1", registry.address);
+    // Too small for the download; large enough for that, but not for its content beside it.
+    for room in [blob / 2, blob + blob / 2] {
+        let data = tempfile::tempdir().unwrap();
+        let disk = SmallDisk::mount(data.path().join("images"), &format!("size={room}"));
+        let images = open(data.path(), "");
+        let result = images.pull(&name, &[], None).await;
+        let Err(Error::Io { what, source }) = &result else { panic!("{result:?}") };
+        assert_eq!(source.kind(), std::io::ErrorKind::StorageFull, "{what}");
+        assert!(what.contains('/') || what.contains("blob"), "the path is told: {what}");
+        assert!(images.list().unwrap().is_empty());
+        // Layers beside it may still be on their way out.
+        until("the work is cleared up", || scratch_files(data.path()) == 0).await;
+        disk.resize("100m");
+        assert_eq!(images.pull(&name, &[], None).await.unwrap().layers.len(), 3);
+        drop(images);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_image_is_not_imported() {
+    let dir = tempfile::tempdir().unwrap();
+    let oci = dir.path().join("oci");
+    layout(&oci, Some("good:1"), &three_layers()[..1]);
+    let archive = |name: &str, change: &dyn Fn(&Path)| -> PathBuf {
+        let copy = dir.path().join(name);
+        assert!(Command::new("cp").arg("-r").arg(&oci).arg(&copy).status().unwrap().success());
+        change(&copy);
+        let to = dir.path().join(format!("{name}.tar"));
+        assert!(
+            Command::new("tar").arg("-C").arg(&copy).arg("-cf").arg(&to).arg(".").status().unwrap().success()
+        );
+        to
+    };
+    let file = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    let good = archive("good", &|_| ());
+    let whole = std::fs::read(&good).unwrap();
+    let blobs = |copy: &Path| {
+        let mut found = walk(&copy.join("blobs"));
+        found.sort();
+        found
+    };
+    let index =
+        |text: &'static str| move |copy: &Path| std::fs::write(copy.join("index.json"), text).unwrap();
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "secret").unwrap();
+    let bad = [
+        file("empty", b""),
+        file(
+            "noise",
+            &(0..100_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect::<Vec<_>>(),
+        ),
+        file("cut", &whole[..whole.len() / 2]),
+        file("gzip", &[0x1f, 0x8b, 8, 0, 1, 2, 3]),
+        file("zstd", &[0x28, 0xb5, 0x2f, 0xfd, 9, 9, 9]),
+        archive("no-index", &|copy| std::fs::remove_file(copy.join("index.json")).unwrap()),
+        archive("no-json", &index("{{{")),
+        archive("no-digest", &index(r#"{"manifests":[{"digest":"sha256:../../../../secret","size":1}]}"#)),
+        archive(
+            "no-blob",
+            &index(
+                r#"{"manifests":[{"digest":"sha256:0000000000000000000000000000000000000000000000000000000000000000","size":1}]}"#,
+            ),
+        ),
+        archive("changed", &|copy| {
+            let (_, layer) = blobs(copy).pop().unwrap();
+            let mut bytes = std::fs::read(&layer).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            std::fs::write(layer, bytes).unwrap();
+        }),
+        archive("a-link-out", &|copy| {
+            let (_, layer) = blobs(copy).pop().unwrap();
+            std::fs::remove_file(&layer).unwrap();
+            std::os::unix::fs::symlink(&secret, layer).unwrap();
+        }),
+    ];
+    for path in bad {
+        let data = tempfile::tempdir().unwrap();
+        let images = open(data.path(), "");
+        let result = images.import(&path, None).await;
+        let Err(error) = result else { panic!("{} was imported", path.display()) };
+        assert!(!error.to_string().is_empty());
+        assert!(images.list().unwrap().is_empty());
+        images.collect().unwrap();
+        assert_eq!((layers_on_disk(data.path()), scratch_files(data.path())), (0, 0), "{}", path.display());
+    }
+    let data = tempfile::tempdir().unwrap();
+    assert_eq!(open(data.path(), "").import(&good, None).await.unwrap().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -32,9 +32,16 @@ pub struct Records {
     pub addresses: BTreeMap<String, Vec<Ipv4Addr>>,
     /// `_http._tcp.web.default.svc.cluster.local` → ports and the names that have them.
     pub services: BTreeMap<String, Vec<(u16, String)>>,
+    /// Names that stand for others, inside the cluster or not.
+    pub aliases: BTreeMap<String, String>,
     /// Names of addresses.
     pub names: BTreeMap<Ipv4Addr, String>,
 }
+
+/// The schema of the names, which the DNS specification for Services has every server tell.
+const SCHEMA_VERSION: &str = "1.1.0";
+/// How many aliases may lead to each other.
+const ALIASES_MAX: usize = 8;
 
 /// Records with what is derived from them.
 #[derive(Default)]
@@ -47,7 +54,8 @@ struct Table {
 impl Table {
     fn new(records: Records) -> Table {
         let mut inner = BTreeSet::new();
-        for name in records.addresses.keys().chain(records.services.keys()) {
+        let names = records.addresses.keys().chain(records.services.keys()).chain(records.aliases.keys());
+        for name in names {
             let mut rest = name.as_str();
             while let Some((_, parent)) = rest.split_once('.') {
                 inner.insert(parent.to_owned());
@@ -117,14 +125,27 @@ impl Dns {
             let addresses = records.addresses.get(name).map_or(&[][..], Vec::as_slice);
             addresses.iter().map(|a| Record { name: name.to_owned(), data: Data::A(*a) }).collect()
         };
-        let mut answers = Vec::new();
-        let mut additionals = Vec::new();
+        let (mut answers, mut additionals) = (Vec::new(), Vec::new());
+        let mut name = query.name.clone();
+        while let Some(target) = records.aliases.get(&name).filter(|_| answers.len() < ALIASES_MAX) {
+            answers.push(Record { name, data: Data::Cname(target.clone()) });
+            name = target.to_ascii_lowercase();
+        }
         if matches!(query.kind, wire::TYPE_A | wire::TYPE_ANY) {
-            answers = address_records(&query.name);
-            if !answers.is_empty() {
-                let turn = self.turn.fetch_add(1, Ordering::Relaxed) % answers.len();
-                answers.rotate_left(turn);
+            let mut addresses = address_records(&name);
+            if !addresses.is_empty() {
+                let turn = self.turn.fetch_add(1, Ordering::Relaxed) % addresses.len();
+                addresses.rotate_left(turn);
             }
+            answers.extend(addresses);
+        }
+        let pod = pod_address(below);
+        if let Some(address) = pod.filter(|_| matches!(query.kind, wire::TYPE_A | wire::TYPE_ANY)) {
+            answers.push(Record { name: query.name.clone(), data: Data::A(address) });
+        }
+        let is_version = below == "dns-version.";
+        if is_version && matches!(query.kind, wire::TYPE_TXT | wire::TYPE_ANY) {
+            answers.push(Record { name: query.name.clone(), data: Data::Txt(SCHEMA_VERSION) });
         }
         if matches!(query.kind, wire::TYPE_SRV | wire::TYPE_ANY) {
             for (port, target) in records.services.get(&query.name).into_iter().flatten() {
@@ -134,6 +155,9 @@ impl Dns {
             }
         }
         let known = below.is_empty()
+            || is_version
+            || pod.is_some()
+            || records.aliases.contains_key(&query.name)
             || records.addresses.contains_key(&query.name)
             || records.services.contains_key(&query.name)
             || table.inner.contains(&query.name);
@@ -146,10 +170,29 @@ impl Dns {
             Ok(query) => query,
             Err(code) => return code.map(|code| wire::refuse(message, code)),
         };
-        if let Some(answer) = self.lookup(&query) {
+        if let Some(mut answer) = self.lookup(&query) {
+            if let Some(target) = self.outside(&query, &answer) {
+                // Resolvers do not ask again for what an alias stands for.
+                let found = self.ask(&wire::ask(&query, &target, query.kind), tcp, &target).await;
+                answer.answers.extend(found.and_then(|message| wire::answers(&message)).unwrap_or_default());
+            }
             let len_max = if tcp { MESSAGE_LEN_MAX } else { query.udp_len_max };
             return Some(wire::write(&query, &answer, len_max));
         }
+        let answer = self.ask(message, tcp, &query.name).await;
+        Some(answer.unwrap_or_else(|| wire::refuse(message, Code::ServerFailure)))
+    }
+
+    /// The name outside of the cluster whose addresses are still to be found, if there is one.
+    fn outside(&self, query: &Query, answer: &Answer<'_>) -> Option<String> {
+        let Data::Cname(target) = &answer.answers.last()?.data else { return None };
+        let own = target.to_ascii_lowercase();
+        let own = own.strip_suffix(self.domain.as_str()).is_some_and(|b| b.is_empty() || b.ends_with('.'));
+        (matches!(query.kind, wire::TYPE_A | wire::TYPE_AAAA) && !own).then(|| target.clone())
+    }
+
+    /// What the first of the upstream servers that answers says.
+    async fn ask(&self, message: &[u8], tcp: bool, name: &str) -> Option<Vec<u8>> {
         for upstream in &self.upstreams {
             let asked = async {
                 match tcp {
@@ -159,11 +202,11 @@ impl Dns {
             };
             match timeout(UPSTREAM_TIMEOUT, asked).await {
                 Ok(Ok(answer)) => return Some(answer),
-                Ok(Err(e)) => tracing::debug!(%upstream, name = query.name, "upstream name server: {e}"),
-                Err(_) => tracing::debug!(%upstream, name = query.name, "upstream name server: no answer"),
+                Ok(Err(e)) => tracing::debug!(%upstream, name, "upstream name server: {e}"),
+                Err(_) => tracing::debug!(%upstream, name, "upstream name server: no answer"),
             }
         }
-        Some(wire::refuse(message, Code::ServerFailure))
+        None
     }
 
     async fn serve_udp(self: Arc<Self>, socket: Arc<UdpSocket>) {
@@ -205,6 +248,13 @@ impl Dns {
             });
         }
     }
+}
+
+/// `10-0-0-2.default.pod.`: the address is in the name, whoever has it now.
+fn pod_address(below: &str) -> Option<Ipv4Addr> {
+    let (host, rest) = below.strip_suffix(".pod.")?.split_once('.')?;
+    let plain = !rest.is_empty() && !rest.contains('.') && !host.contains('.');
+    host.replace('-', ".").parse().ok().filter(|_| plain)
 }
 
 async fn read_message(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
@@ -276,6 +326,12 @@ mod tests {
                 ("set.default.svc.cluster.local".to_owned(), vec![ip(10, 0, 0, 2), ip(10, 0, 0, 3)]),
             ]),
             services: BTreeMap::from([(format!("_http._tcp.{web}"), vec![(80, web.to_owned())])]),
+            aliases: BTreeMap::from([
+                ("inner.default.svc.cluster.local".to_owned(), web.to_owned()),
+                ("outer.default.svc.cluster.local".to_owned(), "A.outer.test".to_owned()),
+                ("one.loop.svc.cluster.local".to_owned(), "two.loop.svc.cluster.local".to_owned()),
+                ("two.loop.svc.cluster.local".to_owned(), "one.loop.svc.cluster.local".to_owned()),
+            ]),
             names: BTreeMap::from([(ip(10, 96, 0, 7), web.to_owned())]),
         }
     }
@@ -297,6 +353,15 @@ mod tests {
             ("default.svc.cluster.local", 1, Some((Code::NoError, 0, 0))),
             ("cluster.local", 1, Some((Code::NoError, 0, 0))),
             ("nope.default.svc.cluster.local", 1, Some((Code::NoSuchName, 0, 0))),
+            ("inner.default.svc.cluster.local", 1, Some((Code::NoError, 2, 0))),
+            ("inner.default.svc.cluster.local", 5, Some((Code::NoError, 1, 0))),
+            ("outer.default.svc.cluster.local", 1, Some((Code::NoError, 1, 0))),
+            ("one.loop.svc.cluster.local", 1, Some((Code::NoError, ALIASES_MAX, 0))),
+            ("10-0-0-2.default.pod.cluster.local", 1, Some((Code::NoError, 1, 0))),
+            ("10-0-0-2.default.pod.cluster.local", 28, Some((Code::NoError, 0, 0))),
+            ("10-0-0.default.pod.cluster.local", 1, Some((Code::NoSuchName, 0, 0))),
+            ("10-0-0-2.pod.cluster.local", 1, Some((Code::NoSuchName, 0, 0))),
+            ("dns-version.cluster.local", 16, Some((Code::NoError, 1, 0))),
             ("7.0.96.10.in-addr.arpa", 12, Some((Code::NoError, 1, 0))),
             ("8.0.96.10.in-addr.arpa", 12, None),
             ("example.com", 1, None),
@@ -334,6 +399,15 @@ mod tests {
             assert_eq!(over_udp[6..8], [0, 1], "{name}");
             assert_eq!(ask_tcp(address, &question).await.unwrap(), over_udp, "{name}");
         }
+        // An alias brings the addresses of what it stands for.
+        let question = query("outer.default.svc.cluster.local", 1, None);
+        let answer = ask_udp(address, &question).await.unwrap();
+        let found = wire::answers(&answer).unwrap();
+        let alias = Data::Cname("a.outer.test".to_owned());
+        let [first, second] = &found[..] else { panic!("{found:?}") };
+        assert_eq!((first.name.as_str(), &first.data), ("outer.default.svc.cluster.local", &alias));
+        let address_of = Data::A(Ipv4Addr::new(1, 2, 3, 4));
+        assert_eq!((second.name.as_str(), &second.data), ("a.outer.test", &address_of));
         let nobody = ask_udp(address, &query("example.com", 1, None)).await.unwrap();
         assert_eq!(nobody[3] & 15, Code::ServerFailure as u8, "the last server knows nobody to ask");
         stop.cancel();

@@ -1,7 +1,7 @@
 //! DNS messages as bytes: reads one question, writes answers to it. Everything else in a message
 //! is passed on untouched to the servers that understand it.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 pub const HEADER_LEN: usize = 12;
 /// Without EDNS an answer over UDP is no longer.
@@ -10,8 +10,11 @@ const UDP_LEN_MIN: usize = 512;
 const UDP_LEN_MAX: usize = 1232;
 
 pub const TYPE_A: u16 = 1;
-pub const TYPE_SOA: u16 = 6;
+pub const TYPE_CNAME: u16 = 5;
+const TYPE_SOA: u16 = 6;
 pub const TYPE_PTR: u16 = 12;
+pub const TYPE_TXT: u16 = 16;
+pub const TYPE_AAAA: u16 = 28;
 pub const TYPE_SRV: u16 = 33;
 const TYPE_OPT: u16 = 41;
 pub const TYPE_ANY: u16 = 255;
@@ -43,8 +46,15 @@ pub struct Query {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Data {
     A(Ipv4Addr),
+    Aaaa(Ipv6Addr),
+    Cname(String),
     Ptr(String),
-    Srv { port: u16, target: String },
+    /// At most 255 bytes.
+    Txt(&'static str),
+    Srv {
+        port: u16,
+        target: String,
+    },
 }
 
 /// A record that answers; its name may differ from the question's in the additional part.
@@ -122,6 +132,72 @@ fn put_name(out: &mut Vec<u8>, name: &str) {
     out.push(0);
 }
 
+/// A question of our own, under the id of the query that it helps to answer.
+pub fn ask(id_of: &Query, name: &str, kind: u16) -> Vec<u8> {
+    let mut out = vec![0; HEADER_LEN];
+    put_name(&mut out, name);
+    out.extend_from_slice(&kind.to_be_bytes());
+    out.extend_from_slice(&CLASS_IN.to_be_bytes());
+    const RECURSION_DESIRED: u16 = 0x0100;
+    header(&mut out, id_of.id, RECURSION_DESIRED, [1, 0, 0, 0]);
+    out
+}
+
+/// The name at `at` and where what follows it begins. Pointers only lead backwards, so it ends.
+fn name_at(message: &[u8], mut at: usize) -> Option<(String, usize)> {
+    let (mut name, mut end, mut limit) = (String::new(), None, message.len());
+    loop {
+        let len = usize::from(*message.get(at)?);
+        if len & 0xc0 == 0xc0 {
+            let target = usize::from(u16_at(message, at)? & 0x3fff);
+            end = end.or(Some(at + 2));
+            if target >= limit.min(at) {
+                return None;
+            }
+            (at, limit) = (target, target);
+            continue;
+        }
+        at += 1;
+        if len == 0 {
+            return Some((name, end.unwrap_or(at)));
+        }
+        let label = message.get(at..at + len)?;
+        at += len;
+        if len > 63 || name.len() + len > 255 {
+            return None;
+        }
+        if !name.is_empty() {
+            name.push('.');
+        }
+        name.extend(label.iter().map(|b| char::from(b.to_ascii_lowercase())));
+    }
+}
+
+/// The addresses and aliases that another server answered with; None when it makes no sense.
+pub fn answers(message: &[u8]) -> Option<Vec<Record>> {
+    let (questions, count) = (u16_at(message, 4)?, u16_at(message, 6)?);
+    let mut at = HEADER_LEN;
+    for _ in 0..questions {
+        at = name_at(message, at)?.1 + 4;
+    }
+    let mut out = Vec::new();
+    for _ in 0..count {
+        let (name, after) = name_at(message, at)?;
+        let (kind, len) = (u16_at(message, after)?, usize::from(u16_at(message, after + 8)?));
+        let start = after + 10;
+        let bytes = message.get(start..start + len)?;
+        at = start + len;
+        let data = match kind {
+            TYPE_A => Data::A(<[u8; 4]>::try_from(bytes).ok()?.into()),
+            TYPE_AAAA => Data::Aaaa(<[u8; 16]>::try_from(bytes).ok()?.into()),
+            TYPE_CNAME => Data::Cname(name_at(message, start)?.0),
+            _ => continue,
+        };
+        out.push(Record { name, data });
+    }
+    Some(out)
+}
+
 fn put_record(out: &mut Vec<u8>, question: &str, name: &str, kind: u16, ttl_s: u32, data: &[u8]) {
     if name == question {
         // Points to the question's name.
@@ -139,11 +215,13 @@ fn put_record(out: &mut Vec<u8>, question: &str, name: &str, kind: u16, ttl_s: u
 fn record(out: &mut Vec<u8>, question: &str, record: &Record, ttl_s: u32) {
     let (kind, data) = match &record.data {
         Data::A(address) => (TYPE_A, address.octets().to_vec()),
-        Data::Ptr(target) => {
+        Data::Aaaa(address) => (TYPE_AAAA, address.octets().to_vec()),
+        Data::Ptr(target) | Data::Cname(target) => {
             let mut data = Vec::new();
             put_name(&mut data, target);
-            (TYPE_PTR, data)
+            (if matches!(record.data, Data::Ptr(_)) { TYPE_PTR } else { TYPE_CNAME }, data)
         }
+        Data::Txt(text) => (TYPE_TXT, [&[text.len() as u8], text.as_bytes()].concat()),
         Data::Srv { port, target } => {
             let mut data = Vec::new();
             for word in [0u16, 100, *port] {

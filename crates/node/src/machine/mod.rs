@@ -17,6 +17,11 @@ pub const CRASH_BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// A container that ran so long after its last crash starts afresh.
 const CRASH_BACKOFF_RESET: Duration = Duration::from_secs(600);
 
+/// The reason of Pods that the node ends because they take more than they may.
+pub const EVICTED: &str = "Evicted";
+/// What their containers get to end, whatever the Pod asks for.
+pub const EVICTION_GRACE_SECONDS: i64 = 1;
+
 /// What a worker knows of its Pod beyond the API object.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
@@ -132,6 +137,8 @@ pub struct Run {
     pub asked_image: String,
     /// The image as the status shows it.
     pub image: String,
+    /// Who its first process is at its start.
+    pub identity: Option<runtime::Identity>,
 }
 
 impl Run {
@@ -141,6 +148,11 @@ impl Run {
 
     pub fn is_exited(&self) -> bool {
         self.state == runtime::ContainerState::Exited
+    }
+
+    /// Made, but never started.
+    pub fn is_created(&self) -> bool {
+        self.state == runtime::ContainerState::Created
     }
 
     pub fn succeeded(&self) -> bool {
@@ -157,9 +169,9 @@ impl ContainerMemory {
         self.current.as_ref().is_some_and(Run::is_running)
     }
 
-    /// The attempt number of the next run.
+    /// The attempt number of the next run. A run that never started was no attempt.
     pub fn next_attempt(&self) -> u32 {
-        self.current.as_ref().map_or(0, |run| run.attempt + 1)
+        self.current.as_ref().map_or(0, |run| run.attempt + u32::from(!run.is_created()))
     }
 
     /// When a container that ended at `finished` may start again, by its crash back-off.
@@ -271,4 +283,25 @@ pub fn initialized(spec: &PodSpec, memory: &Memory) -> bool {
 /// Whether any main container was ever started: init containers are then not looked at again.
 pub fn mains_begun(spec: &PodSpec, memory: &Memory) -> bool {
     spec.containers.iter().any(|c| memory.container(&c.name).is_some_and(|m| m.current.is_some()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crash_back_off_doubles_to_five_minutes_and_forgets_after_ten() {
+        let at = |s| Timestamp::from_second(1_700_000_000 + s).unwrap();
+        let (mut known, mut now, mut delays) = (ContainerMemory::default(), 0, vec![]);
+        for _ in 0..7 {
+            known.backoff = Some(known.next_backoff(at(now)));
+            let restart = known.restart_at(at(now)).unwrap();
+            delays.push(restart.duration_since(at(now)).as_secs());
+            now = restart.as_second() - 1_700_000_000 + 1;
+        }
+        assert_eq!(delays, [10, 20, 40, 80, 160, 300, 300]);
+        let long_after = at(now + 700);
+        assert_eq!(known.next_backoff(long_after).delay, CRASH_BACKOFF_MIN);
+        assert_eq!(known.restart_at(long_after), None, "at once");
+    }
 }

@@ -154,7 +154,7 @@ fn one(
             }
         }
         // Created but never started: its start was interrupted (the agent died between the two).
-        Some(_) => plan.stop(name, "", Some(0)),
+        Some(_) => start(plan),
     }
 }
 
@@ -162,7 +162,11 @@ fn one(
 /// then the sandbox, then, for a Pod that is being deleted, the object.
 fn wind_down(pod: &Pod, leaving: bool, memory: &Memory, plan: &mut Plan) {
     let spec = spec(pod);
-    let grace = if leaving { pod.metadata.deletion_grace_period_seconds } else { None };
+    let grace = match &memory.ended {
+        _ if leaving => pod.metadata.deletion_grace_period_seconds,
+        Some(ended) if ended.reason == EVICTED => Some(EVICTION_GRACE_SECONDS),
+        _ => None,
+    };
     let alive = |name: &str| {
         memory
             .container(name)
@@ -242,6 +246,7 @@ mod tests {
             stop_signal: 15,
             asked_image: String::new(),
             image: String::new(),
+            identity: None,
         }
     }
 
@@ -347,6 +352,19 @@ mod tests {
         }
         assert_eq!(crashed.backoff.unwrap().delay, CRASH_BACKOFF_MAX);
         assert_eq!(crashed.next_backoff(at(602)).delay, CRASH_BACKOFF_MIN);
+    }
+
+    #[test]
+    fn an_interrupted_start_is_made_again_and_counts_as_none() {
+        let pod = pod(json!({"containers": [{"name": "a"}]}));
+        let interrupted = ContainerMemory {
+            current: Some(Run { attempt: 2, ..run(runtime::ContainerState::Created, 0) }),
+            previous: exited(1).current,
+            ..Default::default()
+        };
+        assert_eq!(interrupted.next_attempt(), 2);
+        check(&pod, &with(ready(), &[("a", interrupted)]), 2, &["start a"]);
+        assert_eq!(exited(1).next_attempt(), 1);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::*;
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    HostIP, PodCondition, PodIP, PodStatus,
+    ContainerUser, HostIP, LinuxContainerUser, PodCondition, PodIP, PodStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use skeg_api::predicates::is_sidecar;
@@ -232,6 +232,13 @@ fn fill_run(out: &mut ContainerStatus, run: &Run) {
     }
     out.image_id = run.image_id.clone();
     out.container_id = (!run.id.is_empty()).then(|| format!("{CONTAINER_ID_SCHEME}{}", run.id));
+    out.user = run.identity.as_ref().map(|identity| ContainerUser {
+        linux: Some(LinuxContainerUser {
+            uid: identity.uid.into(),
+            gid: identity.gid.into(),
+            supplemental_groups: Some(identity.groups.iter().map(|group| i64::from(*group)).collect()),
+        }),
+    });
 }
 
 fn seconds(at: Timestamp) -> Time {
@@ -343,6 +350,19 @@ fn conditions(
     if !shown.iter().any(|c| c.type_ == "PodScheduled" && c.status == "True") {
         add("PodScheduled", Ok(()), false);
     }
+    if let Some(ended) = memory.ended.as_ref().filter(|ended| ended.reason == EVICTED) {
+        const KIND: &str = "DisruptionTarget";
+        let before = old.iter().find(|c| c.type_ == KIND).and_then(|c| c.last_transition_time.clone());
+        out.push(PodCondition {
+            type_: KIND.to_owned(),
+            status: "True".to_owned(),
+            reason: Some("TerminationByKubelet".to_owned()),
+            message: Some(ended.message.clone()),
+            last_transition_time: Some(before.unwrap_or_else(|| seconds(now))),
+            last_probe_time: None,
+            observed_generation: pod.metadata.generation,
+        });
+    }
     out
 }
 
@@ -375,6 +395,7 @@ mod tests {
             stop_signal: 15,
             asked_image: String::new(),
             image: "img".into(),
+            identity: Some(runtime::Identity { uid: 7, gid: 8, groups: vec![8, 9], home: "/".into() }),
         }
     }
 
@@ -407,6 +428,8 @@ mod tests {
         assert_eq!(condition(&status, "Ready").observed_generation, Some(3));
         let container = &status.container_statuses.as_ref().unwrap()[0];
         assert_eq!(container.container_id.as_deref(), Some("skeg://id0"));
+        let user = container.user.as_ref().unwrap().linux.as_ref().unwrap();
+        assert_eq!((user.uid, user.gid, user.supplemental_groups.as_deref()), (7, 8, Some(&[8, 9][..])));
         assert!(container.ready);
     }
 
@@ -452,6 +475,20 @@ mod tests {
             assert_eq!(status.phase.as_deref(), Some(phase));
             assert_eq!(condition(&status, "Ready").reason.as_deref(), Some(reason));
         }
+    }
+
+    #[test]
+    fn an_evicted_pod_failed_and_was_a_disruption() {
+        let known = ContainerMemory { current: Some(run(0, Some(137))), ..Default::default() };
+        let mut memory = memory(known);
+        memory.ended = Some(Ended { phase: "Failed", reason: EVICTED.into(), message: "too much".into() });
+        let status = status(&pod("Always"), None, &memory, &[], "BestEffort", now());
+        assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("Evicted")));
+        let target = condition(&status, "DisruptionTarget");
+        assert_eq!(
+            (target.status.as_str(), target.reason.as_deref()),
+            ("True", Some("TerminationByKubelet"))
+        );
     }
 
     #[test]

@@ -378,7 +378,10 @@ async fn confinement() {
     config.security.no_new_privileges = true;
     config.security.read_only_root = true;
     host.run("u1", config).await;
-    assert_eq!(host.wait_exit("u1", "c3").await.exit_code, Some(0));
+    let ended = host.wait_exit("u1", "c3").await;
+    assert_eq!(ended.exit_code, Some(0));
+    let who = ended.identity.unwrap();
+    assert_eq!((who.uid, who.gid, who.groups), (33, 33, vec![77, 50, 33]));
     let log = host.log("c3");
     for wanted in [
         "uid=33(web) gid=33(www) groups=",
@@ -400,6 +403,14 @@ async fn confinement() {
     assert_eq!(host.wait_exit("u1", "c4").await.exit_code.map(|_| ()), Some(()));
     let log = host.log("c4");
     assert!(log.contains("Seccomp:\t0") && log.contains("mounted"), "{log}");
+
+    // `procMount: Unmasked` shows what is hidden else, and nothing more.
+    let script = "mount -t tmpfs x /tmp 2>/dev/null || echo no-mount; grep -c ' /proc/' /proc/mounts; true";
+    let mut config = host.container("c5", &["sh", "-c", script]);
+    config.security.unmasked_proc = true;
+    host.run("u1", config).await;
+    host.wait_exit("u1", "c5").await;
+    assert_eq!(host.log("c5"), "no-mount\n0\n");
     host.finish().await;
 }
 
@@ -476,7 +487,19 @@ async fn shared_and_host_process_namespaces() {
 #[tokio::test]
 async fn out_of_memory() {
     let host = Host::new("oom").await;
-    host.sandbox("u1", |_| ()).await;
+    // The Pod's own limit is what its containers may have together.
+    host.sandbox("u1", |c| c.resources.memory_limit_bytes = Some(32 << 20)).await;
+    let of_pod = |file: &str| {
+        let group = format!("skeg-{}/podu1/{file}", host.id);
+        let read = |root: &str| std::fs::read_to_string(Path::new(root).join(&group)).ok();
+        ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"].into_iter().find_map(read)
+    };
+    let limit = of_pod("memory.limit_in_bytes").or_else(|| of_pod("memory.max")).unwrap();
+    let room = limit.trim().parse::<u64>().unwrap() - (32 << 20);
+    assert!(room >= 8 << 20, "the supervisor has room of its own beside them: {room}");
+    if let Some(together) = of_pod("memory.oom.group") {
+        assert_eq!(together.trim(), "0", "the supervisor is in the Pod's group: it must survive the rest");
+    }
     let mut config = host.container("c1", &["sh", "-c", "exec tail -c 100000000 /dev/zero"]);
     config.resources = Resources {
         memory_limit_bytes: Some(32 << 20),
@@ -489,6 +512,9 @@ async fn out_of_memory() {
     host.run("u1", config).await;
     let status = host.wait_exit("u1", "c1").await;
     assert_eq!((status.exit_code, status.oom_killed), (Some(137), true));
+    assert!(host.runtime.sandbox("u1").await.unwrap().ready, "the supervisor lives on");
+    host.runtime.remove_sandbox("u1").await.unwrap();
+    host.sandbox("u1", |_| ()).await;
 
     let mut config = host.container("c2", &["sh", "-c", "cat /proc/self/oom_score_adj; sleep 1000"]);
     config.resources =
