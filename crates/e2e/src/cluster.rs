@@ -68,11 +68,9 @@ pub fn clear_earlier_runs() -> Result<()> {
         let data = path.join("data");
         // A foreign cluster's directory holds a kubeconfig and nothing of the host.
         if data.join("settings.json").exists() {
-            let purge = Command::new(variable("SKEG_BINARY")?)
-                .args(["down", "--purge", "--data-dir"])
-                .arg(&data)
-                .output()?;
-            text(&["down", "--purge"], &purge).with_context(|| format!("purging {}", data.display()))?;
+            let mut purge = Command::new(variable("SKEG_BINARY")?);
+            let output = purge.args(["down", "--purge", "--data-dir"]).arg(&data).output()?;
+            text(&["down", "--purge"], &output).with_context(|| format!("purging {}", data.display()))?;
         }
         std::fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
     }

@@ -67,6 +67,8 @@ fn remove(instance: &Instance) -> Result<()> {
     let settings = Settings::load(instance)?;
     runtime.block_on(async {
         up::open_runtime(instance).await?.purge().await.context("containers")?;
+        // Volumes in memory are mounts.
+        skeg_node::remove_pod_dir(&instance.path("node/pods")).context("volumes")?;
         if let Some(settings) = settings {
             up::open_network(instance, &settings).await?.purge().await.context("network")?;
         }

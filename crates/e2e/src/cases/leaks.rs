@@ -38,6 +38,7 @@ fn check(scope: &Scope<'_>) -> Result<()> {
     cluster.kubectl(&["create", "namespace", &scope.namespace])?;
     let random = Random::seeded(300);
     batch(scope, &random, 0, 0)?;
+    eprintln!("compacted");
     let store_before = store_bytes(scope)?;
     let before = Traces::of_cluster(cluster)?;
     for n in 1..=BATCHES {
@@ -63,6 +64,7 @@ fn batch(scope: &Scope<'_>, random: &Random, n: u64, kills: u64) -> Result<()> {
     // Held while the server is down: whoever was refused waits here until it is back.
     let down = Mutex::new(());
     let (killer, style) = (random.fork(), random.below(3));
+    eprintln!("batch {n}, style {style}");
     std::thread::scope(|threads| {
         let killing = threads.spawn(|| -> Result<()> {
             for _ in 0..kills {
@@ -74,16 +76,16 @@ fn batch(scope: &Scope<'_>, random: &Random, n: u64, kills: u64) -> Result<()> {
             }
             Ok(())
         });
-        let done = come_and_go(scope, n, style, &down);
+        let done = come_and_go(scope, n, style, kills, &down);
         killing.join().map_err(|_| anyhow::anyhow!("the killing thread panicked"))?.and(done)
     })
 }
 
-fn come_and_go(scope: &Scope<'_>, n: u64, style: u64, down: &Mutex<()>) -> Result<()> {
-    // A killed server refuses what it is asked: asked again when it is back, it must do it.
+fn come_and_go(scope: &Scope<'_>, n: u64, style: u64, kills: u64, down: &Mutex<()>) -> Result<()> {
+    // A killed server refuses what it is asked, once a kill: asked again, it must do it.
     let again = |args: &[&str], input: &[u8]| -> Result<()> {
         let mut last = Ok(String::new());
-        for _ in 0..20 {
+        for _ in 0..=kills {
             last = scope.kubectl_stdin(args, input);
             if last.is_ok() {
                 return Ok(());
@@ -92,14 +94,13 @@ fn come_and_go(scope: &Scope<'_>, n: u64, style: u64, down: &Mutex<()>) -> Resul
         }
         last.map(drop)
     };
-    let pods: Vec<Value> = (0..PODS_A_BATCH).map(|i| some_pod(n, i)).collect();
-    let mut objects = pods;
+    let mut objects: Vec<Value> = (0..PODS_A_BATCH).map(|i| some_pod(n, i)).collect();
     objects.push(json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "front"},
         "spec": {"selector": {"batch": n.to_string()}, "ports": [{"port": 80, "targetPort": 8080}]},
     }));
-    let list = serde_json::to_vec(&json!({"apiVersion": "v1", "kind": "List", "items": objects}))?;
-    again(&["apply", "-f", "-"], &list)?;
+    let documents: Vec<String> = objects.iter().map(Value::to_string).collect();
+    again(&["apply", "-f", "-"], documents.join("\n---\n").as_bytes())?;
     // Some end when they run, some while they start, some without a word to the node.
     if style == 0 || n == 0 {
         again(&["wait", "--for=condition=Ready", "pod", "--all", "--timeout=90s"], b"")?;
@@ -122,7 +123,7 @@ fn some_pod(n: u64, i: u64) -> Value {
                 json!([{"name": "memory", "mountPath": "/memory"}, {"name": "disk", "mountPath": "/disk"}]);
         }
         2 => spec["shareProcessNamespace"] = true.into(),
-        3 => spec["containers"] = json!([container("a", "exec sleep 100000"), container("b", "echo b; exit 0")]),
+        3 => spec["containers"] = json!([container("a", "exec sleep 100000"), container("b", "exec sleep 100000")]),
         _ => spec["initContainers"] = json!([container("first", "echo first")]),
     }
     pod
@@ -131,6 +132,7 @@ fn some_pod(n: u64, i: u64) -> Value {
 /// The bytes that the stopped store uses: its pages without those it keeps to use again, as the
 /// head of an SQLite file tells (sqlite.org/fileformat.html, 1.3).
 fn store_bytes(scope: &Scope<'_>) -> Result<u64> {
+    eprintln!("looking at the store");
     scope.cluster.kubectl(&["delete", "events", "--all", "--all-namespaces"])?;
     // One more revision, so that the compaction up to it tells by refusing the ones before.
     scope.kubectl(&["create", "configmap", "last"])?;
