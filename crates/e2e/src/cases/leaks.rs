@@ -50,7 +50,9 @@ fn check(scope: &Scope<'_>) -> Result<()> {
     let store_after = store_bytes(scope)?;
     before.wait_until_as_before(|| Traces::of_cluster(cluster))?;
     let (pods, kills) = (BATCHES * PODS_A_BATCH, BATCHES * KILLS_A_BATCH);
-    eprintln!("leakcheck: {pods} Pods, {kills} kills; {before}; store {store_before} -> {store_after} bytes in use");
+    eprintln!(
+        "leakcheck: {pods} Pods, {kills} kills; {before}; store {store_before} -> {store_after} bytes in use"
+    );
     ensure!(
         store_after <= store_before + STORE_GROWTH_BYTES_MAX,
         "the store grew from {store_before} to {store_after} bytes in use"
@@ -123,7 +125,10 @@ fn some_pod(n: u64, i: u64) -> Value {
                 json!([{"name": "memory", "mountPath": "/memory"}, {"name": "disk", "mountPath": "/disk"}]);
         }
         2 => spec["shareProcessNamespace"] = true.into(),
-        3 => spec["containers"] = json!([container("a", "exec sleep 100000"), container("b", "exec sleep 100000")]),
+        3 => {
+            spec["containers"] =
+                json!([container("a", "exec sleep 100000"), container("b", "exec sleep 100000")])
+        }
         _ => spec["initContainers"] = json!([container("first", "echo first")]),
     }
     pod
@@ -150,7 +155,8 @@ fn store_bytes(scope: &Scope<'_>) -> Result<u64> {
     let head = std::fs::read(scope.cluster.data_dir.join("store.db"))?;
     scope.cluster.up()?;
     ensure!(head.starts_with(b"SQLite format 3\0"), "store.db is no SQLite file");
-    let number = |at: usize| head.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
+    let number =
+        |at: usize| head.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
     let (pages, free) = (number(28).context("pages")?, number(36).context("free pages")?);
     let page = u16::from_be_bytes([head[16], head[17]]);
     Ok(u64::from(pages - free) * u64::from(page))
