@@ -8,6 +8,10 @@ use crate::gvk::Gvk;
 use crate::kinds::{ALL_VERBS, Kind, NameRule, Strategy, Subresource};
 use crate::schema::Schema;
 use crate::validate;
+use std::time::Duration;
+
+/// How long Events are kept: upstream's `--event-ttl`.
+const EVENT_TTL: Duration = Duration::from_secs(3600);
 
 const RBAC: &str = "rbac.authorization.k8s.io";
 const AUTHENTICATION: &str = "authentication.k8s.io";
@@ -202,6 +206,18 @@ impl Row {
 fn strategy(group: &str, kind: &str) -> Strategy {
     let strategy = Strategy { default: defaults::of(group, kind), ..validate::strategy_for(group, kind) };
     match (group, kind) {
+        ("", "Event") => Strategy { create_on_update: true, ttl: Some(EVENT_TTL), ..strategy },
+        ("", "Endpoints") => Strategy {
+            create_on_update: true,
+            deprecated: Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+            ..strategy
+        },
+        ("events.k8s.io", "Event") | (RBAC, _) => Strategy { create_on_update: true, ..strategy },
+        ("coordination.k8s.io", "Lease") => {
+            Strategy { create_on_update: true, conditional_update: true, ..strategy }
+        }
+        ("", "Node") => Strategy { status_on_create: true, ..strategy },
+        ("", "Pod" | "ServiceAccount") => Strategy { returns_deleted: true, ..strategy },
         ("", "Namespace") => Strategy { prepare_create: defaults::new_namespace, ..strategy },
         // The status that a client sends with a new object is dropped; an empty one is shown.
         ("", "Service") => Strategy {
@@ -209,15 +225,21 @@ fn strategy(group: &str, kind: &str) -> Strategy {
                 (validate::strategy_for("", "Service").prepare_create)(object);
                 defaults::service_status(object);
             },
+            create_on_update: true,
+            returns_deleted: true,
             ..strategy
         },
         // Its generation never counts: what may change of it is no specification.
         ("scheduling.k8s.io", "PriorityClass") => {
             Strategy { prepare_create: |object| crate::meta::set_generation(object, 1), ..strategy }
         }
-        ("apps", "Deployment" | "ReplicaSet") => {
-            Strategy { prepare_create: defaults::empty_status, ..strategy }
-        }
+        ("apps", "Deployment") => Strategy {
+            prepare_create: defaults::empty_status,
+            generation_counts: &["annotations"],
+            ..strategy
+        },
+        ("apps", "ReplicaSet") => Strategy { prepare_create: defaults::empty_status, ..strategy },
+        ("discovery.k8s.io", "EndpointSlice") => Strategy { generation_counts: &["labels"], ..strategy },
         _ => strategy,
     }
 }

@@ -6,7 +6,10 @@ use crate::gvk::{Gvk, Gvr};
 use crate::schema::Schema;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::sync::{Arc, RwLock};
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::task::{Poll, Waker};
+use std::time::Duration;
 
 /// The verbs of a resource, in the order discovery shows them.
 pub const ALL_VERBS: &[&str] =
@@ -72,6 +75,20 @@ pub struct Strategy {
     pub selectable: fn(&Value) -> Vec<(&'static str, String)>,
     /// The keys that `selectable` yields: other keys are answered 400.
     pub selectable_keys: &'static [&'static str],
+    /// Metadata fields whose changes `metadata.generation` counts too.
+    pub generation_counts: &'static [&'static str],
+    /// The status of a new object is what its client says, as that of a Node is.
+    pub status_on_create: bool,
+    /// An update of an object that does not exist creates it.
+    pub create_on_update: bool,
+    /// An update must name the resourceVersion that it is based on.
+    pub conditional_update: bool,
+    /// A delete answers with the object; others answer with a Status.
+    pub returns_deleted: bool,
+    /// How long an object is kept after its last write.
+    pub ttl: Option<Duration>,
+    /// What every answer warns of: since when the kind is deprecated, and what takes its place.
+    pub deprecated: Option<&'static str>,
 }
 
 impl Default for Strategy {
@@ -88,6 +105,13 @@ impl Default for Strategy {
             warnings: |_, _| Vec::new(),
             selectable: |_| Vec::new(),
             selectable_keys: &[],
+            generation_counts: &[],
+            status_on_create: false,
+            create_on_update: false,
+            conditional_update: false,
+            returns_deleted: false,
+            ttl: None,
+            deprecated: None,
         }
     }
 }
@@ -157,8 +181,14 @@ impl Kind {
     }
 }
 
-/// The open table of kinds. Readers take a consistent snapshot; a change bumps the generation.
-pub struct Kinds(RwLock<Arc<Snapshot>>);
+/// The open table of kinds. Readers take a consistent snapshot; a change bumps the generation and
+/// wakes those who wait for one.
+#[derive(Default)]
+pub struct Kinds {
+    current: RwLock<Arc<Snapshot>>,
+    /// In the order in which they came, so that a simulated run is repeatable.
+    waiting: Mutex<Vec<Waker>>,
+}
 
 /// The table at one moment.
 #[derive(Default)]
@@ -186,13 +216,29 @@ impl Snapshot {
 
 impl Kinds {
     pub fn new(rows: impl IntoIterator<Item = Kind>) -> Self {
-        let kinds = Kinds(RwLock::default());
+        let kinds = Kinds::default();
         kinds.change(|by_gvr| by_gvr.extend(rows.into_iter().map(|kind| (kind.gvr(), Arc::new(kind)))));
         kinds
     }
 
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until the table is another than the one of generation `seen`.
+    pub async fn changed(&self, seen: u64) {
+        poll_fn(|task| {
+            // Held over the look, so that a change comes before it or finds the waker.
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.snapshot().generation != seen {
+                return Poll::Ready(());
+            }
+            if !waiting.iter().any(|waker| waker.will_wake(task.waker())) {
+                waiting.push(task.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Adds a row or replaces the one of the same group, version and resource.
@@ -211,10 +257,47 @@ impl Kinds {
     }
 
     fn change(&self, edit: impl FnOnce(&mut BTreeMap<Gvr, Arc<Kind>>)) {
-        let mut current = self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         let mut by_gvr = current.by_gvr.clone();
         edit(&mut by_gvr);
         let by_gvk = by_gvr.values().map(|kind| (kind.gvk.clone(), kind.clone())).collect();
         *current = Arc::new(Snapshot { generation: current.generation + 1, by_gvr, by_gvk });
+        drop(current);
+        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::pin;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::task::{Context, Wake};
+
+    #[derive(Default)]
+    struct Woken(AtomicU32);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn a_change_wakes_who_waits_for_it_once() {
+        let (kinds, woken) = (Kinds::default(), Arc::<Woken>::default());
+        let waker = Waker::from(woken.clone());
+        let mut task = Context::from_waker(&waker);
+        let seen = kinds.snapshot().generation;
+        let mut wait = pin!(kinds.changed(seen));
+        for _ in 0..3 {
+            assert!(wait.as_mut().poll(&mut task).is_pending());
+        }
+        kinds.remove(&Gvr::new("", "v1", "none"));
+        assert_eq!(woken.0.load(Ordering::SeqCst), 1);
+        assert!(wait.poll(&mut task).is_ready());
+        // Who comes late does not wait.
+        assert!(pin!(kinds.changed(seen)).poll(&mut task).is_ready());
     }
 }

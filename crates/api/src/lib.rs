@@ -1,5 +1,6 @@
 //! Kubernetes objects as data: the kinds table, schemas, selectors, quantities, patches, field
-//! sets, validation and `Status` errors. Pure: no IO, no clock, no randomness, no async.
+//! sets, validation and `Status` errors. Pure: no IO, no clock, no randomness; all that anyone
+//! waits for here is a change of the kinds table.
 
 pub mod builtin;
 pub mod columns;

@@ -249,6 +249,16 @@ pub fn set(object: &mut Value, field: &str, value: Value) {
     }
 }
 
+/// Takes one field of the metadata from `old`, also its absence.
+pub fn keep(object: &mut Value, old: &Value, field: &str) {
+    match metadata(old).and_then(|metadata| metadata.get(field)) {
+        Some(value) => set(object, field, value.clone()),
+        None => {
+            remove(object, field);
+        }
+    }
+}
+
 /// Removes any metadata field and returns it.
 pub fn remove(object: &mut Value, field: &str) -> Option<Value> {
     object.get_mut("metadata")?.as_object_mut()?.remove(field)

@@ -89,6 +89,7 @@ pub fn strategy_for(group: &str, kind: &str) -> Strategy {
             validate_update: core::secret_update,
             prepare_create: core::secret_prepare,
             prepare_update: core::secret_prepare_update,
+            warnings: warnings::for_secret,
             selectable: |value| vec![("type", text(value, &["type"]))],
             selectable_keys: &["type"],
             ..none
@@ -123,6 +124,7 @@ pub fn strategy_for(group: &str, kind: &str) -> Strategy {
             validate: apps::deployment,
             validate_update: apps::selector_stays,
             validate_status: apps::deployment_status,
+            prepare_status: |new, old| crate::meta::keep(new, old, "labels"),
             warnings: warnings::for_workload,
             ..none
         },

@@ -37,8 +37,8 @@ const WRITES_INFLIGHT_MAX: usize = 200;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often watchers that want bookmarks get one.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
-/// A compaction happens at each so many bookmarks: every five minutes, keeping the last five.
-const COMPACT_EVERY_BOOKMARKS: u32 = 5;
+/// Upstream's default of `--etcd-compaction-interval`. Each compaction keeps the last interval.
+const COMPACT_EVERY: Duration = Duration::from_secs(300);
 
 const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 
@@ -71,6 +71,7 @@ pub struct ApiServer {
     pub(crate) stats: Arc<Stats>,
     reads: Semaphore,
     writes: Semaphore,
+    compact_every: tokio::sync::watch::Sender<Duration>,
     stop: CancellationToken,
     /// Cancelled when the store's content cannot be understood any more.
     failed: CancellationToken,
@@ -97,6 +98,7 @@ impl ApiServer {
             reads: Semaphore::new(READS_INFLIGHT_MAX),
             writes: Semaphore::new(WRITES_INFLIGHT_MAX),
             stop: CancellationToken::new(),
+            compact_every: tokio::sync::watch::Sender::new(COMPACT_EVERY),
             failed: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
@@ -168,27 +170,32 @@ impl ApiServer {
         self.failed.cancel();
     }
 
-    /// Bookmarks each minute; compaction each five.
+    /// Sets the time between two compactions.
+    pub fn compact_every(&self, interval: Duration) {
+        self.compact_every.send_replace(interval);
+    }
+
+    /// Bookmarks each minute; compaction each five, or as set.
     async fn keep(self: Arc<Self>) {
-        let mut ticks =
+        let mut bookmarks =
             tokio::time::interval_at(tokio::time::Instant::now() + BOOKMARK_EVERY, BOOKMARK_EVERY);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut since, mut keep_from) = (0, self.cache.revision());
+        bookmarks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut every = self.compact_every.subscribe();
+        let (mut compacted, mut keep_from) = (tokio::time::Instant::now(), self.cache.revision());
         loop {
+            let due = compacted + *every.borrow_and_update();
             tokio::select! {
                 biased;
-                _ = ticks.tick() => {}
-                () = self.stop.cancelled() => return,
-            }
-            self.cache.bookmark();
-            since += 1;
-            if since == COMPACT_EVERY_BOOKMARKS {
-                since = 0;
-                if let Err(error) = self.seams.store.compact(Revision(keep_from)).await {
-                    tracing::warn!(%error, "compaction failed; the next one tries again");
+                _ = bookmarks.tick() => self.cache.bookmark(),
+                () = tokio::time::sleep_until(due) => {
+                    if let Err(error) = self.seams.store.compact(Revision(keep_from)).await {
+                        tracing::warn!(%error, "compaction failed; the next one tries again");
+                    }
+                    self.cache.forget(keep_from);
+                    (compacted, keep_from) = (tokio::time::Instant::now(), self.cache.revision());
                 }
-                self.cache.forget(keep_from);
-                keep_from = self.cache.revision();
+                _ = every.changed() => {}
+                () = self.stop.cancelled() => return,
             }
         }
     }

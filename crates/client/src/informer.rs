@@ -393,13 +393,27 @@ impl<P: PartialEq> ProjectionInner<P> {
 
 impl<P: PartialEq + Send + Sync + 'static> Projection<P> {
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<P>> {
-        self.0.values.read().get(&ObjectKey::new(namespace, name)).cloned()
+        self.at(&ObjectKey::new(namespace, name))
+    }
+
+    pub fn at(&self, key: &ObjectKey) -> Option<Arc<P>> {
+        self.0.values.read().get(key).cloned()
     }
 
     /// All values, ordered by key.
     pub fn iter(&self) -> impl Iterator<Item = (ObjectKey, Arc<P>)> + use<P> {
         let values = self.0.values.read();
         values.iter().map(|(key, value)| (key.clone(), value.clone())).collect::<Vec<_>>().into_iter()
+    }
+
+    /// The values of one namespace that `keep` keeps, ordered by key. Looks at no others.
+    pub fn of_namespace(&self, namespace: &str, keep: impl Fn(&P) -> bool) -> Vec<(ObjectKey, Arc<P>)> {
+        let values = self.0.values.read();
+        let of_namespace = values
+            .range(ObjectKey::new(namespace, "")..)
+            .take_while(|(key, _)| &*key.namespace == namespace)
+            .filter(|(_, value)| keep(value));
+        of_namespace.map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
     pub fn len(&self) -> usize {

@@ -146,9 +146,8 @@ impl<K> Reflector<K> {
     async fn watch_from(&self, revision: u64) -> Result<WatchStream> {
         let list = ListOptions { resource_version: revision.to_string(), ..self.scope.options() };
         let timeout_seconds = self.watch_seconds();
-        self.api
-            .watch("", &WatchOptions { list, bookmarks: true, timeout_seconds, ..Default::default() })
-            .await
+        let options = WatchOptions { list, bookmarks: true, timeout_seconds, ..Default::default() };
+        self.api.watch(&self.scope.namespace, &options).await
     }
 
     /// Lists by the first events of a watch and returns the watch to go on with.

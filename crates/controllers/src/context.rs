@@ -1,11 +1,11 @@
 //! What every controller is given, and how its work is started.
 
+use skeg_api::Kinds;
 use skeg_base::{Clock, Random};
 use skeg_client::{Client, Informers, Key, Queue, Recorder, run_workers};
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -21,8 +21,9 @@ pub struct ControllerContext {
     pub clock: Clock,
     pub random: Random,
     pub config: Config,
-    /// Changes whenever the set of served kinds does.
-    pub kinds_changed: watch::Receiver<u64>,
+    /// The server's table, to be told of its changes. What is in it is read by discovery, so that
+    /// nothing is used before it is served.
+    pub kinds: Arc<Kinds>,
     pub cancel: CancellationToken,
 }
 

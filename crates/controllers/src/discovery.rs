@@ -87,12 +87,13 @@ pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers) -> A
     let level = Arc::<Level<Arc<Served>>>::default();
     let known = level.clone();
     let client = ctx.client("generic-garbage-collector");
-    let mut kinds_changed = ctx.kinds_changed.clone();
+    let kinds = ctx.kinds.clone();
     let (cancel, random) = (ctx.cancel.clone(), ctx.random.clone());
     let follow = async move {
         let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(10));
         loop {
-            kinds_changed.mark_unchanged();
+            // Before the look: a change during it is not missed.
+            let seen = kinds.snapshot().generation;
             match fetch(&client).await {
                 Ok(served) => {
                     backoff.reset();
@@ -104,10 +105,7 @@ pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers) -> A
                     continue;
                 }
             }
-            if kinds_changed.changed().await.is_err() {
-                // No kind can come or go any more.
-                return;
-            }
+            kinds.changed(seen).await;
         }
     };
     controllers.0.spawn(async move {

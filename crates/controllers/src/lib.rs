@@ -8,6 +8,7 @@
 mod context;
 mod deployment;
 mod discovery;
+mod each_namespace;
 mod endpoints;
 mod endpointslice;
 mod error;
@@ -19,6 +20,7 @@ mod owner;
 mod owner_index;
 mod pod;
 mod podgc;
+mod pods;
 mod replicaset;
 mod rootcacert;
 mod service;
@@ -30,9 +32,9 @@ pub use context::{Clients, Config, ControllerContext, Controllers};
 pub fn start(ctx: &ControllerContext) -> Controllers {
     let mut controllers = Controllers::default();
     // Those that need whole objects come first: the garbage collector then shares their informers.
-    deployment::start(ctx, &mut controllers);
-    replicaset::start(ctx, &mut controllers);
-    let pods = service::Pods::of(ctx.informers.of());
+    let pods = pods::Pods::of(ctx.informers.of());
+    deployment::start(ctx, &mut controllers, pods.clone());
+    replicaset::start(ctx, &mut controllers, pods.clone());
     endpointslice::start(ctx, &mut controllers, pods.clone());
     endpoints::start(ctx, &mut controllers, pods);
     nodelifecycle::start(ctx, &mut controllers);

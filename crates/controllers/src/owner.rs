@@ -1,15 +1,19 @@
 //! Ownership by `ownerReferences`: which objects a controller owns, adopts and releases. The
-//! decision is pure; the caller confirms an adoption by a live read of the owner.
+//! decision is pure; an adoption is confirmed by a live read of the owner.
 //! Upstream counterpart: `pkg/controller/controller_ref_manager.go`.
 
+use crate::error::Result;
+use crate::meta;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde_json::{Value, json};
 use skeg_api::selector::LabelSelector;
+use skeg_client::{Api, Error, PatchKind, Typed};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What to do with one object that the owner may claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Claim {
+enum Claim {
     Owned,
     /// No one controls it and its labels match.
     Adopt,
@@ -19,7 +23,7 @@ pub(crate) enum Claim {
 }
 
 /// Decides about `object` for the owner whose metadata is `owner`.
-pub(crate) fn claim(owner: &ObjectMeta, selector: &LabelSelector, object: &ObjectMeta) -> Claim {
+fn claim(owner: &ObjectMeta, selector: &LabelSelector, object: &ObjectMeta) -> Claim {
     let empty = BTreeMap::new();
     let matches = selector.matches(object.labels.as_ref().unwrap_or(&empty));
     let owner_deleting = owner.deletion_timestamp.is_some();
@@ -50,13 +54,84 @@ pub(crate) fn controller_reference(api_version: &str, kind: &str, owner: &Object
     }
 }
 
+/// Claims objects `K`, known as `T`, for an owner `O`.
+pub(crate) struct Claims<'a, O, K, T> {
+    pub owner: &'a O,
+    pub owners: &'a Api<O>,
+    pub objects: &'a Api<K>,
+    pub metadata: fn(&T) -> &ObjectMeta,
+    /// What an adopted object is known as from then on.
+    pub adopted: fn(K) -> T,
+}
+
+impl<O: Typed, K: Typed, T> Claims<'_, O, K, T> {
+    /// Those of `known` that the owner has, after adoption and release. Each is tried; the first
+    /// failure comes back, so that the pass is made again.
+    pub(crate) async fn claim(&self, selector: &LabelSelector, known: Vec<Arc<T>>) -> Result<Vec<Arc<T>>> {
+        let (mut claimed, mut adoptable, mut failure) = (Vec::new(), Vec::new(), None);
+        for object in known {
+            match claim(self.owner.metadata(), selector, (self.metadata)(&object)) {
+                Claim::Owned => claimed.push(object),
+                Claim::Adopt => adoptable.push(object),
+                Claim::Release => failure = failure.or(self.release((self.metadata)(&object)).await.err()),
+                Claim::Ignore => {}
+            }
+        }
+        if !adoptable.is_empty() && self.may_adopt().await? {
+            for object in adoptable {
+                match self.adopt((self.metadata)(&object)).await {
+                    Ok(adopted) => {
+                        claimed.extend(adopted.map(|object| Arc::new((self.adopted)(object))));
+                    }
+                    Err(error) => failure = failure.or(Some(error)),
+                }
+            }
+        }
+        failure.map_or(Ok(claimed), |error| Err(error.into()))
+    }
+
+    /// The cache may not know yet that the owner is being deleted, or is another one by now.
+    async fn may_adopt(&self) -> Result<bool> {
+        let meta = self.owner.metadata();
+        let live = self.owners.get_opt(meta::namespace(meta), meta::name(meta)).await?;
+        Ok(live.is_some_and(|live| {
+            let live = live.metadata();
+            live.uid == meta.uid && live.deletion_timestamp.is_none()
+        }))
+    }
+
+    /// `None` if the object is gone.
+    async fn adopt(&self, object: &ObjectMeta) -> skeg_client::Result<Option<K>> {
+        let reference = controller_reference(O::API_VERSION, O::KIND, self.owner.metadata());
+        match self.patch(object, &adopt_patch(&reference, object)).await {
+            Err(error) if error.is_not_found() => Ok(None),
+            patched => patched.map(Some),
+        }
+    }
+
+    /// A conflict is a failure like any other: no event would bring the object back to its owner.
+    async fn release(&self, object: &ObjectMeta) -> skeg_client::Result<()> {
+        let patch = release_patch(meta::uid(self.owner.metadata()), object);
+        match self.patch(object, &patch).await {
+            // Gone, or no owner of the object any more.
+            Err(error) if matches!(error.code(), Some(404 | 422)) => Ok(()),
+            patched => patched.map(drop),
+        }
+    }
+
+    async fn patch(&self, object: &ObjectMeta, patch: &Value) -> Result<K, Error> {
+        let (namespace, name) = (meta::namespace(object), meta::name(object));
+        self.objects.patch(namespace, name, PatchKind::Strategic, patch, None).await
+    }
+}
+
 /// A strategic merge patch that adds `reference`; the uid guards against a namesake.
-pub(crate) fn adopt_patch(reference: &OwnerReference, object: &ObjectMeta) -> Value {
+fn adopt_patch(reference: &OwnerReference, object: &ObjectMeta) -> Value {
     json!({"metadata": {"ownerReferences": [reference], "uid": object.uid}})
 }
 
 /// A strategic merge patch that removes the reference to `owner_uid`.
-pub(crate) fn release_patch(owner_uid: &str, object: &ObjectMeta) -> Value {
+fn release_patch(owner_uid: &str, object: &ObjectMeta) -> Value {
     json!({"metadata": {"ownerReferences": [{"$patch": "delete", "uid": owner_uid}], "uid": object.uid}})
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{meta, owner};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use skeg_client::{Informer, Typed};
+use skeg_client::{Informer, ObjectKey, Typed};
 use std::sync::Arc;
 
 const INDEX: &str = "controller";
@@ -29,4 +29,12 @@ pub(crate) fn owned<K: Typed>(informer: &Informer<K>, uid: &str) -> Vec<Arc<K>> 
 
 pub(crate) fn orphaned<K: Typed>(informer: &Informer<K>, namespace: &str) -> Vec<Arc<K>> {
     informer.by_index(INDEX, &orphans(namespace))
+}
+
+pub(crate) fn owned_keys<K>(informer: &Informer<K>, uid: &str) -> Vec<ObjectKey> {
+    informer.keys_by_index(INDEX, uid)
+}
+
+pub(crate) fn orphaned_keys<K>(informer: &Informer<K>, namespace: &str) -> Vec<ObjectKey> {
+    informer.keys_by_index(INDEX, &orphans(namespace))
 }

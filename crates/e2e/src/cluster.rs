@@ -1,17 +1,24 @@
 //! One cluster under test, and kubectl on it.
 
 use crate::Scope;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use std::io::Write;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 /// How long any one thing may take to come true.
 const PATIENCE: &str = "--timeout=90s";
+
+/// What the names of the suite's directories start with, and the file in each that is locked.
+const PREFIX: &str = "skeg-e2e-";
+const LOCK: &str = "lock";
 
 /// A running cluster with a registry beside it. Dropping it purges both.
 pub struct Cluster {
@@ -22,12 +29,10 @@ pub struct Cluster {
     kubectl: PathBuf,
     images: PathBuf,
     directory: tempfile::TempDir,
-    stopped: std::cell::Cell<bool>,
+    stopped: AtomicBool,
+    /// Held as long as this process lives: who finds it free may clear the directory up.
+    _lock: File,
 }
-
-// The cell is only touched by `stop` and `drop`, when no other thread has the cluster.
-// SAFETY: as the line above says.
-unsafe impl Sync for Cluster {}
 
 fn variable(name: &str) -> Result<PathBuf> {
     std::env::var_os(name)
@@ -39,25 +44,82 @@ pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
+/// A directory of the suite's own, and the lock that says that it is in use.
+fn directory() -> Result<(tempfile::TempDir, File)> {
+    let directory = tempfile::Builder::new().prefix(PREFIX).tempdir()?;
+    let lock = File::create(directory.path().join(LOCK))?;
+    lock.lock()?;
+    Ok((directory, lock))
+}
+
+/// Purges what a killed run of the suite left: clusters, their directories. The registries ended
+/// with their suite.
+pub fn clear_earlier_runs() -> Result<()> {
+    for entry in std::fs::read_dir(std::env::temp_dir())?.flatten() {
+        let path = entry.path();
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            continue;
+        }
+        let Ok(lock) = File::open(path.join(LOCK)) else { continue };
+        if lock.try_lock().is_err() {
+            continue;
+        }
+        eprintln!("clearing up {} of an earlier run", path.display());
+        let data = path.join("data");
+        // A foreign cluster's directory holds a kubeconfig and nothing of the host.
+        if data.join("settings.json").exists() {
+            let mut purge = Command::new(variable("SKEG_BINARY")?);
+            let output = purge.args(["down", "--purge", "--data-dir"]).arg(&data).output()?;
+            text(&["down", "--purge"], &output).with_context(|| format!("purging {}", data.display()))?;
+        }
+        std::fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The command's process ends when the thread that starts it does, however that ends: a killed
+/// suite leaves nobody behind.
+pub fn ends_with_us(command: &mut Command) -> &mut Command {
+    // SAFETY: prctl is async-signal-safe and takes no memory here.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        })
+    }
+}
+
 impl Cluster {
     /// Starts the binary on an empty data directory and imports the test images.
     pub fn start() -> Result<Self> {
-        let cluster = Self::prepare()?;
-        cluster.up()?;
+        Self::prepare()?.started()
+    }
+
+    /// Starts it with settings that only a configuration file can hold.
+    pub fn start_with(settings: &str) -> Result<Self> {
+        let mut cluster = Self::prepare()?;
+        let path = cluster.scratch().join("config.yaml");
+        std::fs::write(&path, settings)?;
+        cluster.flags.push(format!("--config={}", path.display()));
+        cluster.started()
+    }
+
+    fn started(self) -> Result<Self> {
+        self.up()?;
         for image in ["nginx", "busybox", "client"] {
-            let archive = cluster.archive(image);
-            cluster.skeg(&["image", "import", &archive.to_string_lossy()])?;
+            let archive = self.archive(image);
+            self.skeg(&["image", "import", &archive.to_string_lossy()])?;
         }
-        Ok(cluster)
+        Ok(self)
     }
 
     /// A cluster that is not started yet, with its registry.
     pub fn prepare() -> Result<Self> {
-        // Several clusters run side by side: each gets its own ranges.
-        static NEXT: AtomicU8 = AtomicU8::new(0);
-        let n = NEXT.fetch_add(1, Ordering::Relaxed) % 60;
-        let directory = tempfile::Builder::new().prefix("skeg-e2e-").tempdir()?;
-        let registry = Registry::start(directory.path())?;
+        // Several clusters run side by side, of other suites too: each gets its own ranges.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = std::process::id().wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 60;
+        let (directory, lock) = directory()?;
+        let registry = Registry::start(directory.path(), "")?;
         let registries = directory.path().join("registries.yaml");
         std::fs::write(&registries, registry.registries_yaml())?;
         let flags = vec![
@@ -76,12 +138,13 @@ impl Cluster {
             images: variable("SKEG_IMAGES")?,
             directory,
             stopped: false.into(),
+            _lock: lock,
         })
     }
 
     /// A cluster that runs elsewhere: kubectl works on it, nothing else does.
     pub fn foreign(kubeconfig: &Path) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("skeg-e2e-").tempdir()?;
+        let (directory, lock) = directory()?;
         std::fs::create_dir(directory.path().join("data"))?;
         std::fs::copy(kubeconfig, directory.path().join("data/kubeconfig"))?;
         Ok(Cluster {
@@ -93,6 +156,7 @@ impl Cluster {
             images: variable("SKEG_IMAGES")?,
             directory,
             stopped: true.into(),
+            _lock: lock,
         })
     }
 
@@ -139,22 +203,62 @@ impl Cluster {
         text(args, &self.kubectl_command().args(args).output()?)
     }
 
+    /// What the names of everything on the host carry, as `status` tells.
+    pub fn id(&self) -> Result<String> {
+        let status = self.skeg(&["status"])?;
+        let line = status.lines().find_map(|line| line.strip_prefix("instance"));
+        let id = line.and_then(|rest| rest.split_whitespace().next());
+        Ok(id.with_context(|| format!("no instance in {status}"))?.to_owned())
+    }
+
     /// The process id of the running server.
     pub fn server_pid(&self) -> Result<i32> {
         let pid = std::fs::read_to_string(self.data_dir.join("skeg.pid"))?;
         Ok(pid.trim().parse()?)
     }
 
-    pub fn show_log(&self) {
+    /// Kills the server; returns when it is gone.
+    pub fn kill(&self) -> Result<()> {
+        let pid = self.server_pid()?;
+        // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        ensure!(fd >= 0, "process {pid}: {}", std::io::Error::last_os_error());
+        // SAFETY: the descriptor is new and ours.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd)?) };
+        // SAFETY: a plain kill(2) of the server that this suite started.
+        ensure!(unsafe { libc::kill(pid, libc::SIGKILL) } == 0, "kill {pid}");
+        let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one valid pollfd.
+        ensure!(unsafe { libc::poll(&raw mut poll, 1, 10_000) } == 1, "process {pid} does not end");
+        Ok(())
+    }
+
+    /// How many containers the kubelet said it started in a namespace.
+    pub fn containers_started(&self, namespace: &str) -> usize {
+        let args = ["get", "events", namespace, "--field-selector=reason=Started", "-o", "name"];
+        self.kubectl(&args).map_or(0, |events| events.lines().filter(|line| line.contains('/')).count())
+    }
+
+    /// Of the server's log, the last warnings and errors, and the last lines.
+    pub fn log_end(&self) -> String {
         let log = std::fs::read_to_string(self.data_dir.join("skeg.log")).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        let tail = &lines[lines.len().saturating_sub(80)..];
-        eprintln!("--- last lines of the server's log\n{}", tail.join("\n"));
+        let last = |lines: Vec<&str>| lines[lines.len().saturating_sub(30)..].join("\n");
+        let bad = log.lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR "));
+        format!(
+            "--- warnings and errors in the server's log\n{}\n--- its last lines\n{}\n",
+            last(bad.collect()),
+            last(log.lines().collect())
+        )
+    }
+
+    #[allow(dead_code, reason = "the benchmark's")]
+    pub fn show_log(&self) {
+        eprintln!("{}", self.log_end());
     }
 
     /// Removes the cluster; fails where something of it stays behind.
     pub fn stop(&self) -> Result<()> {
-        self.stopped.set(true);
+        self.stopped.store(true, Ordering::Relaxed);
         self.skeg(&["down", "--purge"])?;
         if self.data_dir.exists() {
             bail!("{} is still there after the purge", self.data_dir.display());
@@ -165,7 +269,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if !self.stopped.get() {
+        if !self.stopped.load(Ordering::Relaxed) {
             let _ = self.stop();
         }
     }
@@ -229,9 +333,12 @@ impl Scope<'_> {
         self.kubectl_stdin(&["apply", "-f", "-"], &serde_json::to_vec(object)?)
     }
 
+    /// What kubectl prints as JSON, without the warnings that it shows beside.
     pub fn get(&self, args: &[&str]) -> Result<Value> {
-        let text = self.kubectl(&[&["get", "-o", "json"], args].concat())?;
-        Ok(serde_json::from_str(&text)?)
+        let args = [&["get", "-o", "json"], args].concat();
+        let output = self.kubectl_command().args(&args).output()?;
+        text(&args, &output)?;
+        Ok(serde_json::from_slice(&output.stdout)?)
     }
 
     pub fn jsonpath(&self, what: &[&str], path: &str) -> Result<String> {
@@ -305,27 +412,30 @@ pub struct Registry {
 }
 
 impl Registry {
-    fn start(directory: &Path) -> Result<Self> {
+    /// `auth` is the registry's own setting of that name; empty: everybody may push and pull.
+    pub fn start(directory: &Path, auth: &str) -> Result<Self> {
         let port = free_port()?;
         let (config, log) = (directory.join("registry.yml"), directory.join("registry.log"));
         let storage = directory.join("registry");
         std::fs::write(
             &config,
             format!(
-                "version: 0.1\nlog: {{accesslog: {{disabled: false}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n",
+                "version: 0.1\nlog: {{accesslog: {{disabled: false}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n{auth}\n",
                 storage.display()
             ),
         )?;
-        let child = Command::new("docker-registry")
-            .args(["serve"])
-            .arg(&config)
+        let mut child = ends_with_us(Command::new("docker-registry").arg("serve").arg(&config))
             .stdin(Stdio::null())
-            .stdout(std::fs::File::create(&log)?)
-            .stderr(Stdio::null())
+            .stdout(File::create(&log)?)
+            .stderr(Stdio::piped())
             .spawn()
             .context("docker-registry: install Debian's package")?;
+        let mut lines = BufReader::new(child.stderr.take().context("piped")?).lines();
         let registry = Registry { child, port, log };
-        wait_port(port)?;
+        let listens = lines.by_ref().map_while(Result::ok).any(|line| line.contains("listening on"));
+        ensure!(listens, "the registry does not listen on port {port}");
+        // Whatever else it says must not fill the pipe.
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
         Ok(registry)
     }
 
@@ -338,12 +448,15 @@ impl Registry {
         format!("mirrors:\n  mirrored.example:\n    endpoint: [\"http://{}\"]\n", self.host())
     }
 
-    /// Pushes an OCI archive under a name.
-    pub fn push(&self, archive: &Path, name: &str) -> Result<()> {
+    /// Pushes an OCI archive under a name, with `user:password` where one is asked for.
+    pub fn push(&self, archive: &Path, name: &str, credentials: Option<&str>) -> Result<()> {
         let source = format!("oci-archive:{}", archive.display());
         let target = format!("docker://{}/{name}", self.host());
-        let args = ["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false", &source, &target];
-        text(&args, &Command::new("skopeo").args(args).output()?).map(|_| ())
+        let credentials = credentials.map(|pair| format!("--dest-creds={pair}"));
+        let mut args = vec!["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"];
+        args.extend(credentials.as_deref());
+        args.extend([source.as_str(), &target]);
+        text(&args, &Command::new("skopeo").args(&args).output()?).map(|_| ())
     }
 
     /// How many blobs were asked for since the registry started.
@@ -358,17 +471,6 @@ impl Drop for Registry {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Waits until something listens on a loopback port.
-pub fn wait_port(port: u16) -> Result<()> {
-    for _ in 0..200 {
-        if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
-            return Ok(());
-        }
-        pause(Duration::from_millis(25));
-    }
-    bail!("nothing listens on port {port}")
 }
 
 /// Between two looks at something outside that sends no event.

@@ -1,16 +1,24 @@
 //! The end-to-end suite: the real binary, the real kubectl, a real registry, real containers.
 //!
-//! A case is one row of a table in `cases/`. All cases but the last group share one cluster, each
-//! in its own namespace, some at a time. The output is one `test NAME ... ok` line a case.
+//! A case is one row of a table in `cases/`. Most share one cluster, each in its own namespace,
+//! some at a time. Standard output has one `test NAME ... ok` line a case, behind it, where the
+//! kubelet said that containers started, `containers NAME COUNT`; standard error has the reports
+//! of failed cases, all at the end.
 
 mod cases;
 mod cluster;
+#[allow(dead_code, reason = "shared with the benchmark, which uses all of it")]
+mod http;
+mod traces;
 
 use anyhow::{Context, Result};
 use cluster::Cluster;
+use std::fmt::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use traces::Traces;
 
 /// Cases that run at the same time on the shared cluster.
 const PARALLEL: usize = 4;
@@ -27,91 +35,134 @@ pub struct Scope<'a> {
     pub namespace: String,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match suite() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("the suite could not run: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether every case passed.
+fn suite() -> Result<bool> {
     let only = std::env::args().nth(1).unwrap_or_default();
     let selected = |cases: &'static [&'static [Case]]| -> Vec<&'static Case> {
         cases.iter().copied().flatten().filter(|case| case.name.contains(&only)).collect()
     };
-    let failures = AtomicUsize::new(0);
+    cluster::clear_earlier_runs()?;
+    let failures = Failures::default();
     let shared = selected(cases::SHARED);
     if !shared.is_empty() {
+        let before = Traces::of_host()?;
         let cluster = Cluster::start().context("starting the shared cluster")?;
         run_parallel(&cluster, &shared, &failures);
-        cluster.stop().context("purging the shared cluster")?;
+        failures.run("purge_leaves_nothing", || {
+            cluster.stop()?;
+            before.wait_until_as_before(Traces::of_host).map(|()| 0)
+        });
     }
     for case in selected(cases::ALONE) {
-        report(case, &failures, || {
+        failures.run(case.name, || {
             let cluster = Cluster::start()?;
             let result = (case.run)(&Scope { cluster: &cluster, namespace: "default".into() });
-            if result.is_err() {
-                cluster.show_log();
-            }
+            let result = result.map_err(|error| error.context(cluster.log_end()));
+            let started = cluster.containers_started("--all-namespaces");
             let stopped = cluster.stop();
-            result.and(stopped)
+            result.and(stopped).map(|()| started)
         });
     }
     for case in selected(cases::APART) {
-        report(case, &failures, || {
+        failures.run(case.name, || {
             let nothing = tempfile::NamedTempFile::new()?;
             let cluster = Cluster::foreign(nothing.path())?;
-            (case.run)(&Scope { cluster: &cluster, namespace: "default".into() })
+            (case.run)(&Scope { cluster: &cluster, namespace: "default".into() }).map(|()| 0)
         });
     }
-    let failures = failures.into_inner();
-    if failures > 0 {
-        anyhow::bail!("{failures} end-to-end cases failed");
-    }
-    Ok(())
+    Ok(failures.tell())
 }
 
-fn run_parallel(cluster: &Cluster, cases: &[&'static Case], failures: &AtomicUsize) {
+fn run_parallel(cluster: &Cluster, cases: &[&'static Case], failures: &Failures) {
     let next = AtomicUsize::new(0);
     std::thread::scope(|threads| {
         for _ in 0..PARALLEL {
             threads.spawn(|| {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    report(case, failures, || in_own_namespace(cluster, case));
+                    failures.run(case.name, || in_own_namespace(cluster, case));
                 }
             });
         }
     });
-    if failures.load(Ordering::Relaxed) > 0 {
-        cluster.show_log();
-    }
+    failures.add(|| cluster.log_end());
 }
 
-fn in_own_namespace(cluster: &Cluster, case: &Case) -> Result<()> {
+/// Runs a case and returns how many containers started in it.
+fn in_own_namespace(cluster: &Cluster, case: &Case) -> Result<usize> {
     let namespace = format!("e2e-{}", case.name.replace('_', "-"));
     let scope = Scope { cluster, namespace: namespace.clone() };
     scope.apply(
         &serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}),
     )?;
-    let result = (case.run)(&scope);
-    if result.is_err() {
+    let result = (case.run)(&scope).map_err(|error| {
         // What the namespace looked like is half of the report.
+        let mut report = String::new();
         for args in [&["get", "all", "-o", "wide"][..], &["get", "events"], &["get", "pods", "-o", "yaml"]] {
             if let Ok(text) = scope.kubectl(args) {
-                eprintln!("--- {}: kubectl {}\n{}", case.name, args.join(" "), cluster::head(&text, 6000));
+                let _ = write!(report, "--- kubectl {}\n{}\n", args.join(" "), cluster::head(&text, 6000));
+            }
+        }
+        error.context(report)
+    });
+    let started = cluster.containers_started(&format!("--namespace={namespace}"));
+    let deleted = cluster.kubectl(&["delete", "namespace", &namespace, "--timeout=60s"]);
+    result.and(deleted.map(|_| started).context("the namespace did not go away"))
+}
+
+/// The reports of failed cases, told after the last case.
+#[derive(Default)]
+struct Failures(Mutex<Vec<String>>);
+
+impl Failures {
+    /// Runs a case, prints how it ended and keeps its report where it failed.
+    fn run(&self, name: &str, case: impl FnOnce() -> Result<usize>) {
+        let result = catch_unwind(AssertUnwindSafe(case)).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            Err(anyhow::anyhow!("panicked: {}", text.unwrap_or_default()))
+        });
+        match result {
+            Ok(0) => println!("test {name} ... ok"),
+            Ok(containers) => println!("test {name} ... ok\ncontainers {name} {containers}"),
+            Err(error) => {
+                println!("test {name} ... FAILED");
+                let mut report = format!("=== {name} failed: {}\n", error.root_cause());
+                for context in
+                    error.chain().filter(|context| context.to_string() != error.root_cause().to_string())
+                {
+                    let _ = writeln!(report, "{context}");
+                }
+                self.lock().push(report);
             }
         }
     }
-    let deleted = cluster.kubectl(&["delete", "namespace", &namespace, "--timeout=60s"]);
-    result.and(deleted.map(|_| ()).context("the namespace did not go away"))
-}
 
-fn report(case: &Case, failures: &AtomicUsize, run: impl FnOnce() -> Result<()>) {
-    static OUTPUT: Mutex<()> = Mutex::new(());
-    let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().cloned();
-        Err(anyhow::anyhow!("panicked: {}", text.unwrap_or_default()))
-    });
-    let _guard = OUTPUT.lock();
-    match result {
-        Ok(()) => println!("test {} ... ok", case.name),
-        Err(error) => {
-            failures.fetch_add(1, Ordering::Relaxed);
-            eprintln!("--- {} failed: {error:?}", case.name);
-            println!("test {} ... FAILED", case.name);
+    /// Adds to the reports, where there are any.
+    fn add(&self, more: impl FnOnce() -> String) {
+        let mut reports = self.lock();
+        if !reports.is_empty() {
+            reports.push(more());
         }
+    }
+
+    /// Whether there is nothing to tell.
+    fn tell(&self) -> bool {
+        let reports = self.lock();
+        reports.iter().for_each(|report| eprintln!("\n{report}"));
+        reports.is_empty()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }

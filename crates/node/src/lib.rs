@@ -30,6 +30,7 @@ pub use agent::Node;
 pub use network::PodNetwork;
 pub use server::ServerConfig;
 pub use services::{ServiceTables, tables};
+pub use volumes::remove_pod_dir;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
 use skeg_base::{Clock, Random};

@@ -374,7 +374,9 @@ impl Loop {
         }
         known.busy = Some(Busy::Starting);
         known.retry_at = None;
-        let old_runs: Vec<String> = known.previous.iter().map(|run| run.id.clone()).collect();
+        // What an interrupted start left gives way; else the run before the last one does.
+        let interrupted = known.current.as_ref().filter(|run| run.is_created());
+        let old_run = interrupted.or(known.previous.as_ref()).map(|run| run.id.clone());
         let start = Start {
             ctx: self.ctx.clone(),
             pod: self.pod.clone(),
@@ -384,7 +386,7 @@ impl Loop {
             attempt,
             pod_ips: self.memory.pod_ips.clone(),
             qos_class: self.qos_class,
-            old_runs,
+            old_run,
         };
         let container = name.to_owned();
         self.ops
@@ -1145,8 +1147,8 @@ struct Start {
     attempt: u32,
     pod_ips: Vec<String>,
     qos_class: &'static str,
-    /// Runs older than the last one, whose remains can go now.
-    old_runs: Vec<String>,
+    /// A run whose remains can go now.
+    old_run: Option<String>,
 }
 
 impl Start {
@@ -1190,7 +1192,7 @@ impl Start {
             Err(message) => return not_created("CreateContainerConfigError", message),
         };
         let uid = text(&self.pod.metadata.uid);
-        for old in &self.old_runs {
+        if let Some(old) = &self.old_run {
             if let Err(error) = ctx.runtime.remove_container(uid, old).await {
                 tracing::debug!(%error, "cannot remove an old container");
             }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use skeg_api::intstr::{self, Round};
 use skeg_store::{Change, Revision};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -63,6 +63,8 @@ pub struct Checker {
     replicas: BTreeMap<String, Recent<i64>>,
     /// By ReplicaSet uid: `status.availableReplicas`.
     available: BTreeMap<String, Recent<i64>>,
+    /// By uid: Pods whose labels were changed. A user may give an old Pod back to its set at any time.
+    relabeled: BTreeSet<String>,
 }
 
 impl Checker {
@@ -127,6 +129,9 @@ impl Checker {
             if old["metadata"]["uid"] == new["metadata"]["uid"] && before.is_string() && before != after {
                 self.violation(format!("{key} was bound to {before} and then to {after}"));
             }
+            if old["metadata"]["labels"] != new["metadata"]["labels"] {
+                self.relabeled.insert(uid(new).to_owned());
+            }
         }
         if let (None, Some(new)) = (old, new)
             && let Some(owner) = controller(new, "ReplicaSet")
@@ -137,6 +142,31 @@ impl Checker {
             if active > most {
                 self.violation(format!("{key} makes {active} active Pods of a ReplicaSet of {most}"));
             }
+            self.check_recreate(key, owner);
+        }
+    }
+
+    /// A new Pod of a Deployment of strategy Recreate: no Pod of its other sets may run any more.
+    fn check_recreate(&mut self, key: &str, set: &str) {
+        let by_uid = |wanted: &str| self.objects.values().find(|object| uid(object) == wanted);
+        let deployment = by_uid(set).and_then(|set| controller(set, "Deployment"));
+        let recreates = |object: &&Value| object["spec"]["strategy"]["type"] == "Recreate";
+        let Some(deployment) = deployment.filter(|uid| by_uid(uid).as_ref().is_some_and(recreates)) else {
+            return;
+        };
+        let of_deployment =
+            |set: &&Value| set["kind"] == "ReplicaSet" && controller(set, "Deployment") == Some(deployment);
+        let others: BTreeSet<&str> =
+            self.objects.values().filter(of_deployment).map(uid).filter(|uid| *uid != set).collect();
+        let is_old = |pod: &Value| {
+            controller(pod, "ReplicaSet").is_some_and(|owner| others.contains(owner))
+                && !is_terminal(pod)
+                && !self.relabeled.contains(uid(pod))
+        };
+        let old = self.objects.iter().find(|(_, object)| object["kind"] == "Pod" && is_old(object));
+        if let Some((old, _)) = old {
+            let text = format!("{key} and {old} are new and old together in strategy Recreate");
+            self.violation(text);
         }
     }
 
@@ -249,11 +279,34 @@ impl Checker {
                     self.violation(format!("{name} is not complete: {status} for {}", spec["replicas"]));
                 }
             }
+            self.check_claims(object, &name, &objects);
             let owners = object["metadata"]["ownerReferences"].as_array();
             for owner in owners.into_iter().flatten() {
                 if !objects.iter().any(|other| other["metadata"]["uid"] == owner["uid"]) {
                     self.violation(format!("{name} outlived its owner {} {}", owner["kind"], owner["name"]));
                 }
+            }
+        }
+    }
+
+    /// A ReplicaSet controls those Pods that its selector matches, and no others.
+    fn check_claims(&mut self, pod: &Value, name: &str, objects: &[Value]) {
+        if pod["kind"] != "Pod" || !is_active(pod) {
+            return;
+        }
+        let owner = controller(pod, "ReplicaSet");
+        for set in objects.iter().filter(|set| set["kind"] == "ReplicaSet") {
+            let near = set["metadata"]["namespace"] == pod["metadata"]["namespace"];
+            let labels = set["spec"]["selector"]["matchLabels"].as_object();
+            let matches = near
+                && labels.is_some_and(|labels| {
+                    labels.iter().all(|(key, value)| pod["metadata"]["labels"][key] == *value)
+                });
+            if owner == Some(uid(set)) && !matches {
+                self.violation(format!("{name} was not released by {}", set["metadata"]["name"]));
+            }
+            if owner.is_none() && matches {
+                self.violation(format!("{name} was not adopted by {}", set["metadata"]["name"]));
             }
         }
     }
@@ -281,9 +334,11 @@ fn controller<'a>(object: &'a Value, kind: &str) -> Option<&'a str> {
 }
 
 fn is_active(pod: &Value) -> bool {
-    pod["metadata"]["deletionTimestamp"].is_null()
-        && pod["status"]["phase"] != "Succeeded"
-        && pod["status"]["phase"] != "Failed"
+    pod["metadata"]["deletionTimestamp"].is_null() && !is_terminal(pod)
+}
+
+fn is_terminal(pod: &Value) -> bool {
+    matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
 }
 
 /// Leases, Events, and the heartbeat in a Node's status.

@@ -48,6 +48,10 @@ pub enum Bug {
     LostWrite,
     /// A watch passes over changes of Pods.
     WatchSkips,
+    /// The controllers take a Pod for gone as soon as its deletion begins.
+    EndTooEarly,
+    /// A ReplicaSet's release of a Pod is acknowledged and never written.
+    ReleaseLost,
 }
 
 impl Bug {
@@ -65,6 +69,8 @@ impl Bug {
         Bug::NamespaceTooEarly,
         Bug::LostWrite,
         Bug::WatchSkips,
+        Bug::EndTooEarly,
+        Bug::ReleaseLost,
     ];
 
     /// Events that the component's watches leave out.
@@ -181,6 +187,7 @@ impl Seam {
             (!put).then(|| json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": []}))?
         } else if self.is(Bug::CollectorIdle, "generic-garbage-collector") && *method == Method::DELETE
             || self.is(Bug::LostWrite, "kubectl") && *method == Method::PATCH
+            || self.is(Bug::ReleaseLost, "replicaset-controller") && *method == Method::PATCH
         {
             json!({"kind": "Status", "apiVersion": "v1", "status": "Success"})
         } else {
@@ -232,6 +239,9 @@ impl Seam {
         let Some(bug) = self.faults.bug else { return events };
         if let Some(deafness) = bug.deafness(&self.component) {
             return without(&events, deafness);
+        }
+        if self.is(Bug::EndTooEarly, "kube-controller-manager") {
+            return ended_early(&events);
         }
         if self.is(Bug::HotLoop, "kube-controller-manager") && events.starts_with(b"{\"type\":\"MODIFIED\"") {
             let event: Value = serde_json::from_slice(&events).unwrap_or_default();
@@ -305,6 +315,20 @@ fn without(frame: &Bytes, (event, kind): (&str, &str)) -> Bytes {
         !(value["type"] == event && value["object"]["kind"] == kind)
     });
     kept.collect::<Vec<_>>().concat().into()
+}
+
+/// Events in which a Pod whose deletion has begun is gone.
+fn ended_early(frame: &Bytes) -> Bytes {
+    let lines = frame.split_inclusive(|byte| *byte == b'\n').map(|line| {
+        let mut value: Value = serde_json::from_slice(line).unwrap_or_default();
+        let object = &value["object"];
+        if object["kind"] == "Pod" && object["metadata"]["deletionTimestamp"].is_string() {
+            value["type"] = "DELETED".into();
+            return format!("{value}\n").into_bytes();
+        }
+        line.to_vec()
+    });
+    lines.collect::<Vec<_>>().concat().into()
 }
 
 fn refusal(codes: &[u16], random: &Random) -> Response<Body> {

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 pub struct Gateway {
     pub store: Arc<dyn Store>,
+    pub kinds: Arc<Kinds>,
     clock: Clock,
     random: Random,
     running: Mutex<Option<Running>>,
@@ -36,7 +37,8 @@ pub struct Connection {
 
 impl Gateway {
     pub fn new(store: Arc<dyn Store>, clock: Clock, random: Random) -> Self {
-        Gateway { store, clock, random, running: Mutex::default() }
+        let kinds = Arc::new(Kinds::new(skeg_api::builtin::builtin()));
+        Gateway { store, kinds, clock, random, running: Mutex::default() }
     }
 
     /// Starts the server if it does not run.
@@ -54,8 +56,8 @@ impl Gateway {
                 port: 6443,
             },
         };
-        let kinds = Arc::new(Kinds::new(skeg_api::builtin::builtin()));
-        let opened = assembly::open(setup, kinds, self.store.clone(), self.clock, self.random.fork()).await;
+        let (kinds, store) = (self.kinds.clone(), self.store.clone());
+        let opened = assembly::open(setup, kinds, store, self.clock, self.random.fork()).await;
         let server = opened.map_err(|error| error.to_string())?.server;
         *self.running.lock() = Some(Running { server, crashed: CancellationToken::new() });
         Ok(())

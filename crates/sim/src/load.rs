@@ -12,6 +12,8 @@ use std::time::Duration;
 pub const NAMESPACES: &[&str] = &["one", "two"];
 /// Things that users do in a run.
 const ACTIONS: usize = 25;
+/// Before the label of a Pod that was taken out of its ReplicaSet.
+const STRAY: &str = "stray-";
 
 pub struct User {
     client: Client,
@@ -73,7 +75,7 @@ impl User {
             let deployments = deployments.clone();
             async move { deployments.patch(namespace, name, PatchKind::Merge, &patch, None).await.map(|_| ()) }
         };
-        match self.random.below(10) {
+        match self.random.below(11) {
             0..=2 => {
                 let deployment = self.deployment(name);
                 let result = deployments.create(namespace, &deployment).await.map(|_| ());
@@ -93,6 +95,7 @@ impl User {
             }
             7 => merge(json!({"spec": {"paused": self.random.below(4) == 0}})).await,
             8 => self.delete_a_pod(namespace).await,
+            9 => self.relabel_a_pod(namespace).await,
             _ => {
                 let policy = ["Background", "Foreground"][self.random.below(2) as usize];
                 let options = DeleteOptions { propagation_policy: Some(policy.into()), ..Default::default() };
@@ -145,18 +148,31 @@ impl User {
     }
 
     async fn delete_a_pod(&self, namespace: &str) -> skeg_client::Result<()> {
-        let pods = self.client.dynamic(&Gvr::new("", "v1", "pods"));
-        let list = pods.list(namespace, &ListOptions::default()).await?;
-        if list.items.is_empty() {
-            return Ok(());
+        let Some(pod) = self.a_pod(namespace).await? else { return Ok(()) };
+        let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+        self.pods().delete(namespace, name, &DeleteOptions::default()).await
+    }
+
+    /// Takes a Pod out of its ReplicaSet's selector, or brings one back that was taken out.
+    async fn relabel_a_pod(&self, namespace: &str) -> skeg_client::Result<()> {
+        let Some(pod) = self.a_pod(namespace).await? else { return Ok(()) };
+        let text = |field: &str| pod["metadata"][field].as_str().unwrap_or_default();
+        let app = pod["metadata"]["labels"]["app"].as_str().unwrap_or_default();
+        let app = app.strip_prefix(STRAY).map_or_else(|| format!("{STRAY}{app}"), str::to_owned);
+        let patch = json!({"metadata": {"labels": {"app": app}}});
+        self.pods().patch(namespace, text("name"), PatchKind::Merge, &patch, None).await.map(|_| ())
+    }
+
+    fn pods(&self) -> skeg_client::Api<Value> {
+        self.client.dynamic(&Gvr::new("", "v1", "pods"))
+    }
+
+    async fn a_pod(&self, namespace: &str) -> skeg_client::Result<Option<Value>> {
+        let mut list = self.pods().list(namespace, &ListOptions::default()).await?.items;
+        if list.is_empty() {
+            return Ok(None);
         }
-        let pod = &list.items[self.random.below(list.items.len() as u64) as usize];
-        pods.delete(
-            namespace,
-            pod["metadata"]["name"].as_str().unwrap_or_default(),
-            &DeleteOptions::default(),
-        )
-        .await
+        Ok(Some(list.swap_remove(self.random.below(list.len() as u64) as usize)))
     }
 
     fn deployment(&self, name: &str) -> Value {

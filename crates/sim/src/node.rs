@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use skeg_api::k8s_openapi;
 use skeg_base::{Clock, Random};
 use skeg_client::{
-    Client, DeleteOptions, Informers, LeaseKeeper, ObjectKey, PatchKind, Preconditions, Queue, run_workers,
+    Client, DeleteOptions, Informers, LeaseKeeper, ListOptions, ObjectKey, PatchKind, Preconditions, Queue,
+    run_workers,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,17 +31,13 @@ pub async fn run(name: String, client: Client, clock: Clock, random: Random, can
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let informers = Informers::new(client.clone(), random, cancel.clone());
-    let pods = informers.of::<Pod>();
+    // As a real one: it may see no others.
+    let mine = ListOptions { field_selector: format!("spec.nodeName={name}"), ..Default::default() };
+    let pods = informers.selected::<Pod>("", &mine);
     let queue: Queue<ObjectKey> = Queue::new(&cancel);
     let _subscription = {
-        let (queue, name) = (queue.clone(), name.clone());
-        pods.subscribe(move |change| {
-            let mine =
-                change.object().spec.as_ref().is_some_and(|spec| spec.node_name.as_deref() == Some(&name));
-            if mine {
-                queue.add(change.key().clone());
-            }
-        })
+        let queue = queue.clone();
+        pods.subscribe(move |change| queue.add(change.key().clone()))
     };
     let lease = LeaseKeeper {
         client,

@@ -69,14 +69,13 @@ impl World {
         let reader =
             self.client(Identity::system("system:kube-controller-manager", &[]), "kube-controller-manager");
         let informers = Informers::new(reader, self.random.fork(), cancel.clone());
-        let (_, kinds_changed) = tokio::sync::watch::channel(0);
         let ctx = ControllerContext {
             clients: Arc::new(clients),
             informers,
             clock: self.clock,
             random: self.random.fork(),
             config: skeg_controllers::Config { root_ca: Some("pretend".into()), ..Default::default() },
-            kinds_changed,
+            kinds: self.gateway.kinds.clone(),
             cancel: cancel.clone(),
         };
         let controllers = skeg_controllers::start(&ctx);
@@ -93,9 +92,8 @@ impl World {
 
     fn start_node(self: &Arc<Self>, n: usize) -> Process {
         let cancel = CancellationToken::new();
-        // Not the node's own identity: a node may only watch its Pods by field selector, and the
-        // pretend one shares the informers' plain way.
-        let client = self.client(Identity::system("pretend-kubelet", &["system:masters"]), "kubelet");
+        let user = format!("system:node:{}", node_name(n));
+        let client = self.client(Identity::system(&user, &["system:nodes"]), "kubelet");
         let mut tasks = JoinSet::new();
         tasks.spawn(node::run(node_name(n), client, self.clock, self.random.fork(), cancel.clone()));
         Process { cancel, _controllers: Controllers::default(), _tasks: tasks }

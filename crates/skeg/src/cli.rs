@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::{down, image, instance::Instance, settings, status, up};
+use crate::{down, image, instance::Instance, refuse, settings, status, up};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use std::net::SocketAddr;
@@ -12,6 +12,7 @@ pub const KUBERNETES_VERSION: &str = "v1.36.0";
 #[derive(Parser)]
 #[command(
     name = "skeg",
+
     version = concat!(env!("CARGO_PKG_VERSION"), " (Kubernetes v1.36.0)"),
     about = "Kubernetes in one small binary: start a cluster with `skeg up`, use it with kubectl",
     disable_help_subcommand = true
@@ -73,7 +74,7 @@ pub struct Up {
     #[arg(long)]
     pub detach: bool,
     /// Log lines of JSON on standard error instead of text in <DATA_DIR>/skeg.log
-    #[arg(long, value_name = "FORMAT", value_parser = ["json"])]
+    #[arg(long, value_name = "FORMAT", value_parser = ["json"], conflicts_with = "detach")]
     pub log: Option<String>,
 }
 
@@ -98,8 +99,23 @@ pub enum Image {
     Remove { reference: String },
 }
 
+/// The parser's error as one line: what is wrong, what was probably meant, where help is.
+pub fn one_line(error: &str) -> String {
+    let said = error
+        .lines()
+        .map(|line| line.trim().trim_start_matches("error: ").trim_start_matches("tip: "))
+        .filter(|line| !line.is_empty() && !line.starts_with("Usage:") && !line.starts_with("For more"));
+    format!("{}; see `skeg --help`", said.collect::<Vec<_>>().join("; "))
+}
+
 pub fn run(cli: Cli) -> Result<()> {
     let instance = Instance::at(&cli.data_dir)?;
+    if !matches!(cli.command, Command::Version) {
+        if !nix::unistd::geteuid().is_root() {
+            refuse!("a cluster's namespaces, mounts, cgroups and data belong to root: run this as root");
+        }
+        instance.check_ours()?;
+    }
     match cli.command {
         Command::Up(flags) => {
             let settings = settings::resolve(&flags, &instance)?;

@@ -22,11 +22,15 @@ pub fn start(instance: &Instance) -> Result<()> {
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.env(REPORT_FD, writer.as_raw_fd().to_string());
     let fd = writer.as_raw_fd();
-    // SAFETY: between fork and exec only the async-signal-safe setsid and fcntl are called.
+    // SAFETY: between fork and exec only async-signal-safe system calls are made.
     unsafe {
         command.pre_exec(move || {
             nix::unistd::setsid()?;
-            if libc::fcntl(fd, libc::F_SETFD, 0) < 0 {
+            // Whatever else the caller has open (a lock, a pipe that someone reads to its end) must
+            // not live as long as the cluster.
+            if libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) < 0
+                || libc::fcntl(fd, libc::F_SETFD, 0) < 0
+            {
                 return Err(std::io::Error::last_os_error());
             }
             Ok(())

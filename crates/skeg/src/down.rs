@@ -2,7 +2,7 @@
 
 use crate::instance::Instance;
 use crate::settings::Settings;
-use crate::{refuse, up};
+use crate::up;
 use anyhow::{Context, Result};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
@@ -18,9 +18,6 @@ pub fn down(instance: &Instance, purge: bool) -> Result<()> {
         println!("no cluster runs in {}", instance.data_dir.display());
     }
     if purge {
-        if !nix::unistd::geteuid().is_root() {
-            refuse!("the cluster's containers belong to root: run this as root");
-        }
         remove(instance).context("removing the cluster; run the command again to finish")?;
         if existed {
             println!(
@@ -70,6 +67,8 @@ fn remove(instance: &Instance) -> Result<()> {
     let settings = Settings::load(instance)?;
     runtime.block_on(async {
         up::open_runtime(instance).await?.purge().await.context("containers")?;
+        // Volumes in memory are mounts.
+        skeg_node::remove_pod_dir(&instance.path("node/pods")).context("volumes")?;
         if let Some(settings) = settings {
             up::open_network(instance, &settings).await?.purge().await.context("network")?;
         }

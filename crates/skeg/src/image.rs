@@ -21,9 +21,6 @@ pub fn open(instance: &Instance, settings: Option<&Settings>) -> Result<Arc<Imag
 }
 
 pub fn image(instance: &Instance, command: Command) -> Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        refuse!("images belong to root: run this as root");
-    }
     instance.create_directories()?;
     let images = open(instance, Settings::load(instance)?.as_ref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -54,7 +51,14 @@ pub fn image(instance: &Instance, command: Command) -> Result<()> {
     match result {
         Ok(()) => Ok(()),
         Err(
-            error @ (Error::NoImage(_) | Error::InvalidReference(_) | Error::Invalid(_) | Error::NotFound(_)),
+            error @ (Error::NoImage(_)
+            | Error::InvalidReference(_)
+            | Error::Invalid(_)
+            | Error::NotFound(_)
+            | Error::Unauthorized(_)
+            | Error::NoPlatform(_)
+            | Error::Config(_)
+            | Error::Io { .. }),
         ) => refuse!("{error}"),
         Err(error) => Err(error).context("image"),
     }

@@ -1,5 +1,6 @@
 //! One cluster on this host: its id, its directories, and which process runs it.
 
+use crate::settings::Settings;
 use crate::{UserError, refuse};
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
@@ -51,6 +52,31 @@ impl Instance {
         self.path("skeg.pid")
     }
 
+    /// Fails where the data directory holds somebody else's files: nothing is written there, and
+    /// above all nothing removed.
+    pub fn check_ours(&self) -> Result<()> {
+        /// What may be there before the first start has saved its settings.
+        const BEFORE_SETTINGS: [&str; 5] =
+            ["images", "skeg.log", "skeg.pid", "settings.json.new", "lost+found"];
+        let entries = match fs::read_dir(&self.data_dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => refuse!("--data-dir {}: {error}: name a directory", self.data_dir.display()),
+        };
+        let foreign = entries
+            .flatten()
+            .map(|entry| entry.file_name())
+            .find(|name| !BEFORE_SETTINGS.iter().any(|ours| name == ours));
+        match foreign {
+            Some(name) if !matches!(Settings::load(self), Ok(Some(_))) => refuse!(
+                "--data-dir {} holds {}, which is not Skeg's: name an empty directory, or one that `skeg up` made",
+                self.data_dir.display(),
+                name.display()
+            ),
+            _ => Ok(()),
+        }
+    }
+
     /// Makes the directories, readable by root alone.
     pub fn create_directories(&self) -> Result<()> {
         for directory in [&self.data_dir, &self.run_dir] {
@@ -82,14 +108,22 @@ impl Instance {
                 Ok(Claim { _lock: lock })
             }
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-                let pid = self.running_pid()?.unwrap_or_default();
-                refuse!(
-                    "{} is in use by a running cluster (process {pid}): use it, or stop it with `skeg down --data-dir {}`",
-                    self.data_dir.display(),
-                    self.data_dir.display()
-                )
+                self.check_stopped()?;
+                refuse!("{} is in use by another command: try again", self.data_dir.display())
             }
             Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+        }
+    }
+
+    /// Fails where a process runs this instance.
+    pub fn check_stopped(&self) -> Result<()> {
+        match self.running_pid()? {
+            None => Ok(()),
+            Some(pid) => refuse!(
+                "{} is in use by a running cluster (process {pid}): use it, or stop it with `skeg down --data-dir {}`",
+                self.data_dir.display(),
+                self.data_dir.display()
+            ),
         }
     }
 

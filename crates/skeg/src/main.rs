@@ -35,14 +35,21 @@ fn main() -> ExitCode {
     let cli = match <cli::Cli as clap::Parser>::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let _ = error.print();
+            use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand as NoCommand;
+            if error.use_stderr() && error.kind() != NoCommand {
+                eprintln!("skeg: {}", cli::one_line(&error.to_string()));
+            } else {
+                let _ = error.print();
+            }
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
     match cli::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("skeg: {error:#}");
+            // One line, also where a parser below drew its input.
+            let text = format!("{error:#}");
+            eprintln!("skeg: {}", text.split_whitespace().collect::<Vec<_>>().join(" "));
             let user = error.downcast_ref::<UserError>().is_some();
             ExitCode::from(if user { 2 } else { 1 })
         }

@@ -20,6 +20,7 @@ struct ConfigFile {
     registries: Option<PathBuf>,
     max_pods: Option<u32>,
     seccomp_default: Option<bool>,
+    compaction_interval_seconds: Option<u32>,
 }
 
 /// What a run of the cluster goes by. Kept in the data directory for the commands that find the
@@ -36,6 +37,14 @@ pub struct Settings {
     /// Containers without a seccomp profile of their own get RuntimeDefault. Upstream's default
     /// is Unconfined.
     pub seccomp_default: bool,
+    /// How much history of its objects the store keeps: watches resume and pages continue within it.
+    #[serde(default = "five_minutes_s")]
+    pub compaction_interval_seconds: u32,
+}
+
+/// Upstream's default of `--etcd-compaction-interval`.
+fn five_minutes_s() -> u32 {
+    300
 }
 
 impl Settings {
@@ -121,6 +130,7 @@ pub fn resolve(flags: &Up, instance: &Instance) -> Result<Settings> {
         registries: flags.registries.clone().or(file.registries).map(std::path::absolute).transpose()?,
         max_pods: flags.max_pods.or(file.max_pods).unwrap_or(110),
         seccomp_default: file.seccomp_default.unwrap_or(true),
+        compaction_interval_seconds: file.compaction_interval_seconds.unwrap_or_else(five_minutes_s),
     };
     check(&settings)?;
     if let Some(kept) = kept {
@@ -159,6 +169,9 @@ fn check(settings: &Settings) -> Result<()> {
     }
     if settings.max_pods == 0 {
         refuse!("--max-pods 0: a node takes at least one Pod");
+    }
+    if settings.compaction_interval_seconds == 0 {
+        refuse!("compactionIntervalSeconds 0: the store keeps at least one second of history");
     }
     if let Some(path) = &settings.registries
         && let Err(error) = skeg_images::Registries::load(path)

@@ -23,6 +23,7 @@ pub fn status(instance: &Instance) -> Result<()> {
         refuse!("the cluster in {} is stopped: start it with `skeg up`", instance.data_dir.display());
     };
     println!("running   process {pid}, https://{}", settings.listen);
+    println!("instance  {} in {}", instance.id, instance.data_dir.display());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let ready = get(instance, &settings, "/readyz?verbose").await?;

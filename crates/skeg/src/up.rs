@@ -41,12 +41,9 @@ pub fn up(instance: &Instance, settings: Settings, json_log: bool) -> Result<()>
 
 fn run(instance: &Instance, settings: Settings, json_log: bool, report: &mut Report) -> Result<()> {
     let started = Instant::now();
+    // Whatever can be refused is refused before anything is made.
+    instance.check_stopped()?;
     preflight::check(&settings, &instance.id)?;
-    instance.create_directories()?;
-    let _claim = instance.claim()?;
-    logging::start((!json_log).then(|| instance.log_path()).as_deref())?;
-    let random = Random::system();
-    skeg_base::set_hash_seed(random.next_u64());
     let listener = match std::net::TcpListener::bind(settings.listen) {
         Ok(listener) => listener,
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
@@ -58,6 +55,11 @@ fn run(instance: &Instance, settings: Settings, json_log: bool, report: &mut Rep
         Err(error) => refuse!("--listen {}: {error}", settings.listen),
     };
     listener.set_nonblocking(true)?;
+    instance.create_directories()?;
+    let _claim = instance.claim()?;
+    logging::start((!json_log).then(|| instance.log_path()).as_deref())?;
+    let random = Random::system();
+    skeg_base::set_hash_seed(random.next_u64());
     settings.save(instance)?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(1 << 20).build()?;
@@ -78,7 +80,13 @@ async fn serve(
     let mut interrupt = signal(SignalKind::interrupt())?;
     let clock = Clock::system();
     let (network, images, runtime, mut control) = tokio::try_join!(
-        async { open_network(instance, &settings).await },
+        async {
+            match open_network(instance, &settings).await {
+                Ok(network) => Ok(network),
+                // What the kernel or the host lacks: the text says what to do.
+                Err(error) => refuse!("{error:#}"),
+            }
+        },
         async { image::open(instance, Some(&settings)) },
         async { open_runtime(instance).await },
         ControlPlane::open(instance, &settings, clock, &random),
@@ -168,6 +176,7 @@ impl ControlPlane {
         let dynamic: Arc<dyn Store> = store.clone();
         let server =
             assembly::open(setup, kinds, dynamic, clock, random.fork()).await.context("API server")?.server;
+        server.compact_every(Duration::from_secs(settings.compaction_interval_seconds.into()));
         Ok(ControlPlane { server, store, pki, node_port, listeners: Vec::new() })
     }
 
@@ -225,7 +234,6 @@ impl ControlPlane {
         let clients = move |component: &str| {
             Client::new(server.client_service(Identity::component(component))).named(component)
         };
-        let (_, kinds_changed) = tokio::sync::watch::channel(0);
         let ctx = ControllerContext {
             clients: Arc::new(clients),
             informers: informers.clone(),
@@ -235,7 +243,7 @@ impl ControlPlane {
                 root_ca: Some(self.pki.ca_pem().to_owned()),
                 ..Default::default()
             },
-            kinds_changed,
+            kinds: self.server.kinds().clone(),
             cancel: cancel.clone(),
         };
         let controllers = skeg_controllers::start(&ctx);

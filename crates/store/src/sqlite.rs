@@ -349,7 +349,7 @@ impl Writer {
                     }
                     Request::Expire => self.expire(),
                     Request::Close(done) => {
-                        let _ = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+                        checkpoint(&self.connection, "TRUNCATE");
                         let _ = done.send(());
                         return;
                     }
@@ -550,7 +550,7 @@ impl Writer {
         if self.wal_pages >= CHECKPOINT_FORCED_PAGES {
             // RESTART waits for the background checkpoint and for readers, then the WAL is
             // written from its start again.
-            let _ = self.connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(()));
+            checkpoint(&self.connection, "RESTART");
             self.wal_pages = 0;
             self.unmoved_pages = 0;
         } else if self.unmoved_pages >= CHECKPOINT_PAGES {
@@ -571,7 +571,7 @@ fn tend(shared: &Shared, writer: &mpsc::WeakSender<Request>, connection: &Connec
         }
         if std::mem::take(&mut alarm.checkpoint_due) {
             drop(alarm);
-            let _ = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+            checkpoint(connection, "PASSIVE");
             alarm = shared.alarm.lock().unwrap_or_else(PoisonError::into_inner);
             continue;
         }
@@ -598,6 +598,15 @@ fn tend(shared: &Shared, writer: &mpsc::WeakSender<Request>, connection: &Connec
             }
             None => alarm = shared.alarm_changed.wait(alarm).unwrap_or_else(PoisonError::into_inner),
         }
+    }
+}
+
+/// Moves the WAL into the database, as far as `mode` insists on it. What readers hold up is moved
+/// by the next one; a sync that failed ends the process, as everywhere.
+fn checkpoint(connection: &Connection, mode: &str) {
+    let moved = connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()));
+    if let Err(error) = moved.map_err(failed) {
+        tracing::warn!(%error, "a checkpoint failed; the next one tries again");
     }
 }
 
@@ -779,8 +788,8 @@ fn refused(error: rusqlite::Error) -> Error {
     Error::Failed(error.to_string())
 }
 
-/// An error while running. After a failed sync, write or a damaged file the process must
-/// not go on: what the disk holds is unknown until it is read again.
+/// An error while running. After a failed sync or with a damaged file the process must not go on:
+/// what the disk holds is unknown until it is read again. A write that fails otherwise is undone.
 #[expect(clippy::needless_pass_by_value, reason = "shape of map_err")]
 fn failed(error: rusqlite::Error) -> Error {
     if let Some(code) = error.sqlite_error() {

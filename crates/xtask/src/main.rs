@@ -40,6 +40,8 @@ enum Command {
         #[arg(long)]
         only: Option<String>,
     },
+    /// Check that 300 Pods and 30 kills of the server leave nothing behind.
+    Leakcheck,
     /// Build the guest of the cgroup v2 test.
     Guest,
     /// Measure everything that has a target; takes about three minutes.
@@ -60,6 +62,7 @@ fn main() -> Result<()> {
         Command::Images => images::build_all().map(|_| ()),
         Command::Demo => demo::demo(),
         Command::Test { unit, e2e, only } => test::test(unit, e2e, only.as_deref()),
+        Command::Leakcheck => test::test(false, true, Some("nothing_leaks")),
         Command::Guest => guest::prepare(&host::target().join("release/skeg")).map(|_| ()),
         Command::Bench => test::bench(),
         Command::Coverage => coverage::coverage(),

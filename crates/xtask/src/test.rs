@@ -1,21 +1,32 @@
 //! `make test`: lint, every test of every crate, the end-to-end suite, coverage of COMPAT.md.
 
-use crate::host::{command, release_binary, root, run, target};
+use crate::host::{command, output, release_binary, root, run, target};
 use crate::{coverage, guest, images, setup};
 use anyhow::{Context, Result, bail};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 /// End-to-end cases with real containers that must have run, or the run fails.
 const CONTAINER_CASES_MIN: usize = 40;
 
+/// The release binary's size at most.
+const BINARY_BYTES_MAX: u64 = 40 << 20;
+/// Lines of a failed program's output that are shown.
+const REPORT_LINES_MAX: usize = 400;
+
 /// How each test ended, by `crate::path::name`.
 #[derive(Default)]
-pub struct Results(BTreeMap<String, Outcome>);
+pub struct Results {
+    outcomes: BTreeMap<String, Outcome>,
+    /// End-to-end cases in which containers started.
+    with_containers: BTreeSet<String>,
+    /// What failed programs said: shown last, because a long log is cut in its middle.
+    reports: Vec<String>,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -41,7 +52,7 @@ impl Results {
                     "failed" => Outcome::Failed,
                     _ => Outcome::Skipped(String::new()),
                 };
-                results.0.insert(name.to_owned(), outcome);
+                results.outcomes.insert(name.to_owned(), outcome);
             }
         }
         Ok(results)
@@ -49,7 +60,7 @@ impl Results {
 
     fn save(&self) -> Result<()> {
         let lines: Vec<String> = self
-            .0
+            .outcomes
             .iter()
             .map(|(name, outcome)| match outcome {
                 Outcome::Passed => format!("passed {name}\n"),
@@ -61,11 +72,11 @@ impl Results {
     }
 
     pub fn outcome(&self, name: &str) -> Option<&Outcome> {
-        self.0.get(name)
+        self.outcomes.get(name)
     }
 
     fn count(&self, wanted: impl Fn(&Outcome) -> bool) -> usize {
-        self.0.values().filter(|outcome| wanted(outcome)).count()
+        self.outcomes.values().filter(|outcome| wanted(outcome)).count()
     }
 }
 
@@ -91,61 +102,133 @@ pub fn test(unit_only: bool, e2e_only: bool, only: Option<&str>) -> Result<()> {
     let mut results = Results::default();
     phases.run("setup", setup::setup)?;
     if everything {
-        phases.run("lint", lint)?;
+        phases.run("lint", || {
+            results.note("lint::rustfmt", rustfmt());
+            results.note("lint::clippy", clippy());
+            Ok(())
+        })?;
     }
     if !e2e_only {
         let binaries = phases.run("build tests", build_tests)?;
         phases.run("crate tests", || crate_tests(&binaries, &mut results))?;
     }
     if !unit_only {
-        phases.run("build release binary", || release_binary().map(|_| ()))?;
+        let binary = phases.run("build release binary", release_binary)?;
+        results.note("release::the_binary_has_at_most_40_mb", small_enough(&binary));
         phases.run("end-to-end tests", || end_to_end(only, &mut results))?;
+    }
+    if everything {
+        results.note("skips::each_is_named_with_its_feature", results.check_skips());
+        results.note("containers::forty_cases_ran_some", results.check_containers());
     }
     results.save()?;
     if everything {
-        phases.run("coverage of COMPAT.md", coverage::coverage)?;
+        let covered = phases.run("coverage of COMPAT.md", || Ok(coverage::coverage()))?;
+        results.note("coverage::each_row_has_a_test_that_passed", covered);
+    }
+    results.summary(&phases)
+}
+
+impl Results {
+    /// A check of this program's own counts as a test.
+    fn note(&mut self, name: &str, result: Result<()>) {
+        let outcome = match result {
+            Ok(()) => Outcome::Passed,
+            Err(error) => {
+                self.reports.push(format!("{name}: {error:#}"));
+                Outcome::Failed
+            }
+        };
+        self.outcomes.insert(name.to_owned(), outcome);
     }
 
-    println!();
-    for (name, time) in &phases.times {
-        println!("{:>8.1} s  {name}", time.as_secs_f64());
+    /// As root every skip must be named in `tests/skips.toml` with the kernel feature it lacks.
+    fn check_skips(&self) -> Result<()> {
+        let path = root().join("tests/skips.toml");
+        let text = fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
+        let unnamed = unnamed_skips(&self.outcomes, &text);
+        if is_root()? && !unnamed.is_empty() {
+            bail!("skipped, and tests/skips.toml does not allow it: {}", unnamed.join(", "));
+        }
+        Ok(())
     }
-    check_skips(&results)?;
-    for (name, _) in results.0.iter().filter(|(_, outcome)| **outcome == Outcome::Failed) {
-        println!("FAILED {name}");
+
+    fn check_containers(&self) -> Result<()> {
+        let passed = |name: &&String| self.outcomes.get(*name) == Some(&Outcome::Passed);
+        let count = self.with_containers.iter().filter(passed).count();
+        println!("{count} end-to-end cases ran real containers");
+        if count < CONTAINER_CASES_MIN {
+            bail!("only {count} end-to-end cases ran containers, at least {CONTAINER_CASES_MIN} must");
+        }
+        Ok(())
     }
-    let failed = results.count(|outcome| *outcome == Outcome::Failed);
-    let containers = results
-        .0
-        .iter()
-        .filter(|(name, outcome)| name.starts_with("e2e::") && **outcome == Outcome::Passed)
-        .count();
-    println!(
-        "{} passed, {failed} failed, {} skipped",
-        results.count(|outcome| *outcome == Outcome::Passed),
-        results.count(|outcome| matches!(outcome, Outcome::Skipped(_)))
-    );
-    if failed > 0 {
-        bail!("{failed} tests failed");
+
+    /// Times, then what failed with its reasons, then the counts, so that the end of a log has all.
+    fn summary(&self, phases: &Phases) -> Result<()> {
+        println!();
+        for (name, time) in &phases.times {
+            println!("{:>8.1} s  {name}", time.as_secs_f64());
+        }
+        for report in &self.reports {
+            println!("\n{report}");
+        }
+        println!();
+        for (name, outcome) in &self.outcomes {
+            match outcome {
+                Outcome::Passed => {}
+                Outcome::Failed => println!("FAILED {name}"),
+                Outcome::Skipped(feature) => println!("SKIPPED {name}: {feature}"),
+            }
+        }
+        let failed = self.count(|outcome| *outcome == Outcome::Failed);
+        println!(
+            "{} passed, {failed} failed, {} skipped",
+            self.count(|outcome| *outcome == Outcome::Passed),
+            self.count(|outcome| matches!(outcome, Outcome::Skipped(_)))
+        );
+        if failed > 0 {
+            bail!("{failed} tests failed");
+        }
+        Ok(())
     }
-    if everything && containers < CONTAINER_CASES_MIN {
-        bail!("only {containers} end-to-end cases ran containers, at least {CONTAINER_CASES_MIN} must");
+}
+
+fn is_root() -> Result<bool> {
+    Ok(output(command("id").arg("-u"))?.trim() == "0")
+}
+
+/// The skips that no line `"test" = "kernel feature"` names with just that feature.
+fn unnamed_skips(outcomes: &BTreeMap<String, Outcome>, allowed: &str) -> Vec<String> {
+    let named = |test: &str, feature: &str| {
+        allowed.lines().filter_map(|line| line.split_once('=')).any(|(name, why)| {
+            name.trim().trim_matches('"') == test && why.trim().trim_matches('"') == feature
+        })
+    };
+    let skips = outcomes.iter().filter_map(|(name, outcome)| match outcome {
+        Outcome::Skipped(feature) if feature.is_empty() || !named(name, feature) => {
+            Some(format!("{name} for {feature:?}"))
+        }
+        _ => None,
+    });
+    skips.collect()
+}
+
+fn small_enough(binary: &Path) -> Result<()> {
+    let bytes = fs::metadata(binary)?.len();
+    println!("{}: {:.1} MB", binary.display(), bytes as f64 / f64::from(1 << 20));
+    if bytes > BINARY_BYTES_MAX {
+        bail!("{} has {bytes} bytes, at most {BINARY_BYTES_MAX} are allowed", binary.display());
     }
     Ok(())
 }
 
-fn lint() -> Result<()> {
-    run(command("cargo").args(["fmt", "--all", "--check"]))?;
-    run(command("cargo").args([
-        "clippy",
-        "--quiet",
-        "--locked",
-        "--workspace",
-        "--all-targets",
-        "--",
-        "-D",
-        "warnings",
-    ]))
+fn rustfmt() -> Result<()> {
+    run(command("cargo").args(["fmt", "--all", "--check"]))
+}
+
+fn clippy() -> Result<()> {
+    let args = ["clippy", "--quiet", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    run(command("cargo").args(args))
 }
 
 /// A test executable and the crate it tests.
@@ -184,19 +267,19 @@ fn crate_tests(binaries: &[TestBinary], results: &mut Results) -> Result<()> {
     for binary in binaries {
         let mut run = command(&binary.path);
         run.current_dir(&binary.directory).env("SKEG_TEST_SKIPS", &skips).env("RUST_BACKTRACE", "1");
-        let before = results.0.len();
+        let before = results.outcomes.len();
         let failed = collect(&mut run, &binary.crate_name, results)?;
         println!(
             "  {:<12} {:>4} tests{}",
             binary.crate_name,
-            results.0.len() - before,
+            results.outcomes.len() - before,
             if failed { "  FAILED" } else { "" }
         );
     }
     // A test that finds a kernel feature missing notes `name feature` in that file.
     for line in fs::read_to_string(&skips).unwrap_or_default().lines() {
         if let Some((name, feature)) = line.split_once(' ') {
-            results.0.insert(name.to_owned(), Outcome::Skipped(feature.to_owned()));
+            results.outcomes.insert(name.to_owned(), Outcome::Skipped(feature.to_owned()));
         }
     }
     Ok(())
@@ -204,8 +287,11 @@ fn crate_tests(binaries: &[TestBinary], results: &mut Results) -> Result<()> {
 
 fn end_to_end(only: Option<&str>, results: &mut Results) -> Result<()> {
     let mut run = suite("skeg-e2e")?;
-    let guest = guest::prepare(&target().join("release/skeg"))?;
-    run.args(only).env("SKEG_GUEST_KERNEL", guest.kernel).env("SKEG_GUEST_INITRD", guest.initrd);
+    if only.is_none_or(|only| "cgroup2_guest".contains(only)) {
+        let guest = guest::prepare(&target().join("release/skeg"))?;
+        run.env("SKEG_GUEST_KERNEL", guest.kernel).env("SKEG_GUEST_INITRD", guest.initrd);
+    }
+    run.args(only);
     collect(&mut run, "e2e", results)?;
     Ok(())
 }
@@ -237,65 +323,98 @@ fn suite(binary: &str) -> Result<std::process::Command> {
     Ok(run)
 }
 
-/// Runs a test program, shows what it prints where something fails, and notes each
-/// `test NAME ... ok|FAILED|skipped (feature)` line. Returns whether it failed.
+/// Runs a test program, notes its results and keeps what it said where it fails. Returns whether
+/// it failed.
 fn collect(run: &mut std::process::Command, crate_name: &str, results: &mut Results) -> Result<bool> {
     let live = crate_name == "e2e";
-    let mut child =
-        run.stdout(Stdio::piped()).stderr(if live { Stdio::inherit() } else { Stdio::piped() }).spawn()?;
-    let stderr = child.stderr.take().map(|pipe| {
-        std::thread::spawn(move || BufReader::new(pipe).lines().map_while(Result::ok).collect::<Vec<_>>())
-    });
-    let mut shown = Vec::new();
-    let mut failures = 0;
+    let mut child = run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let stderr = child.stderr.take().context("piped")?;
+    let stderr =
+        std::thread::spawn(move || BufReader::new(stderr).lines().map_while(Result::ok).collect::<Vec<_>>());
+    let mut said = Vec::new();
+    let failed_before = results.count(|outcome| *outcome == Outcome::Failed);
     for line in BufReader::new(child.stdout.take().context("piped")?).lines() {
         let line = line?;
+        results.read(crate_name, &line);
         if live {
             println!("{line}");
+        } else if !line.ends_with(" ... ok") {
+            said.push(line);
         }
-        if let Some((name, outcome)) = line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... ")) {
-            let name = format!("{crate_name}::{}", name.split(" - ").next().unwrap_or(name));
-            let outcome = match outcome {
-                "ok" => Outcome::Passed,
-                "FAILED" => Outcome::Failed,
-                other => {
-                    Outcome::Skipped(other.trim_start_matches("skipped ").trim_matches(['(', ')']).to_owned())
-                }
-            };
-            failures += usize::from(outcome == Outcome::Failed);
-            results.0.insert(name, outcome);
-        }
-        shown.push(line);
     }
-    let stderr = stderr.and_then(|thread| thread.join().ok()).unwrap_or_default();
+    said.extend(stderr.join().unwrap_or_default());
     let status = child.wait()?;
     if !status.success() {
-        if !live {
-            shown.iter().chain(&stderr).for_each(|line| println!("{line}"));
-        }
-        if failures == 0 {
+        if results.count(|outcome| *outcome == Outcome::Failed) == failed_before {
             // It died before it could name the test.
-            results.0.insert(format!("{crate_name}::(the test program itself, {status})"), Outcome::Failed);
+            let name = format!("{crate_name}::(the test program itself, {status})");
+            results.outcomes.insert(name, Outcome::Failed);
         }
+        let end = &said[said.len().saturating_sub(REPORT_LINES_MAX)..];
+        results.reports.push(format!("--- {crate_name}\n{}", end.join("\n")));
     }
     Ok(!status.success())
 }
 
-/// As root every skip must be named in `tests/skips.toml` with the kernel feature it lacks.
-fn check_skips(results: &Results) -> Result<()> {
-    let allowed = fs::read_to_string(root().join("tests/skips.toml")).unwrap_or_default();
-    for (name, outcome) in &results.0 {
-        if let Outcome::Skipped(feature) = outcome {
-            println!("SKIPPED {name}: {feature}");
-            let named = allowed.lines().any(|line| {
-                line.split_once('=').is_some_and(|(test, why)| {
-                    test.trim().trim_matches('"') == name && why.trim().trim_matches('"') == feature
-                })
-            });
-            if !named {
-                bail!("{name} was skipped for {feature:?}, and tests/skips.toml does not allow that");
-            }
+impl Results {
+    /// Notes a line `test NAME ... ok|FAILED|skipped (feature)`, or `containers NAME COUNT`.
+    fn read(&mut self, crate_name: &str, line: &str) {
+        if let Some((name, _)) = line.strip_prefix("containers ").and_then(|rest| rest.split_once(' ')) {
+            self.with_containers.insert(format!("{crate_name}::{name}"));
         }
+        let test = line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... "));
+        let Some((name, outcome)) = test else { return };
+        let name = format!("{crate_name}::{}", name.split(" - ").next().unwrap_or(name));
+        let outcome = match outcome {
+            "ok" => Outcome::Passed,
+            "FAILED" => Outcome::Failed,
+            other => {
+                Outcome::Skipped(other.trim_start_matches("skipped ").trim_matches(['(', ')']).to_owned())
+            }
+        };
+        self.outcomes.insert(name, outcome);
     }
-    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_skip_must_be_named_with_its_feature() {
+        let skipped = |feature: &str| Outcome::Skipped(feature.to_owned());
+        let outcomes = BTreeMap::from([
+            ("a::one".to_owned(), skipped("bpf")),
+            ("a::two".to_owned(), skipped("tun")),
+            ("a::three".to_owned(), skipped("")),
+            ("a::four".to_owned(), Outcome::Passed),
+        ]);
+        let allowed = "# why\n\"a::one\" = \"bpf\"\n\"a::two\" = \"vxlan\"\n\"a::three\" = \"\"\n";
+        assert_eq!(unnamed_skips(&outcomes, allowed), ["a::three for \"\"", "a::two for \"tun\""]);
+        assert_eq!(unnamed_skips(&outcomes, "").len(), 3);
+    }
+
+    #[test]
+    fn only_cases_that_started_containers_count() {
+        let mut results = Results::default();
+        for line in
+            ["test a ... ok", "containers a 3", "test b ... ok", "test c ... FAILED", "containers c 1"]
+        {
+            results.read("e2e", line);
+        }
+        assert_eq!(results.count(|outcome| *outcome == Outcome::Passed), 2);
+        assert!(results.check_containers().unwrap_err().to_string().starts_with("only 1 "));
+        for n in 0..CONTAINER_CASES_MIN {
+            results.read("e2e", &format!("test t{n} ... ok"));
+            results.read("e2e", &format!("containers t{n} 1"));
+        }
+        results.check_containers().unwrap();
+    }
+
+    #[test]
+    fn a_skipped_test_line_carries_its_feature() {
+        let mut results = Results::default();
+        results.read("x", "test deep::name ... skipped (vxlan)");
+        assert_eq!(results.outcomes["x::deep::name"], Outcome::Skipped("vxlan".into()));
+    }
 }

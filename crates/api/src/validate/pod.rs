@@ -702,8 +702,9 @@ pub(super) fn prepare_update(new: &mut Value, old: &Value) {
     }
 }
 
-/// The node's own record of the QoS class never changes.
+/// The node's own record of the QoS class never changes, nor does a node give a Pod to an owner.
 pub(super) fn prepare_status(new: &mut Value, old: &Value) {
+    meta::keep(new, old, "ownerReferences");
     let class = old.get("status").and_then(|s| s.get("qosClass")).cloned();
     if let (Some(class), Some(status)) = (class, new.get_mut("status").and_then(Value::as_object_mut)) {
         status.insert("qosClass".into(), class);

@@ -46,6 +46,30 @@ const LABELS: &[(&str, &str)] = &[
     ),
 ];
 
+/// Fields of a Pod's spec, and of its security context, that nothing in this cluster acts on. What
+/// a node refuses is told by the Pod's status instead.
+const POD_WITHOUT_EFFECT: &[(&str, &str)] = &[("schedulingGroup", "Pods are scheduled one by one")];
+const SECURITY_WITHOUT_EFFECT: &[(&str, &str)] =
+    &[("seLinuxOptions", SELINUX), ("seLinuxChangePolicy", SELINUX), ("windowsOptions", "nodes run Linux")];
+const SELINUX: &str = "nodes set no SELinux labels";
+/// The same for a container.
+const CONTAINER_WITHOUT_EFFECT: &[(&str, &str)] = &[("resizePolicy", "containers are not resized in place")];
+
+/// Tells of fields that are accepted and do nothing.
+fn without_effect(at: &At<'_>, fields: &[(&str, &str)], out: &mut Vec<String>) {
+    for (field, why) in fields.iter().filter(|(field, _)| at.has(field)) {
+        out.push(format!("{}: has no effect in this cluster: {why}", at.at(field)));
+    }
+}
+
+fn security(at: &At<'_>, out: &mut Vec<String>) {
+    without_effect(at, SECURITY_WITHOUT_EFFECT, out);
+    if at.child("appArmorProfile").str("type") == "RuntimeDefault" {
+        let path = at.at("appArmorProfile");
+        out.push(format!("{path}: has no effect in this cluster: nodes apply no AppArmor profile"));
+    }
+}
+
 fn label(key: &str) -> Option<&'static str> {
     LABELS.iter().find(|(known, _)| *known == key).map(|(_, message)| *message)
 }
@@ -89,6 +113,8 @@ fn pod_and_metadata(root: &At<'_>) -> Vec<String> {
             out.push(format!("{}: {message}", at.at(source)));
         }
     }
+    without_effect(&spec, POD_WITHOUT_EFFECT, &mut out);
+    security(&spec.child("securityContext"), &mut out);
     lists(&spec, &mut out);
     fractions(spec.value.get("overhead"), &spec.at("overhead"), &mut out);
     for (field, i, container) in crate::pod::all_containers(spec.value) {
@@ -98,6 +124,8 @@ fn pod_and_metadata(root: &At<'_>) -> Vec<String> {
             fractions(resources.value.get(list), &resources.at(list), &mut out);
         }
         environment(&at, &mut out);
+        without_effect(&at, CONTAINER_WITHOUT_EFFECT, &mut out);
+        security(&at.child("securityContext"), &mut out);
         for port in
             at.items("ports").filter(|p| !p.str("hostIP").is_empty() && p.int("hostPort").unwrap_or(0) == 0)
         {
@@ -210,6 +238,23 @@ fn ports(spec: &At<'_>, out: &mut Vec<String>) {
     }
 }
 
+const LOAD_BALANCER_WITHOUT_EFFECT: &[(&str, &str)] = &[
+    ("loadBalancerClass", NO_LOAD_BALANCER),
+    ("loadBalancerSourceRanges", NO_LOAD_BALANCER),
+    ("healthCheckNodePort", "no load balancer asks for it, and nothing answers on it"),
+];
+const NO_LOAD_BALANCER: &str = "no load balancer is set up";
+
+pub(super) fn for_secret(new: &Value, old: Option<&Value>) -> Vec<String> {
+    let kind = At::root(new).str("type");
+    if old.is_some() || kind != "kubernetes.io/service-account-token" {
+        return Vec::new();
+    }
+    vec![format!(
+        "type: no token is put into a Secret of type {kind:?} in this cluster; use `kubectl create token`"
+    )]
+}
+
 pub(super) fn for_service(new: &Value, old: Option<&Value>) -> Vec<String> {
     let spec = At::root(new).child("spec");
     let mut out = Vec::new();
@@ -220,6 +265,11 @@ pub(super) fn for_service(new: &Value, old: Option<&Value>) -> Vec<String> {
     if kind == "ExternalName" && !spec.list("externalIPs").is_empty() {
         let path = spec.at("externalIPs");
         out.push(format!("{path}: is ignored when spec.type is \"ExternalName\""));
+    }
+    if kind == "LoadBalancer" && old.is_none_or(|old| old.get("spec") != new.get("spec")) {
+        let type_path = spec.at("type");
+        out.push(format!("{type_path}: no load balancer is set up in this cluster: the Service is reached by its cluster IP and node ports"));
+        without_effect(&spec, LOAD_BALANCER_WITHOUT_EFFECT, &mut out);
     }
     let headless = spec.str("clusterIP") == "None";
     if headless && !spec.str("loadBalancerIP").is_empty() {
@@ -282,4 +332,45 @@ pub(super) fn for_endpoint_slice(new: &Value, old: Option<&Value>) -> Vec<String
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn fields_that_do_nothing_are_told() {
+        let spec = json!({
+            "schedulingGroup": {"podGroupName": "g"},
+            "securityContext": {"seLinuxOptions": {"level": "s0"}, "appArmorProfile": {"type": "RuntimeDefault"}},
+            "containers": [{"name": "c", "image": "x", "securityContext": {"windowsOptions": {"hostProcess": false}},
+                "resizePolicy": [{"resourceName": "cpu", "restartPolicy": "NotRequired"}]}],
+        });
+        let none = "has no effect in this cluster";
+        let expected = |root: &str| {
+            [
+                format!("{root}schedulingGroup: {none}: Pods are scheduled one by one"),
+                format!("{root}securityContext.seLinuxOptions: {none}: nodes set no SELinux labels"),
+                format!("{root}securityContext.appArmorProfile: {none}: nodes apply no AppArmor profile"),
+                format!("{root}containers[0].resizePolicy: {none}: containers are not resized in place"),
+                format!("{root}containers[0].securityContext.windowsOptions: {none}: nodes run Linux"),
+            ]
+        };
+        let pod = json!({"metadata": {"name": "p"}, "spec": spec});
+        assert_eq!(for_pod(&pod, None), expected("spec."));
+        let workload = json!({"metadata": {"name": "w"}, "spec": {"template": {"spec": spec}}});
+        assert_eq!(for_workload(&workload, None), expected("spec.template.spec."));
+        assert_eq!(for_workload(&workload, Some(&workload)), Vec::<String>::new());
+        let plain = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "x"}]}});
+        assert_eq!(for_pod(&plain, None), Vec::<String>::new());
+        let service =
+            json!({"spec": {"type": "LoadBalancer", "clusterIP": "10.0.0.1", "loadBalancerClass": "x.io/y"}});
+        let told = for_service(&service, None);
+        assert!(told[0].starts_with("spec.type: no load balancer is set up"), "{told:?}");
+        assert_eq!(told[1], format!("spec.loadBalancerClass: {none}: no load balancer is set up"));
+        assert_eq!(for_service(&service, Some(&service)), Vec::<String>::new());
+        let secret = json!({"type": "kubernetes.io/service-account-token"});
+        assert_eq!((for_secret(&secret, None).len(), for_secret(&secret, Some(&secret)).len()), (1, 0));
+    }
 }

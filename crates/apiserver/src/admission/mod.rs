@@ -69,6 +69,26 @@ pub fn chain(
     ]
 }
 
+/// When admission looks at a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Before validation: plugins may change the object.
+    Mutate,
+    /// After it: plugins may only refuse.
+    Validate,
+}
+
+/// Shows a write to each plugin of a chain, until one refuses.
+pub async fn run(chain: &[Arc<dyn Plugin>], phase: Phase, write: &mut Admission<'_>) -> Result<(), Status> {
+    for plugin in chain {
+        match phase {
+            Phase::Mutate => plugin.admit(write).await?,
+            Phase::Validate => plugin.validate(write).await?,
+        }
+    }
+    Ok(())
+}
+
 /// What a plugin that decides at once returns.
 fn ready<'a>(result: Result<(), Status>) -> BoxFuture<'a, Result<(), Status>> {
     Box::pin(std::future::ready(result))

@@ -19,6 +19,8 @@ type Line = &'static str;
 
 const R: &str = "get,list,watch";
 const W: &str = "create,delete,deletecollection,patch,update";
+/// Writing events.
+const EVENTS: Line = "create,patch,update -,events.k8s.io events";
 
 /// Cluster roles: name, rules.
 const CLUSTER_ROLES: &[(&str, &[Line])] = &[
@@ -112,18 +114,18 @@ const CLUSTER_ROLES: &[(&str, &[Line])] = &[
             "R storage.k8s.io csidrivers",
             "create,delete,get,patch,update storage.k8s.io csinodes",
             "R node.k8s.io runtimeclasses",
+            "get resource.k8s.io resourceclaims",
+            "deletecollection resource.k8s.io resourceslices",
+            "get - serviceaccounts",
         ],
     ),
-    (
-        "system:node-problem-detector",
-        &["get - nodes", "patch - nodes/status", "create,patch,update -,events.k8s.io events"],
-    ),
+    ("system:node-problem-detector", &["get - nodes", "patch - nodes/status", EVENTS]),
     (
         "system:node-proxier",
         &[
             "list,watch - endpoints,services",
             "R - nodes",
-            "create,patch,update -,events.k8s.io events",
+            EVENTS,
             "list,watch discovery.k8s.io endpointslices",
             "list,watch networking.k8s.io servicecidrs",
         ],
@@ -144,7 +146,7 @@ const CLUSTER_ROLES: &[(&str, &[Line])] = &[
     (
         "system:kube-controller-manager",
         &[
-            "create,patch,update -,events.k8s.io events",
+            EVENTS,
             "create coordination.k8s.io leases",
             "get,update coordination.k8s.io leases kube-controller-manager",
             "create - secrets,serviceaccounts",
@@ -160,7 +162,7 @@ const CLUSTER_ROLES: &[(&str, &[Line])] = &[
     (
         "system:kube-scheduler",
         &[
-            "create,patch,update -,events.k8s.io events",
+            EVENTS,
             "create coordination.k8s.io leases",
             "get,list,update,watch coordination.k8s.io leases kube-scheduler",
             "R - nodes",
@@ -177,6 +179,9 @@ const CLUSTER_ROLES: &[(&str, &[Line])] = &[
             "R storage.k8s.io csinodes",
             "R - namespaces",
             "R storage.k8s.io csidrivers,csistoragecapacities,volumeattachments",
+            "R resource.k8s.io deviceclasses,resourceslices",
+            "R,patch,update resource.k8s.io resourceclaims,resourceclaims/status",
+            "R,patch,update - pods/finalizers",
         ],
     ),
     (
@@ -188,6 +193,31 @@ const CLUSTER_ROLES: &[(&str, &[Line])] = &[
         ],
     ),
     ("system:kube-dns", &["list,watch - endpoints,services"]),
+    ("system:heapster", &["R - events,namespaces,nodes,pods", "R extensions deployments"]),
+    (
+        "system:certificates.k8s.io:certificatesigningrequests:nodeclient",
+        &["create certificates.k8s.io certificatesigningrequests/nodeclient"],
+    ),
+    (
+        "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient",
+        &["create certificates.k8s.io certificatesigningrequests/selfnodeclient"],
+    ),
+    (
+        "system:certificates.k8s.io:kube-apiserver-client-approver",
+        &["approve certificates.k8s.io signers kubernetes.io/kube-apiserver-client"],
+    ),
+    (
+        "system:certificates.k8s.io:kube-apiserver-client-kubelet-approver",
+        &["approve certificates.k8s.io signers kubernetes.io/kube-apiserver-client-kubelet"],
+    ),
+    (
+        "system:certificates.k8s.io:kubelet-serving-approver",
+        &["approve certificates.k8s.io signers kubernetes.io/kubelet-serving"],
+    ),
+    (
+        "system:certificates.k8s.io:legacy-unknown-approver",
+        &["approve certificates.k8s.io signers kubernetes.io/legacy-unknown"],
+    ),
     (
         "system:persistent-volume-provisioner",
         &[
@@ -195,17 +225,62 @@ const CLUSTER_ROLES: &[(&str, &[Line])] = &[
             "R,update - persistentvolumeclaims",
             "R storage.k8s.io storageclasses",
             "watch - events",
-            "create,patch,update -,events.k8s.io events",
+            EVENTS,
         ],
     ),
 ];
 
 /// Controllers: the role `system:controller:<name>` is bound to the service account of that name in
-/// kube-system.
+/// kube-system. Upstream's whole list: a controller that comes from elsewhere finds its role too.
 const CONTROLLERS: &[(&str, &[Line])] = &[
+    (
+        "attachdetach-controller",
+        &[
+            "list,watch - persistentvolumeclaims,persistentvolumes",
+            "R - nodes",
+            "patch,update - nodes/status",
+            "list,watch - pods",
+            EVENTS,
+            "R,create,delete storage.k8s.io volumeattachments",
+            "R storage.k8s.io csidrivers,csinodes",
+        ],
+    ),
+    (
+        "certificate-controller",
+        &[
+            "R,delete certificates.k8s.io certificatesigningrequests",
+            "update certificates.k8s.io certificatesigningrequests/approval,certificatesigningrequests/status",
+            "approve certificates.k8s.io signers kubernetes.io/kube-apiserver-client-kubelet",
+            "sign certificates.k8s.io signers kubernetes.io/kube-apiserver-client,kubernetes.io/kube-apiserver-client-kubelet,kubernetes.io/kubelet-serving,kubernetes.io/legacy-unknown",
+            "create authorization.k8s.io subjectaccessreviews",
+            EVENTS,
+        ],
+    ),
     (
         "clusterrole-aggregation-controller",
         &["R,escalate,patch,update rbac.authorization.k8s.io clusterroles"],
+    ),
+    (
+        "cronjob-controller",
+        &[
+            "R,update batch cronjobs",
+            "R,create,delete,patch,update batch jobs",
+            "update batch cronjobs/finalizers,cronjobs/status",
+            "delete,list,watch - pods",
+            EVENTS,
+        ],
+    ),
+    (
+        "daemon-set-controller",
+        &[
+            "R apps,extensions daemonsets",
+            "update apps,extensions daemonsets/finalizers,daemonsets/status",
+            "list,watch - nodes",
+            "create,delete,list,patch,watch - pods",
+            "create - pods/binding",
+            "R,create,delete,patch,update apps controllerrevisions",
+            EVENTS,
+        ],
     ),
     (
         "deployment-controller",
@@ -215,36 +290,34 @@ const CONTROLLERS: &[(&str, &[Line])] = &[
             "update apps,extensions deployments/finalizers",
             "create,delete,get,list,patch,update,watch apps,extensions replicasets",
             "R,update - pods",
-            "create,patch,update -,events.k8s.io events",
+            EVENTS,
         ],
     ),
     (
-        "replicaset-controller",
+        "disruption-controller",
         &[
-            "R,update apps,extensions replicasets",
-            "update apps,extensions replicasets/status",
-            "update apps,extensions replicasets/finalizers",
-            "create,delete,list,patch,watch - pods",
-            "create,patch,update -,events.k8s.io events",
+            "R apps,extensions deployments,replicasets",
+            "R - replicationcontrollers",
+            "R policy poddisruptionbudgets",
+            "R apps statefulsets",
+            "update policy poddisruptionbudgets/status",
+            "patch,update - pods/status",
+            "get * */scale",
+            EVENTS,
         ],
     ),
     (
         "endpoint-controller",
-        &[
-            "R - pods,services",
-            "create,delete,get,list,update - endpoints",
-            "create - endpoints/restricted",
-            "create,patch,update -,events.k8s.io events",
-        ],
+        &["R - pods,services", "R,create,delete,update - endpoints", "create - endpoints/restricted", EVENTS],
     ),
     (
         "endpointslice-controller",
         &[
             "R - nodes,pods,services",
             "update - services/finalizers",
-            "create,delete,get,list,update discovery.k8s.io endpointslices",
+            "R,create,delete,update discovery.k8s.io endpointslices",
             "create discovery.k8s.io endpointslices/restricted",
-            "create,patch,update -,events.k8s.io events",
+            EVENTS,
         ],
     ),
     (
@@ -253,38 +326,160 @@ const CONTROLLERS: &[(&str, &[Line])] = &[
             "R - endpoints,services",
             "update - services/finalizers",
             "update - endpoints/finalizers",
-            "create,delete,get,list,update discovery.k8s.io endpointslices",
+            "R,create,delete,update discovery.k8s.io endpointslices",
             "create discovery.k8s.io endpointslices/restricted",
-            "create,patch,update -,events.k8s.io events",
+            EVENTS,
         ],
     ),
     (
-        "generic-garbage-collector",
-        &["R,delete,patch,update * *", "create,patch,update -,events.k8s.io events"],
+        "ephemeral-volume-controller",
+        &["R - pods", "update - pods/finalizers", "R,create - persistentvolumeclaims", EVENTS],
+    ),
+    (
+        "expand-controller",
+        &[
+            "R,patch,update - persistentvolumes",
+            "patch,update - persistentvolumeclaims/status",
+            "R - persistentvolumeclaims",
+            "get - services",
+            EVENTS,
+        ],
+    ),
+    ("generic-garbage-collector", &["R,delete,patch,update * *", EVENTS]),
+    (
+        "horizontal-pod-autoscaler",
+        &[
+            "R autoscaling horizontalpodautoscalers",
+            "update autoscaling horizontalpodautoscalers/status",
+            "get,update * */scale",
+            "list,watch - pods",
+            "list,watch metrics.k8s.io pods",
+            "R custom.metrics.k8s.io *",
+            "R external.metrics.k8s.io *",
+            EVENTS,
+        ],
+    ),
+    (
+        "job-controller",
+        &[
+            "R,patch,update batch jobs",
+            "update batch jobs/finalizers,jobs/status",
+            "create,delete,list,patch,watch - pods",
+            EVENTS,
+        ],
+    ),
+    (
+        "legacy-service-account-token-cleaner",
+        &["get - configmaps kube-apiserver-legacy-service-account-token-tracking", "delete,patch - secrets"],
     ),
     (
         "namespace-controller",
         &[
             "R,delete - namespaces",
             "update - namespaces/finalize,namespaces/status",
-            "delete,deletecollection,get,list * *",
+            "R,delete,deletecollection * *",
         ],
     ),
     (
         "node-controller",
         &[
-            "delete,get,list,patch,update - nodes",
+            "R,delete,patch,update - nodes",
             "patch,update - nodes/status",
             "patch,update - pods/status",
-            "delete,get,list - pods",
-            "create,patch,update -,events.k8s.io events",
+            "R,delete - pods",
+            EVENTS,
         ],
     ),
-    ("pod-garbage-collector", &["delete,list,watch - pods", "get,list - nodes", "patch - pods/status"]),
-    ("root-ca-cert-publisher", &["create,update - configmaps", "create,patch,update -,events.k8s.io events"]),
     (
-        "service-account-controller",
-        &["create - serviceaccounts", "create,patch,update -,events.k8s.io events"],
+        "persistent-volume-binder",
+        &[
+            "R,create,delete,update - persistentvolumes",
+            "update - persistentvolumeclaims/status,persistentvolumes/status",
+            "R,update - persistentvolumeclaims",
+            "R,create,delete - pods",
+            "R storage.k8s.io storageclasses",
+            "list,watch - nodes",
+            "watch - events",
+            "get - services",
+            EVENTS,
+        ],
+    ),
+    ("pod-garbage-collector", &["delete,list,watch - pods", "R - nodes", "patch - pods/status"]),
+    ("pv-protection-controller", &["R,update - persistentvolumes", EVENTS]),
+    ("pvc-protection-controller", &["R,update - persistentvolumeclaims", "R - pods", EVENTS]),
+    (
+        "replicaset-controller",
+        &[
+            "R,update apps,extensions replicasets",
+            "update apps,extensions replicasets/status",
+            "update apps,extensions replicasets/finalizers",
+            "create,delete,list,patch,watch - pods",
+            EVENTS,
+        ],
+    ),
+    (
+        "replication-controller",
+        &[
+            "R,update - replicationcontrollers",
+            "update - replicationcontrollers/finalizers,replicationcontrollers/status",
+            "create,delete,list,patch,watch - pods",
+            EVENTS,
+        ],
+    ),
+    (
+        "resource-claim-controller",
+        &[
+            "R - pods",
+            "update - pods/finalizers",
+            "R,create,delete resource.k8s.io resourceclaims",
+            "patch,update resource.k8s.io resourceclaims,resourceclaims/status",
+            "patch,update - pods/status",
+            EVENTS,
+        ],
+    ),
+    ("resourcequota-controller", &["list,watch * *", "update - resourcequotas/status", EVENTS]),
+    ("root-ca-cert-publisher", &["create,update - configmaps", EVENTS]),
+    ("route-controller", &["list,watch - nodes", "patch - nodes/status", EVENTS]),
+    ("service-account-controller", &["create - serviceaccounts", EVENTS]),
+    (
+        "service-cidrs-controller",
+        &[
+            "R,patch,update networking.k8s.io servicecidrs",
+            "patch,update networking.k8s.io servicecidrs/finalizers,servicecidrs/status",
+            "R networking.k8s.io ipaddresses",
+            EVENTS,
+        ],
+    ),
+    ("service-controller", &["R - services", "patch,update - services/status", "list,watch - nodes", EVENTS]),
+    (
+        "statefulset-controller",
+        &[
+            "R,create,delete,patch,update - pods",
+            "R apps statefulsets",
+            "update apps statefulsets/finalizers,statefulsets/status",
+            "R,create,delete,patch,update apps controllerrevisions",
+            "R,create,delete,update - persistentvolumeclaims",
+            "update - pods/finalizers",
+            EVENTS,
+        ],
+    ),
+    ("ttl-after-finished-controller", &["R,delete batch jobs", EVENTS]),
+    ("ttl-controller", &["list,patch,update,watch - nodes", EVENTS]),
+    (
+        "validatingadmissionpolicy-status-controller",
+        &[
+            "R admissionregistration.k8s.io validatingadmissionpolicies",
+            "get,patch,update admissionregistration.k8s.io validatingadmissionpolicies/status",
+            EVENTS,
+        ],
+    ),
+    (
+        "volumeattributesclass-protection-controller",
+        &[
+            "R - persistentvolumeclaims,persistentvolumes",
+            "R,update storage.k8s.io volumeattributesclasses",
+            EVENTS,
+        ],
     ),
 ];
 
@@ -330,7 +525,11 @@ const ROLES: &[(&str, &str, &[Line])] = &[
     (
         "kube-system",
         "system::leader-locking-kube-controller-manager",
-        &["watch - configmaps", "get,update - configmaps kube-controller-manager"],
+        &[
+            "watch - configmaps",
+            "get,update - configmaps kube-controller-manager",
+            "R,create,update coordination.k8s.io leases",
+        ],
     ),
     (
         "kube-system",
@@ -338,16 +537,12 @@ const ROLES: &[(&str, &str, &[Line])] = &[
         &["watch - configmaps", "get,update - configmaps kube-scheduler"],
     ),
     ("kube-system", "system:controller:bootstrap-signer", &["R - secrets"]),
-    ("kube-system", "system:controller:cloud-provider", &["create,get,list,patch,update,watch - configmaps"]),
-    (
-        "kube-system",
-        "system:controller:token-cleaner",
-        &["R,delete - secrets", "create,patch,update -,events.k8s.io events"],
-    ),
+    ("kube-system", "system:controller:cloud-provider", &["R,create - configmaps"]),
+    ("kube-system", "system:controller:token-cleaner", &["R,delete - secrets", EVENTS]),
     (
         "kube-public",
         "system:controller:bootstrap-signer",
-        &["R - configmaps", "update - configmaps cluster-info", "create,patch,update -,events.k8s.io events"],
+        &["R - configmaps", "update - configmaps cluster-info", EVENTS],
     ),
 ];
 
@@ -363,7 +558,7 @@ const ROLE_BINDINGS: &[(&str, &str, &str, &[&str])] = &[
         "kube-system",
         "system::leader-locking-kube-controller-manager",
         "system::leader-locking-kube-controller-manager",
-        &["u:system:kube-controller-manager", "s:kube-controller-manager"],
+        &["u:system:kube-controller-manager", "s:kube-controller-manager", "s:leader-election-controller"],
     ),
     (
         "kube-system",
@@ -574,6 +769,59 @@ mod tests {
         assert!(!uncovered(&edit, &admin).is_empty());
         let secrets = rule("get - secrets");
         assert!(!uncovered(&view, std::slice::from_ref(&secrets)).is_empty(), "view reads no secrets");
+    }
+
+    #[test]
+    fn roles_grant_what_upstreams_do() {
+        let cases = [
+            ("view", "get,list,watch - configmaps,pods,pods/log,services", true),
+            ("view", "get - secrets", false),
+            ("view", "create - pods", false),
+            ("view", "get rbac.authorization.k8s.io roles", false),
+            ("edit", "create - pods/eviction,pods/exec,serviceaccounts/token", true),
+            ("edit", "get,update - secrets", true),
+            ("edit", "patch apps deployments/scale", true),
+            // What endpoints lead to is not for everyone to say.
+            ("edit", "update - endpoints", false),
+            ("edit", "create rbac.authorization.k8s.io rolebindings", false),
+            ("admin", "create rbac.authorization.k8s.io rolebindings,roles", true),
+            ("admin", "create authorization.k8s.io localsubjectaccessreviews", true),
+            ("admin", "update - resourcequotas", false),
+            ("admin", "delete - namespaces", false),
+            ("system:basic-user", "create authorization.k8s.io selfsubjectaccessreviews", true),
+            ("system:discovery", "get url /apis/apps/v1,/openapi/v3", true),
+            ("system:public-info-viewer", "get url /livez,/version", true),
+            ("system:public-info-viewer", "get url /metrics", false),
+            ("system:monitoring", "get url /metrics", true),
+            ("system:kube-scheduler", "create - pods/binding", true),
+            ("system:kube-scheduler", "update resource.k8s.io resourceclaims/status", true),
+            ("system:kube-scheduler", "update - nodes", false),
+            ("system:kube-controller-manager", "list,watch * *", true),
+            ("system:kube-controller-manager", "create - pods", false),
+            ("system:node-proxier", "list,watch discovery.k8s.io endpointslices", true),
+            ("system:controller:attachdetach-controller", "get - secrets", false),
+            ("system:controller:daemon-set-controller", "create - pods/binding", true),
+            ("system:controller:job-controller", "create,delete,patch - pods", true),
+            ("system:controller:statefulset-controller", "create - persistentvolumeclaims,pods", true),
+            (
+                "system:certificates.k8s.io:kubelet-serving-approver",
+                "approve certificates.k8s.io signers",
+                false,
+            ),
+        ];
+        for (name, line, granted) in cases {
+            let has: Vec<Rule> = serde_json::from_value(find(name)["rules"].clone()).unwrap();
+            assert_eq!(uncovered(&has, &[rule(line)]).is_empty(), granted, "{name}: {line}");
+        }
+        let bound: Vec<Value> =
+            objects().into_iter().map(|(_, o)| o).filter(|o| o["roleRef"].is_object()).collect();
+        for (name, _) in CONTROLLERS {
+            let role = format!("system:controller:{name}");
+            let binding = bound.iter().find(|o| meta::name(o) == role).unwrap();
+            assert_eq!(binding["roleRef"]["name"], role.as_str());
+            let account = json!([{"kind": "ServiceAccount", "name": name, "namespace": "kube-system"}]);
+            assert_eq!(binding["subjects"], account);
+        }
     }
 
     #[test]

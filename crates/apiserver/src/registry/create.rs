@@ -2,7 +2,7 @@
 
 use super::object::{Decoded, Unstored};
 use super::{Answer, Part, Writing};
-use crate::admission::Operation;
+use crate::admission::{Operation, Phase};
 use http::StatusCode;
 use skeg_api::{Reason, Status, Value, meta, names};
 use skeg_store::Expect;
@@ -36,12 +36,10 @@ pub async fn create(w: &mut Writing<'_>, decoded: Decoded) -> Result<Answer, Sta
     }
     let generated = fill_system_fields(w, &mut object);
     let name = meta::name(&object).to_owned();
-    w.admit(Operation::Create, Some(&mut object), None, &name).await?;
+    w.admit(Phase::Mutate, Operation::Create, Some(&mut object), None, &name).await?;
     let mut reservations = Some(w.allocate(Operation::Create, &mut object, None).await?);
-    // A node agent registers its Node together with the status it has found.
-    let keeps_status = kind.gvk.group.is_empty() && &*kind.gvk.kind == "Node";
     if kind.has_status()
-        && !keeps_status
+        && !kind.strategy.status_on_create
         && let Some(fields) = object.as_object_mut()
     {
         fields.remove("status");
@@ -56,7 +54,7 @@ pub async fn create(w: &mut Writing<'_>, decoded: Decoded) -> Result<Answer, Sta
     errors.extend((kind.strategy.validate_create)(&object));
     ctx.invalid(&name, &errors)?;
     w.warnings.extend((kind.strategy.warnings)(&object, None));
-    w.admit_validated(Operation::Create, Some(&mut object), None, &name).await?;
+    w.admit(Phase::Validate, Operation::Create, Some(&mut object), None, &name).await?;
     w.track(None, &mut object, Part::Main);
     let resource = super::read::resource(ctx)?;
     for attempt in 1.. {
@@ -75,6 +73,12 @@ pub async fn create(w: &mut Writing<'_>, decoded: Decoded) -> Result<Answer, Sta
                         reservations.stored();
                     }
                     return Ok(Answer::Stored { code: StatusCode::CREATED, body, revision });
+                }
+                Err(Unstored::Unknown(status)) => {
+                    if let Some(reservations) = reservations.take() {
+                        reservations.unknown();
+                    }
+                    return Err(status);
                 }
                 Err(Unstored::Status(status)) => return Err(status),
                 Err(Unstored::Raced) => true,

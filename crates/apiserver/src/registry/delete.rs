@@ -4,7 +4,7 @@
 
 use super::object::Unstored;
 use super::{Answer, Context, DeleteOptions, Part, WriteOptions, Writing, read};
-use crate::admission::Operation;
+use crate::admission::{Operation, Phase};
 use crate::cache::Entry;
 use crate::list::ListOptions;
 use crate::local::Body;
@@ -23,9 +23,6 @@ const TRIES_MAX: usize = 10;
 
 /// How many objects of a collection are deleted at a time.
 const COLLECTION_BATCH: usize = 16;
-
-/// Kinds whose delete answers with the object; others answer with a Status.
-const ANSWER_OBJECT: [&str; 3] = ["Pod", "Service", "ServiceAccount"];
 
 pub async fn serve(w: &mut Writing<'_>, bytes: &bytes::Bytes) -> Result<Answer, Status> {
     let ctx = w.ctx;
@@ -48,14 +45,14 @@ pub(super) async fn delete(
         let entry = resource.get(path).ok_or_else(|| ctx.served.not_found(&name))?;
         let old = ctx.decode(&entry);
         check_preconditions(ctx, &name, &old, options)?;
-        w.admit(Operation::Delete, None, Some(&old), &name).await?;
-        w.admit_validated(Operation::Delete, None, Some(&old), &name).await?;
+        w.admit(Phase::Mutate, Operation::Delete, None, Some(&old), &name).await?;
+        w.admit(Phase::Validate, Operation::Delete, None, Some(&old), &name).await?;
         let plan = plan(&ctx.served.kind, &old, options, ctx.server.clock().now_seconds());
         match carry_out(w, &entry, old, plan, options).await {
             Ok(answer) => return Ok(answer),
             Err(Unstored::Raced) if attempt < TRIES_MAX => {}
             Err(Unstored::Raced) => return Err(ctx.modified(&name)),
-            Err(Unstored::Status(status)) => return Err(status),
+            Err(Unstored::Unknown(status) | Unstored::Status(status)) => return Err(status),
         }
     }
     unreachable!("the loop ends by returning")
@@ -270,7 +267,7 @@ async fn carry_out(
 /// The answer to a delete that is done, or that was begun before.
 fn done(kind: &Kind, object: Value) -> Answer {
     let code = StatusCode::OK;
-    if kind.gvk.group.is_empty() && ANSWER_OBJECT.contains(&&*kind.gvk.kind) {
+    if kind.strategy.returns_deleted {
         return Answer::Value { code, value: object };
     }
     let mut status =
@@ -283,7 +280,7 @@ fn done(kind: &Kind, object: Value) -> Answer {
 
 pub async fn serve_collection(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Response<Body>, Status> {
     let output = ctx.output(&parts.headers)?;
-    let options = WriteOptions::parse(ctx, &parts.headers)?;
+    let options = WriteOptions::parse(ctx.info.verb, ctx.query, ctx.identity, &parts.headers)?;
     let list = ListOptions::parse(ctx.info, ctx.query, ctx.served)?;
     let bytes = super::read_body(body).await?;
     let delete_options = DeleteOptions::parse(ctx, &parts.headers, &bytes)?;

@@ -52,8 +52,24 @@ pub enum Answer {
     Value { code: StatusCode, value: Value },
 }
 
+/// Parameters of the API that this server knows and does not act on. Upstream has them behind
+/// gates that are off.
+const WITHOUT_EFFECT: [&str; 2] = ["ignoreStoreReadErrorWithClusterBreakingPotential", "shardSelector"];
+
 /// Serves one authorized request.
 pub async fn serve(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Response<Body>, Status> {
+    let mut response = dispatch(ctx, parts, body).await?;
+    let deprecated = ctx.served.kind.strategy.deprecated;
+    if deprecated.is_some() || !ctx.query.is_empty() {
+        let given = WITHOUT_EFFECT.iter().filter(|name| ctx.query.get(name).is_some());
+        let given = given.map(|name| format!("{name}: has no effect on this server"));
+        let told: Vec<String> = deprecated.map(str::to_owned).into_iter().chain(given).collect();
+        warn(response.headers_mut(), &told);
+    }
+    Ok(response)
+}
+
+async fn dispatch(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Response<Body>, Status> {
     if !ctx.info.subresource.is_empty() || ctx.served.resource.is_none() {
         return match ctx.info.verb {
             "get" => subresource::get(ctx, &parts.headers).await,
@@ -94,7 +110,7 @@ pub struct Writing<'a> {
 /// Reads the body, runs the verb, and answers in the form that was asked for.
 async fn write(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Response<Body>, Status> {
     let output = ctx.output(&parts.headers)?;
-    let options = WriteOptions::parse(ctx, &parts.headers)?;
+    let options = WriteOptions::parse(ctx.info.verb, ctx.query, ctx.identity, &parts.headers)?;
     let bytes = read_body(body).await?;
     let mut writing = Writing { ctx, headers: &parts.headers, options, warnings: Vec::new() };
     let answer = match (ctx.info.subresource.as_str(), ctx.info.verb) {

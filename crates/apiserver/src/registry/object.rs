@@ -1,7 +1,7 @@
 //! What all writes share: admission, allocation, validation, field tracking, and the store.
 
 use super::{Context, Part, Writing};
-use crate::admission::{Admission, Operation};
+use crate::admission::{self, Admission, Operation, Phase};
 use crate::cache::{Entry, Selectable};
 use crate::convert;
 use crate::hooks::Reservation;
@@ -12,10 +12,6 @@ use skeg_api::fieldset::{self, Tracking};
 use skeg_api::{Status, Value, meta};
 use skeg_store::{Error, Expect, Revision, Write};
 use std::sync::Arc;
-use std::time::Duration;
-
-/// How long Events are kept: upstream's `--event-ttl`.
-const EVENT_TTL: Duration = Duration::from_secs(3600);
 
 /// An object out of a request.
 pub struct Decoded {
@@ -28,6 +24,8 @@ pub struct Decoded {
 pub enum Unstored {
     /// Another writer was first; the cache shows its write by now.
     Raced,
+    /// Whether it was written cannot be told.
+    Unknown(Status),
     Status(Status),
 }
 
@@ -38,6 +36,12 @@ pub struct Reservations(Vec<Box<dyn Reservation>>);
 impl Reservations {
     pub fn stored(mut self) {
         self.0.drain(..).for_each(|reservation| reservation.finish(true));
+    }
+
+    /// After a write that nobody can tell of, what it was to hold may be held: it stays taken, and
+    /// what it was to free too, until the next start finds out.
+    pub fn unknown(mut self) {
+        self.0.drain(..).for_each(std::mem::forget);
     }
 }
 
@@ -90,10 +94,9 @@ impl<'a> Context<'a> {
         let record = record::encode(&stored.gvk.version, object).map_err(|e| fail(&e))?;
         stats::add(&self.server.stats.encodes_total, 1);
         let body = record::decode(&record).map_err(|e| fail(&e))?;
-        let ttl = (&*stored.gvk.kind == "Event" && stored.gvk.group.is_empty()).then_some(EVENT_TTL);
         let cache = &self.server.cache;
         cache.expect(key, &record, Selectable::of(stored, object));
-        let write = Write { key: key.clone(), expect, value: Some(record.clone()), ttl };
+        let write = Write { key: key.clone(), expect, value: Some(record.clone()), ttl: stored.strategy.ttl };
         match cache.store().write(write).await {
             Ok(written) => {
                 cache.wait(written.revision.0).await;
@@ -135,7 +138,7 @@ impl<'a> Context<'a> {
                 "Request entity too large: limit is {}",
                 skeg_store::VALUE_MAX_BYTES
             ))),
-            Error::OutcomeUnknown(_) => Unstored::Status(Status::timeout(error.to_string())),
+            Error::OutcomeUnknown(_) => Unstored::Unknown(Status::timeout(error.to_string())),
             Error::Closed => Unstored::Status(Status::unavailable("the API server is shutting down")),
             error => Unstored::Status(Status::internal(error)),
         }
@@ -143,57 +146,29 @@ impl<'a> Context<'a> {
 }
 
 impl Writing<'_> {
-    /// The plugins that may change the object.
+    /// Lets the plugins change or refuse a write.
     pub(super) async fn admit(
         &mut self,
+        phase: Phase,
         operation: Operation,
         object: Option<&mut Value>,
         old: Option<&Value>,
         name: &str,
     ) -> Result<(), Status> {
         let ctx = self.ctx;
-        let mut admission = self.admission(operation, object, old, name);
-        for plugin in &ctx.server.hooks().admission {
-            plugin.admit(&mut admission).await?;
-        }
-        Ok(())
-    }
-
-    /// The plugins that may only refuse.
-    pub(super) async fn admit_validated(
-        &mut self,
-        operation: Operation,
-        object: Option<&mut Value>,
-        old: Option<&Value>,
-        name: &str,
-    ) -> Result<(), Status> {
-        let ctx = self.ctx;
-        let mut admission = self.admission(operation, object, old, name);
-        for plugin in &ctx.server.hooks().admission {
-            plugin.validate(&mut admission).await?;
-        }
-        Ok(())
-    }
-
-    fn admission<'b>(
-        &'b mut self,
-        operation: Operation,
-        object: Option<&'b mut Value>,
-        old: Option<&'b Value>,
-        name: &'b str,
-    ) -> Admission<'b> {
-        Admission {
+        let mut write = Admission {
             operation,
-            kind: &self.ctx.served.kind,
-            subresource: &self.ctx.info.subresource,
-            namespace: &self.ctx.info.namespace,
+            kind: &ctx.served.kind,
+            subresource: &ctx.info.subresource,
+            namespace: &ctx.info.namespace,
             name,
-            identity: self.ctx.identity,
+            identity: ctx.identity,
             object,
             old,
             dry_run: self.options.dry_run,
             warnings: &mut self.warnings,
-        }
+        };
+        admission::run(&ctx.server.hooks().admission, phase, &mut write).await
     }
 
     pub(super) async fn allocate(

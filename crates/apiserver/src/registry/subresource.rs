@@ -5,7 +5,7 @@ use super::object::Decoded;
 use super::patch::Patch;
 use super::update::modify;
 use super::{Answer, Context, DeleteOptions, Part, Writing, delete, patch, read, update};
-use crate::admission::Operation;
+use crate::admission::{Operation, Phase};
 use crate::local::Body;
 use http::header::HeaderMap;
 use http::{Response, StatusCode};
@@ -171,13 +171,13 @@ async fn bind(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
 async fn bind_pod(w: &mut Writing<'_>, mut binding: Value) -> Result<Answer, Status> {
     let ctx = w.ctx;
     let name = ctx.info.name.clone();
-    w.admit(Operation::Create, Some(&mut binding), None, &name).await?;
+    w.admit(Phase::Mutate, Operation::Create, Some(&mut binding), None, &name).await?;
     let target = |field: &str| {
         binding.pointer(&format!("/target/{field}")).and_then(Value::as_str).unwrap_or_default().to_owned()
     };
     let node = target("name");
     validate_as(carried("Binding"), &binding, &name)?;
-    w.admit_validated(Operation::Create, Some(&mut binding), None, &name).await?;
+    w.admit(Phase::Validate, Operation::Create, Some(&mut binding), None, &name).await?;
     let now = meta::format_time(ctx.server.clock().now_seconds());
     let conflict = |why: String| Status::conflict("", "pods/binding", &name, why);
     modify(w, Part::Unchecked, &mut |_, old| {
@@ -273,8 +273,8 @@ async fn evict(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
     };
     w.options.dry_run |= options.is_dry_run();
     let mut sent = eviction.clone();
-    w.admit(Operation::Create, Some(&mut sent), None, &ctx.info.name).await?;
-    w.admit_validated(Operation::Create, Some(&mut sent), None, &ctx.info.name).await?;
+    w.admit(Phase::Mutate, Operation::Create, Some(&mut sent), None, &ctx.info.name).await?;
+    w.admit(Phase::Validate, Operation::Create, Some(&mut sent), None, &ctx.info.name).await?;
     delete::delete(w, &ctx.path(), &options).await?;
     let mut status = Status::success("", "", "", "");
     status.code = 201;

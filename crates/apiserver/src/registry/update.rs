@@ -2,7 +2,7 @@
 
 use super::object::{Decoded, Unstored};
 use super::{Answer, Part, Writing, create, delete};
-use crate::admission::Operation;
+use crate::admission::{Operation, Phase};
 use crate::cache::Entry;
 use http::StatusCode;
 use serde_json::Map;
@@ -15,40 +15,16 @@ use std::sync::Arc;
 /// number for patches.
 const TRIES_MAX: usize = 5;
 
-/// Kinds that an update creates where they do not exist.
-const CREATED_ON_UPDATE: [(&str, &str); 8] = [
-    ("", "Event"),
-    ("events.k8s.io", "Event"),
-    ("", "Endpoints"),
-    ("coordination.k8s.io", "Lease"),
-    ("rbac.authorization.k8s.io", "Role"),
-    ("rbac.authorization.k8s.io", "RoleBinding"),
-    ("rbac.authorization.k8s.io", "ClusterRole"),
-    ("rbac.authorization.k8s.io", "ClusterRoleBinding"),
-];
-
-/// Kinds whose updates must name the resourceVersion they are based on.
-const CONDITIONAL_UPDATES: [(&str, &str); 1] = [("coordination.k8s.io", "Lease")];
-
-fn is_among(kind: &Kind, list: &[(&str, &str)]) -> bool {
-    list.contains(&(&*kind.gvk.group, &*kind.gvk.kind))
-}
-
-/// Group and kind are upstream's own, so that its rules for their status apply.
-fn is_builtin(kind: &Kind) -> bool {
-    !kind.gvk.group.contains('.') || kind.gvk.group.ends_with(".k8s.io")
-}
-
 pub async fn serve(w: &mut Writing<'_>, part: Part, bytes: &[u8]) -> Result<Answer, Status> {
     let ctx = w.ctx;
     let decoded = w.decode(bytes)?;
     check_name(&decoded.value, &ctx.info.name, &ctx.info.namespace)?;
     let kind = &ctx.served.kind;
     let resource = super::read::resource(ctx)?;
-    if part == Part::Main && is_among(kind, &CREATED_ON_UPDATE) && resource.get(&ctx.path()).is_none() {
+    if part == Part::Main && kind.strategy.create_on_update && resource.get(&ctx.path()).is_none() {
         return create::create(w, decoded).await;
     }
-    if meta::resource_version(&decoded.value).is_empty() && is_among(kind, &CONDITIONAL_UPDATES) {
+    if meta::resource_version(&decoded.value).is_empty() && kind.strategy.conditional_update {
         let path = skeg_api::field::Path::new("metadata").child("resourceVersion");
         ctx.invalid(&ctx.info.name, &[FieldError::invalid(path, "", "must be specified for an update")])?;
     }
@@ -100,7 +76,7 @@ pub(super) async fn modify(w: &mut Writing<'_>, part: Part, make: Make<'_>) -> R
             Err(Unstored::Raced) if unconditional && attempt < TRIES_MAX => w.warnings.truncate(warned),
             Err(Unstored::Raced) if resource.get(&path).is_none() => return Err(ctx.not_found()),
             Err(Unstored::Raced) => return Err(ctx.modified(&ctx.info.name)),
-            Err(Unstored::Status(status)) => return Err(status),
+            Err(Unstored::Unknown(status) | Unstored::Status(status)) => return Err(status),
         }
     }
     unreachable!("the loop ends by returning")
@@ -128,7 +104,7 @@ async fn attempt_once(
     restore_metadata(&mut new, old);
     let admitted = part != Part::Unchecked && ctx.info.subresource != "scale";
     if admitted {
-        w.admit(Operation::Update, Some(&mut new), Some(old), name).await?;
+        w.admit(Phase::Mutate, Operation::Update, Some(&mut new), Some(old), name).await?;
     }
     let reservations = w.allocate(Operation::Update, &mut new, Some(old)).await?;
     prepare(kind, part, &mut new, old);
@@ -139,7 +115,7 @@ async fn attempt_once(
         w.warnings.extend((kind.strategy.warnings)(&new, Some(old)));
     }
     if admitted {
-        w.admit_validated(Operation::Update, Some(&mut new), Some(old), name).await?;
+        w.admit(Phase::Validate, Operation::Update, Some(&mut new), Some(old), name).await?;
     }
     if part != Part::Unchecked {
         w.track(Some(old), &mut new, part);
@@ -163,10 +139,18 @@ async fn attempt_once(
     if w.options.dry_run {
         return Ok(Answer::Value { code: StatusCode::OK, value: new });
     }
-    let (body, revision) =
-        ctx.store(entry.key(), Expect::Modified(Revision(entry.revision)), &mut new).await?;
-    reservations.stored();
-    Ok(Answer::Stored { code: StatusCode::OK, body, revision })
+    match ctx.store(entry.key(), Expect::Modified(Revision(entry.revision)), &mut new).await {
+        Ok((body, revision)) => {
+            reservations.stored();
+            Ok(Answer::Stored { code: StatusCode::OK, body, revision })
+        }
+        Err(unstored) => {
+            if matches!(unstored, Unstored::Unknown(_)) {
+                reservations.unknown();
+            }
+            Err(unstored)
+        }
+    }
 }
 
 /// The uid and resourceVersion that the new object names must be those of the old.
@@ -199,12 +183,7 @@ fn restore_metadata(new: &mut Value, old: &Value) {
         }
     }
     for field in ["resourceVersion", "generation"] {
-        match had.get(field) {
-            Some(value) => meta::set(new, field, value.clone()),
-            None => {
-                meta::remove(new, field);
-            }
-        }
+        meta::keep(new, old, field);
     }
     // A deletion cannot be taken back.
     for field in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
@@ -223,7 +202,7 @@ fn prepare(kind: &Kind, part: Part, new: &mut Value, old: &Value) {
             }
             (kind.strategy.prepare_update)(new, old);
             if kind.has_generation {
-                let generation = meta::generation(old) + i64::from(spec_changed(new, old));
+                let generation = meta::generation(old) + i64::from(spec_changed(kind, new, old));
                 meta::set_generation(new, generation);
             }
         }
@@ -250,13 +229,19 @@ fn prepare(kind: &Kind, part: Part, new: &mut Value, old: &Value) {
     }
 }
 
-/// Anything but metadata and status.
-fn spec_changed(new: &Value, old: &Value) -> bool {
+/// Anything but status and most of the metadata.
+fn spec_changed(kind: &Kind, new: &Value, old: &Value) -> bool {
     let rest = |object| {
         let fields = Value::as_object(object).into_iter().flatten();
         fields.filter(|(key, _)| *key != "metadata" && *key != "status")
     };
-    !rest(new).eq(rest(old))
+    let differs = |field: &&str| entries(new, field) != entries(old, field);
+    !rest(new).eq(rest(old)) || kind.strategy.generation_counts.iter().any(differs)
+}
+
+/// A map of the metadata; an empty one is the same as none.
+fn entries<'a>(object: &'a Value, field: &str) -> Option<&'a Map<String, Value>> {
+    meta::metadata(object)?.get(field)?.as_object().filter(|map| !map.is_empty())
 }
 
 fn copy_field(new: &mut Value, old: &Value, field: &str) {
@@ -276,20 +261,8 @@ fn keep_all_but_status(kind: &Kind, new: &mut Value, old: &Value) {
         Some(status) => fields.insert("status".into(), status),
         None => fields.remove("status"),
     };
-    let Some(metadata) = metadata.filter(|_| is_builtin(kind)) else { return };
-    fields.insert("metadata".into(), metadata);
-    let kept: &[&str] = match &*kind.gvk.kind {
-        "Pod" => &["ownerReferences"],
-        "Deployment" => &["labels"],
-        _ => &[],
-    };
-    for field in kept {
-        match meta::metadata(old).and_then(|m| m.get(*field)) {
-            Some(value) => meta::set(new, field, value.clone()),
-            None => {
-                meta::remove(new, field);
-            }
-        }
+    if let Some(metadata) = metadata.filter(|_| !kind.schema.is_custom()) {
+        fields.insert("metadata".into(), metadata);
     }
 }
 

@@ -146,6 +146,25 @@ async fn unknown_fields_are_told_or_refused() {
     let quiet = s.post(&format!("{DEPLOYMENTS}?fieldValidation=Ignore"), &object).await;
     assert!(quiet.warnings().is_empty());
     assert!(quiet.expect(201)["spec"].get("foo").is_none());
+    // Duplicates too, at any depth.
+    object["metadata"]["name"] = "twice".into();
+    object["spec"].as_object_mut().unwrap().remove("foo");
+    let twice = object.to_string().replace("\"image\":", "\"image\":\"first\",\"image\":");
+    let json_type = [("content-type", "application/json")];
+    let strict =
+        s.send("POST", &format!("{DEPLOYMENTS}?fieldValidation=Strict"), &json_type, twice.clone()).await;
+    assert!(
+        strict.text().contains("duplicate field \\\"spec.template.spec.containers[0].image\\\""),
+        "{}",
+        strict.text()
+    );
+    strict.expect(400);
+    let warned = s.send("POST", DEPLOYMENTS, &json_type, twice).await;
+    assert_eq!(
+        warned.warnings(),
+        ["299 - \"duplicate field \\\"spec.template.spec.containers[0].image\\\"\""]
+    );
+    assert_eq!(warned.expect(201)["spec"]["template"]["spec"]["containers"][0]["image"], "nginx");
     let patch = json!({"spec": {"bar": 1}});
     s.patch(&format!("{DEPLOYMENTS}/web?fieldValidation=Strict"), "merge-patch+json", &patch)
         .await
@@ -422,4 +441,82 @@ async fn a_restart_finds_everything() {
     s.api.stop().await;
     let s = start_on(store).await;
     assert_eq!(s.get(&format!("{DEPLOYMENTS}/web")).await.expect(200), made);
+}
+
+/// What the row of a kind says of its writes, beyond its fields.
+#[tokio::test]
+async fn kinds_differ_in_how_they_are_written() {
+    let s = start().await;
+    // An update creates some of them.
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/default/leases";
+    let lease = json!({"metadata": {"name": "a"}, "spec": {"holderIdentity": "me"}});
+    s.put(&format!("{leases}/a"), &lease).await.expect(201);
+    let service = json!({"metadata": {"name": "a"}, "spec": {"ports": [{"port": 80}]}});
+    s.put("/api/v1/namespaces/default/services/a", &service).await.expect(201);
+    let role = json!({"metadata": {"name": "a"}, "rules": []});
+    s.put("/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles/a", &role).await.expect(201);
+    s.put(&format!("{CONFIG_MAPS}/a"), &config_map("a", json!({}))).await.expect(404);
+    // A Lease is only updated by who knows its state.
+    let blind = s.put(&format!("{leases}/a"), &lease).await.expect(422);
+    assert_eq!(blind["details"]["causes"][0]["field"], "metadata.resourceVersion");
+    // A Node comes with what its agent found; nothing else does.
+    let node = json!({"metadata": {"name": "n"}, "status": {"capacity": {"cpu": "2"}}});
+    let node = s.post("/api/v1/nodes", &node).await.expect(201);
+    assert_eq!(node["status"]["capacity"]["cpu"], "2");
+    // Some deletes answer with the object.
+    assert_eq!(s.delete("/api/v1/namespaces/default/services/a").await.expect(200)["kind"], "Service");
+    assert_eq!(s.delete("/api/v1/nodes/n").await.expect(200)["kind"], "Status");
+}
+
+#[tokio::test]
+async fn generations_count_what_upstream_counts() {
+    let s = start().await;
+    let generation = |object: &serde_json::Value| object["metadata"]["generation"].clone();
+    s.post(DEPLOYMENTS, &deployment("web")).await.expect(201);
+    let web = format!("{DEPLOYMENTS}/web");
+    let annotate = json!({"metadata": {"annotations": {"a": "b"}}});
+    let label = json!({"metadata": {"labels": {"a": "b"}}});
+    let got = s.patch(&web, "merge-patch+json", &annotate).await.expect(200);
+    assert_eq!(generation(&got), 2, "the annotations of a Deployment");
+    assert_eq!(generation(&s.patch(&web, "merge-patch+json", &label).await.expect(200)), 2);
+    let mut empty = s.get(&web).await.json();
+    empty["metadata"]["annotations"] = json!({});
+    assert_eq!(generation(&s.put(&web, &empty).await.expect(200)), 3);
+    let none = json!({"metadata": {"annotations": null}});
+    assert_eq!(generation(&s.patch(&web, "merge-patch+json", &none).await.expect(200)), 3, "none, as before");
+    // The controller writes its annotation with the status, which counts nothing; labels stay.
+    let mut status = s.get(&web).await.json();
+    status["metadata"]["annotations"] = json!({"deployment.kubernetes.io/revision": "1"});
+    status["metadata"]["labels"] = json!({"other": "x"});
+    let got = s.put(&format!("{web}/status"), &status).await.expect(200);
+    assert_eq!(generation(&got), 3);
+    assert_eq!(got["metadata"]["annotations"]["deployment.kubernetes.io/revision"], "1");
+    assert_eq!(got["metadata"]["labels"], json!({"a": "b"}));
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+    let slice = json!({"metadata": {"name": "s"}, "addressType": "IPv4", "endpoints": [], "ports": []});
+    s.post(slices, &slice).await.expect(201);
+    let slice = format!("{slices}/s");
+    assert_eq!(generation(&s.patch(&slice, "merge-patch+json", &annotate).await.expect(200)), 1);
+    let got = s.patch(&slice, "merge-patch+json", &label).await.expect(200);
+    assert_eq!(generation(&got), 2, "the labels of an EndpointSlice");
+}
+
+#[tokio::test]
+async fn pods_are_evicted() {
+    let s = start().await;
+    s.post(PODS, &pod("a")).await.expect(201);
+    let path = format!("{PODS}/a/eviction");
+    let eviction = |name: &str, options: serde_json::Value| json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}, "deleteOptions": options});
+    s.post(&path, &eviction("b", json!({}))).await.expect(400);
+    let other = json!({"preconditions": {"uid": "other"}});
+    s.post(&path, &eviction("a", other)).await.expect(409);
+    s.post(&path, &eviction("a", json!({"dryRun": ["All"]}))).await.expect(201);
+    s.get(&format!("{PODS}/a")).await.expect(200);
+    let binding = json!({"metadata": {"name": "a"}, "target": {"kind": "Node", "name": "n1"}});
+    s.post(&format!("{PODS}/a/binding"), &binding).await.expect(201);
+    let done = s.post(&path, &eviction("a", json!({"gracePeriodSeconds": 7}))).await.expect(201);
+    assert_eq!((&done["kind"], &done["status"]), (&json!("Status"), &json!("Success")));
+    let ending = s.get(&format!("{PODS}/a")).await.expect(200);
+    assert_eq!(ending["metadata"]["deletionGracePeriodSeconds"], 7);
+    s.post(&format!("{PODS}/none/eviction"), &eviction("none", json!({}))).await.expect(404);
 }

@@ -4,8 +4,9 @@ use crate::harness::*;
 use futures_util::future::BoxFuture;
 use http::Request;
 use serde_json::json;
-use skeg_api::Status;
-use skeg_apiserver::admission::{Admission, Plugin};
+use skeg_api::{Kind, Status, Value};
+use skeg_apiserver::admission::{Admission, Operation, Plugin};
+use skeg_apiserver::hooks::{Allocator, Reservation};
 use skeg_apiserver::server::Origin;
 use skeg_base::{Clock, Random};
 use skeg_store::{Error, Memory, Page, Record, Result, Revision, Store, Watch, WatchItem, Write, Written};
@@ -67,6 +68,7 @@ async fn requests_in_flight_are_bounded_and_time_out() {
 }
 
 /// A store whose first watch loses the changes from the third on, and whose log cannot be resumed.
+/// What becomes of a write of the name `unknown` it cannot tell.
 struct Forgetful {
     inner: Memory,
     watches: AtomicU32,
@@ -74,6 +76,9 @@ struct Forgetful {
 
 impl Store for Forgetful {
     fn write(&self, write: Write) -> BoxFuture<'_, Result<Written>> {
+        if write.key.ends_with("/unknown") {
+            return Box::pin(std::future::ready(Err(Error::OutcomeUnknown("the disk went away".into()))));
+        }
         self.inner.write(write)
     }
 
@@ -185,4 +190,53 @@ async fn objects_survive_on_disk() {
     let s = start_at_store(skeg_store::Sqlite::open(&options).unwrap(), Random::seeded(2)).await;
     assert_eq!(s.get(&format!("{DEPLOYMENTS}/web")).await.expect(200), made);
     assert_eq!(s.get(CONFIG_MAPS).await.expect(200)["items"].as_array().unwrap().len(), 0);
+}
+
+/// Counts what is given back.
+struct Counting(Arc<AtomicU32>);
+
+struct Reserved(Arc<AtomicU32>, bool);
+
+impl Allocator for Counting {
+    fn begin<'a>(
+        &'a self,
+        _operation: Operation,
+        _kind: &'a Kind,
+        _new: &'a mut Value,
+        _old: Option<&'a Value>,
+        _dry_run: bool,
+    ) -> BoxFuture<'a, std::result::Result<Option<Box<dyn Reservation>>, Status>> {
+        let reserved: Box<dyn Reservation> = Box::new(Reserved(self.0.clone(), false));
+        Box::pin(std::future::ready(Ok(Some(reserved))))
+    }
+
+    fn deleted(&self, _kind: &Kind, _old: &Value) {}
+}
+
+impl Reservation for Reserved {
+    fn finish(mut self: Box<Self>, stored: bool) {
+        self.1 = stored;
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.0.fetch_add(u32::from(!self.1), Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn a_write_of_unknown_outcome_is_told_as_such() {
+    let given_back = Arc::new(AtomicU32::new(0));
+    let store = Arc::new(Forgetful { inner: Memory::new(), watches: AtomicU32::new(0) });
+    let s = start_allocating(store, vec![Arc::new(Counting(given_back.clone()))]).await;
+    let unknown = s.post(CONFIG_MAPS, &config_map("unknown", json!({}))).await.expect(504);
+    assert_eq!(unknown["reason"], "Timeout");
+    assert!(unknown["message"].as_str().unwrap().contains("the disk went away"), "{unknown}");
+    // It may be there: what it was to hold must go to nobody else.
+    assert_eq!(given_back.load(Ordering::SeqCst), 0);
+    s.post(CONFIG_MAPS, &config_map("a", json!({}))).await.expect(201);
+    assert_eq!(given_back.load(Ordering::SeqCst), 0);
+    s.post(CONFIG_MAPS, &config_map("a", json!({}))).await.expect(409);
+    assert_eq!(given_back.load(Ordering::SeqCst), 1, "a refused write gives back");
 }

@@ -7,7 +7,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use skeg_api::{Kinds, Status};
 use skeg_apiserver::admission::Plugin;
-use skeg_apiserver::hooks::{Authenticator, Authorizer};
+use skeg_apiserver::hooks::{Allocator, Authenticator, Authorizer};
 use skeg_apiserver::request::{Attributes, Decision};
 use skeg_apiserver::{ApiServer, Body, Config, Hooks, Identity, LocalService};
 use skeg_base::{Clock, Random};
@@ -93,27 +93,36 @@ pub async fn start_on(store: Arc<dyn skeg_store::Store>) -> Server {
 }
 
 pub async fn start_with(store: Arc<dyn skeg_store::Store>, authenticator: Arc<dyn Authenticator>) -> Server {
-    open(store, authenticator, Vec::new(), Clock::system(), Random::seeded(1)).await
+    open(store, authenticator, Vec::new(), Vec::new(), Clock::system(), Random::seeded(1)).await
 }
 
 /// With admission plugins; requests from the network are let in.
 pub async fn start_plugged(plugins: Vec<Arc<dyn Plugin>>) -> Server {
-    open(Arc::new(Memory::new()), Arc::new(Everybody), plugins, Clock::system(), Random::seeded(1)).await
+    let store = Arc::new(Memory::new());
+    open(store, Arc::new(Everybody), plugins, Vec::new(), Clock::system(), Random::seeded(1)).await
 }
 
 /// A server of the simulation.
 pub async fn start_at(clock: Clock, random: Random) -> Server {
-    open(Arc::new(Memory::new()), Arc::new(Nobody), Vec::new(), clock, random).await
+    open(Arc::new(Memory::new()), Arc::new(Nobody), Vec::new(), Vec::new(), clock, random).await
 }
 
 pub async fn start_at_store(store: Arc<dyn skeg_store::Store>, random: Random) -> Server {
-    open(store, Arc::new(Nobody), Vec::new(), Clock::system(), random).await
+    open(store, Arc::new(Nobody), Vec::new(), Vec::new(), Clock::system(), random).await
+}
+
+pub async fn start_allocating(
+    store: Arc<dyn skeg_store::Store>,
+    allocators: Vec<Arc<dyn Allocator>>,
+) -> Server {
+    open(store, Arc::new(Nobody), Vec::new(), allocators, Clock::system(), Random::seeded(1)).await
 }
 
 async fn open(
     store: Arc<dyn skeg_store::Store>,
     authenticator: Arc<dyn Authenticator>,
     admission: Vec<Arc<dyn Plugin>>,
+    allocators: Vec<Arc<dyn Allocator>>,
     clock: Clock,
     random: Random,
 ) -> Server {
@@ -124,7 +133,7 @@ async fn open(
             authorizer: Arc::new(AllBut),
             admission,
             endpoints: Vec::new(),
-            allocators: Vec::new(),
+            allocators,
         }),
     };
     let api = ApiServer::open(config, store, clock, random).await.unwrap();

@@ -1,6 +1,7 @@
 //! The same server behind TLS.
 
 use crate::harness::*;
+use http_body_util::BodyExt;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::json;
 use std::sync::Arc;
@@ -99,6 +100,38 @@ async fn requests_come_over_tls() {
     let large = format!("POST {CONFIG_MAPS} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", 4 << 20);
     let (head, _) = ask(&mut stream, &large).await;
     assert!(head.starts_with("http/1.1 413"), "{head}");
+    remote.server.api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_http2_connection_carries_requests_and_watches() {
+    let mut remote = remote().await;
+    let mut client = (*remote.client).clone();
+    client.alpn_protocols = vec![b"h2".to_vec()];
+    remote.client = Arc::new(client);
+    let stream = remote.connect().await;
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let (executor, stream) = (hyper_util::rt::TokioExecutor::new(), hyper_util::rt::TokioIo::new(stream));
+    let (sender, connection) = hyper::client::conn::http2::handshake(executor, stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let send = |method: &str, path: &str, body: String| {
+        let uri = format!("https://localhost{path}");
+        let request =
+            http::Request::builder().method(method).uri(uri).header("content-type", "application/json");
+        let mut sender = sender.clone();
+        let request = request.body(http_body_util::Full::new(bytes::Bytes::from(body))).unwrap();
+        async move { sender.send_request(request).await.unwrap() }
+    };
+    let mut watch = send("GET", &format!("{CONFIG_MAPS}?watch=true"), String::new()).await;
+    assert_eq!((watch.status().as_u16(), watch.version()), (200, http::Version::HTTP_2));
+    // While the watch is open, on the same connection.
+    let made = send("POST", CONFIG_MAPS, config_map("a", json!({})).to_string()).await;
+    assert_eq!(made.status(), 201);
+    let event = watch.body_mut().frame().await.unwrap().unwrap().into_data().unwrap();
+    assert!(event.starts_with(b"{\"type\":\"ADDED\""), "{event:?}");
+    let denied = send("GET", "/api/v1/namespaces/default/nothing", String::new()).await;
+    assert_eq!(denied.status(), 404);
+    connection.abort();
     remote.server.api.stop().await;
 }
 

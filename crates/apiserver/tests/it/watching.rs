@@ -272,3 +272,95 @@ async fn events_expire_and_watchers_are_told() {
     assert_eq!(watch.event().await.0, "DELETED");
     s.get(&format!("{path}/e")).await.expect(404);
 }
+
+/// Upstream's table of what resourceVersion, resourceVersionMatch and limit mean together.
+#[tokio::test]
+async fn lists_follow_upstreams_table_of_versions() {
+    let s = start().await;
+    fill(&s, 3).await;
+    let then =
+        s.get(CONFIG_MAPS).await.expect(200)["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    s.delete(&format!("{CONFIG_MAPS}/c1")).await.expect(200);
+    let (past, now): (&[&str], &[&str]) = (&["c0", "c1", "c2"], &["c0", "c2"]);
+    let both = "resourceVersionMatch=NotOlderThan&";
+    let exact = "resourceVersionMatch=Exact&";
+    let cases: &[(&str, Result<&[&str], u16>)] = &[
+        ("", Ok(now)),
+        ("limit=1", Ok(&["c0"])),
+        ("resourceVersion=0", Ok(now)),
+        ("resourceVersion=0&limit=1", Ok(now)),
+        ("resourceVersion=THEN", Ok(now)),
+        // A page of an unnamed match is exact, as it always was.
+        ("resourceVersion=THEN&limit=3", Ok(past)),
+        (&format!("{both}resourceVersion=0"), Ok(now)),
+        (&format!("{both}resourceVersion=THEN"), Ok(now)),
+        (&format!("{both}resourceVersion=THEN&limit=3"), Ok(now)),
+        (&format!("{exact}resourceVersion=THEN"), Ok(past)),
+        (&format!("{exact}resourceVersion=THEN&limit=2"), Ok(&["c0", "c1"])),
+        (&format!("{exact}resourceVersion=0"), Err(422)),
+        (exact, Err(422)),
+        (both, Err(422)),
+        ("resourceVersionMatch=Other&resourceVersion=THEN", Err(422)),
+        (&format!("{exact}resourceVersion=x"), Err(400)),
+        ("sendInitialEvents=true", Err(422)),
+        (&format!("{both}resourceVersion=THEN&watch=true"), Err(422)),
+        (&format!("{exact}sendInitialEvents=true&watch=true"), Err(422)),
+    ];
+    for (query, expected) in cases {
+        let answer = s.get(&format!("{CONFIG_MAPS}?{}", query.replace("THEN", &then))).await;
+        match expected {
+            Ok(expected) => assert_eq!(names(&answer.expect(200)), *expected, "{query}"),
+            Err(code) => assert_eq!(answer.code, *code, "{query}: {}", answer.text()),
+        }
+    }
+    for version in ["0", then.as_str()] {
+        s.get(&format!("{CONFIG_MAPS}/c0?resourceVersion={version}")).await.expect(200);
+    }
+    s.get(&format!("{CONFIG_MAPS}/c0?resourceVersion=x")).await.expect(400);
+}
+
+#[tokio::test(start_paused = true)]
+async fn history_is_compacted_every_five_minutes() {
+    let s = start().await;
+    fill(&s, 1).await;
+    let list = s.get(CONFIG_MAPS).await.expect(200);
+    let then = list["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let past = format!("{CONFIG_MAPS}?resourceVersionMatch=Exact&resourceVersion={then}");
+    s.delete(&format!("{CONFIG_MAPS}/c0")).await.expect(200);
+    // What happened in the last five minutes is kept by the compaction at their end.
+    tokio::time::sleep(Duration::from_secs(5 * 60 + 1)).await;
+    assert_eq!(names(&s.get(&past).await.expect(200)), ["c0"]);
+    tokio::time::sleep(Duration::from_secs(5 * 60)).await;
+    assert_eq!(s.get(&past).await.expect(410)["reason"], "Expired");
+    let mut watch = s.watch(&format!("{CONFIG_MAPS}?watch=true&resourceVersion={then}")).await;
+    assert_eq!(watch.next().await.unwrap()["object"]["code"], 410);
+    let store = &s.api.seams().store;
+    let old = skeg_store::Revision(then.parse().unwrap());
+    let gone = store.list("/registry/configmaps/", Some(old), None, 0).await;
+    assert!(matches!(gone, Err(skeg_store::Error::Compacted { .. })), "{gone:?}");
+}
+
+#[tokio::test]
+async fn deprecated_kinds_are_told() {
+    let s = start().await;
+    let told = ["299 - \"v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice\""];
+    let path = "/api/v1/namespaces/default/endpoints";
+    let made = s.post(path, &json!({"metadata": {"name": "a"}})).await;
+    assert_eq!((made.code, made.warnings()), (201, told.map(str::to_owned).to_vec()));
+    let list = s.get(path).await;
+    assert_eq!((list.code, list.warnings()), (200, told.map(str::to_owned).to_vec()));
+    assert!(s.get(CONFIG_MAPS).await.warnings().is_empty());
+}
+
+#[tokio::test]
+async fn parameters_that_do_nothing_are_told() {
+    let s = start().await;
+    fill(&s, 1).await;
+    let told = |name: &str| vec![format!("299 - \"{name}: has no effect on this server\"")];
+    let list = s.get(&format!("{CONFIG_MAPS}?shardSelector=x")).await;
+    assert_eq!((list.code, list.warnings()), (200, told("shardSelector")));
+    let name = "ignoreStoreReadErrorWithClusterBreakingPotential";
+    let gone = s.delete(&format!("{CONFIG_MAPS}/c0?{name}=true")).await;
+    assert_eq!((gone.code, gone.warnings()), (200, told(name)));
+    assert!(s.get(&format!("{CONFIG_MAPS}?limit=1")).await.warnings().is_empty());
+}

@@ -189,15 +189,18 @@ async fn a_part_of_a_kind_has_a_watch_of_its_own() {
     let options = skeg_client::ListOptions::fields("metadata.name=a");
     let part: Informer<ConfigMap> = world.informers.selected("default", &options);
     let call = world.api.call().await;
-    assert!(
-        call.uri
-            .starts_with("/api/v1/namespaces/default/configmaps?watch=true&fieldSelector=metadata.name%3Da")
-    );
+    let of_part = "/api/v1/namespaces/default/configmaps?watch=true&fieldSelector=metadata.name%3Da";
+    assert!(call.uri.starts_with(of_part), "{}", call.uri);
     let frames = call.stream();
     frames.event("ADDED", &config_map("a", 1, "1"));
     frames.end_of_list(5);
     part.synced().await;
     assert_eq!((part.len(), world.configs.len()), (1, 2));
+    // Whoever may see a part only must not ask for more when the watch goes on.
+    frames.0.send(Err("cut".into())).unwrap();
+    let call = world.api.call().await;
+    assert!(call.uri.starts_with(of_part) && call.uri.contains("resourceVersion=5&"), "{}", call.uri);
+    let frames = call.stream();
     world.informers.stop_selected::<ConfigMap>("default", &options);
     tokio::task::yield_now().await;
     assert!(frames.0.is_closed());

@@ -9,15 +9,18 @@ mod template_hash;
 
 use crate::context::{ControllerContext, Controllers};
 use crate::error::{Error, Result, ignore_not_found};
-use crate::owner::{self, Claim};
-use crate::{meta, owner_index, pod};
+use crate::owner::{self, Claims};
+use crate::pod::Facts;
+use crate::pods::Pods;
+use crate::{meta, owner_index};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use plan::{Observed, Step};
 use skeg_api::selector::LabelSelector;
 use skeg_base::Clock;
-use skeg_client::{Api, Change, EventType, Informer, ObjectKey, PatchKind, Queue, Recorder, object_ref};
+use skeg_client::{
+    Api, Change, EventType, Informer, ObjectKey, ProjectionChange, Queue, Recorder, object_ref,
+};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +30,7 @@ const WORKERS: usize = 5;
 struct Controller {
     deployments: Informer<Deployment>,
     sets: Informer<ReplicaSet>,
-    pods: Informer<Pod>,
+    pods: Pods,
     deployment_api: Api<Deployment>,
     set_api: Api<ReplicaSet>,
     recorder: Recorder,
@@ -35,12 +38,12 @@ struct Controller {
     queue: Queue<ObjectKey>,
 }
 
-pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers) {
+pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers, pods: Pods) {
     let client = ctx.client("deployment-controller");
     let controller = Arc::new(Controller {
         deployments: ctx.informers.of(),
         sets: ctx.informers.of(),
-        pods: ctx.informers.of(),
+        pods,
         deployment_api: client.api(),
         set_api: client.api(),
         recorder: ctx.recorder(&client, "deployment-controller"),
@@ -48,13 +51,12 @@ pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers) {
         queue: ctx.queue(),
     });
     owner_index::add_to(&controller.sets);
-    owner_index::add_to(&controller.pods);
     let of = controller.clone();
     controller.deployments.subscribe(move |change| of.queue.add(change.key().clone()));
     let of = controller.clone();
     controller.sets.subscribe(move |change| of.set_changed(&change));
     let of = controller.clone();
-    controller.pods.subscribe(move |change| of.pod_changed(&change));
+    controller.pods.subscribe(move |change| of.pod_changed(change));
     let (deployments, sets, pods) =
         (controller.deployments.clone(), controller.sets.clone(), controller.pods.clone());
     let ready = async move {
@@ -112,14 +114,9 @@ impl Controller {
     }
 
     /// Strategy Recreate waits for the end of each old Pod.
-    fn pod_changed(&self, change: &Change<'_, Pod>) {
-        let pod = change.object();
-        let ended = match change {
-            Change::Added(_) => false,
-            Change::Updated { old, new } => !pod::is_terminal(old) && pod::is_terminal(new),
-            Change::Deleted(_) => true,
-        };
-        if !ended {
+    fn pod_changed(&self, change: &ProjectionChange<Facts>) {
+        let Some(pod) = change.old.as_deref() else { return };
+        if change.new.as_ref().is_some_and(|new| pod.is_terminal() || !new.is_terminal()) {
             return;
         }
         let Some(owner) = owner::controller_of(&pod.metadata).filter(|owner| owner.kind == "ReplicaSet")
@@ -141,7 +138,7 @@ impl Controller {
         let mut pods = Vec::new();
         if !rollout::Limits::of(&deployment).rolling {
             for set in &sets {
-                pods.extend(owner_index::owned(&self.pods, meta::uid(&set.metadata)));
+                pods.extend(self.pods.owned(meta::uid(&set.metadata)));
             }
         }
         let observed = Observed { deployment: &deployment, sets: &sets, pods: &pods };
@@ -250,51 +247,16 @@ impl Controller {
 
     /// The sets of the Deployment, after adoption and release.
     async fn claim(&self, deployment: &Deployment) -> Result<Vec<Arc<ReplicaSet>>> {
-        let selector = selector_of(deployment)?;
-        let namespace = meta::namespace(&deployment.metadata);
-        let mut claimed = Vec::new();
-        let mut adoptable = Vec::new();
-        let known = owner_index::owned(&self.sets, meta::uid(&deployment.metadata));
-        for set in known.into_iter().chain(owner_index::orphaned(&self.sets, namespace)) {
-            match owner::claim(&deployment.metadata, &selector, &set.metadata) {
-                Claim::Owned => claimed.push(set),
-                Claim::Adopt => adoptable.push(set),
-                Claim::Release => {
-                    let patch = owner::release_patch(meta::uid(&deployment.metadata), &set.metadata);
-                    self.patch_owners(&set, &patch).await?;
-                }
-                Claim::Ignore => {}
-            }
-        }
-        if !adoptable.is_empty() && self.may_adopt(deployment).await? {
-            let reference = owner::controller_reference("apps/v1", KIND, &deployment.metadata);
-            for set in adoptable {
-                if let Some(adopted) =
-                    self.patch_owners(&set, &owner::adopt_patch(&reference, &set.metadata)).await?
-                {
-                    claimed.push(Arc::new(adopted));
-                }
-            }
-        }
-        Ok(claimed)
-    }
-
-    /// The cache may not know yet that the Deployment is being deleted, or is another one by now.
-    async fn may_adopt(&self, deployment: &Deployment) -> Result<bool> {
-        let meta = &deployment.metadata;
-        let live = self.deployment_api.get_opt(meta::namespace(meta), meta::name(meta)).await?;
-        Ok(live
-            .is_some_and(|live| live.metadata.uid == meta.uid && live.metadata.deletion_timestamp.is_none()))
-    }
-
-    /// The patched set; `None` if it is gone or controlled by another meanwhile.
-    async fn patch_owners(&self, set: &ReplicaSet, patch: &serde_json::Value) -> Result<Option<ReplicaSet>> {
-        let (namespace, name) = (meta::namespace(&set.metadata), meta::name(&set.metadata));
-        match self.set_api.patch(namespace, name, PatchKind::Strategic, patch, None).await {
-            Ok(patched) => Ok(Some(patched)),
-            Err(error) if matches!(error.code(), Some(404 | 409 | 422)) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        let mut known = owner_index::owned(&self.sets, meta::uid(&deployment.metadata));
+        known.extend(owner_index::orphaned(&self.sets, meta::namespace(&deployment.metadata)));
+        let claims = Claims {
+            owner: deployment,
+            owners: &self.deployment_api,
+            objects: &self.set_api,
+            metadata: |set: &ReplicaSet| &set.metadata,
+            adopted: |set| set,
+        };
+        claims.claim(&selector_of(deployment)?, known).await
     }
 }
 

@@ -5,10 +5,11 @@ use super::annotations::{self, REVISION};
 use super::rollout::{self, Limits, size};
 use super::status;
 use super::template_hash::{self, template_hash};
-use crate::{owner, pod};
+use crate::owner;
+use crate::pod::Facts;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet, ReplicaSetSpec};
-use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ pub(crate) struct Observed<'a> {
     /// The ReplicaSets it owns.
     pub sets: &'a [Arc<ReplicaSet>],
     /// All Pods of those sets, terminating ones too. Only strategy Recreate asks for them.
-    pub pods: &'a [Arc<Pod>],
+    pub pods: &'a [Arc<Facts>],
 }
 
 /// One write, in the order of the plan.
@@ -74,7 +75,7 @@ pub(crate) fn plan(observed: Observed<'_>, now: Timestamp) -> Plan {
     if pass.limits.rolling {
         pass.roll()
     } else {
-        pass.recreate(observed.pods)
+        pass.recreate()
     }
     pass.finish(Outcome::Rolled)
 }
@@ -142,6 +143,7 @@ enum Outcome {
 /// The state of a pass: the sets as they will be, and which of them are to be written.
 struct Pass<'a> {
     deployment: &'a Deployment,
+    pods: &'a [Arc<Facts>],
     limits: Limits,
     now: Timestamp,
     sets: Vec<ReplicaSet>,
@@ -165,6 +167,7 @@ impl<'a> Pass<'a> {
         let new_set = template_of(deployment).and_then(|t| sets.iter().position(|set| has_template(set, t)));
         Pass {
             deployment,
+            pods: observed.pods,
             limits: Limits::of(deployment),
             now,
             sets,
@@ -288,26 +291,32 @@ impl<'a> Pass<'a> {
 
     fn scale(&mut self) {
         for (at, to) in rollout::scale(self.deployment, self.limits, &self.sets, self.new_set) {
-            self.resize(at, to);
+            // Between the old Pods and the new ones of strategy Recreate no set has a size. Upstream
+            // mixes them if it is paused there.
+            let begins = !self.limits.rolling && size(&self.sets[at]) == 0;
+            if !(begins && self.others_run(Some(at))) {
+                self.resize(at, to);
+            }
         }
     }
 
-    /// One move of a rolling update: the new set grows, or else the old ones shrink.
+    /// One move of a rolling update: the old sets give up what availability allows, and the new one
+    /// takes the room there is then. What is given up does not depend on what is taken, so that
+    /// upstream's two passes are one here.
     fn roll(&mut self) {
         let new = self.ensure_new_set();
-        if self.created.is_some() {
+        if size(&self.sets[new]) > self.limits.replicas {
+            self.resize(new, self.limits.replicas);
             return;
         }
-        let current = size(&self.sets[new]);
-        if current != self.limits.replicas {
-            let to = rollout::new_set_size(self.limits, rollout::total(&self.sets), current);
-            if to != current && self.resize(new, to) {
-                return;
-            }
-        }
-        let mut moved = false;
+        let mut moved = self.created.is_some();
         for (at, to) in rollout::shrink_old(self.limits, &self.sets, new) {
             moved |= self.resize(at, to);
+        }
+        if self.created.is_none() {
+            let current = size(&self.sets[new]);
+            let to = rollout::new_set_size(self.limits, rollout::total(&self.sets), current);
+            moved |= to != current && self.resize(new, to);
         }
         if !moved {
             self.clean_up_if_complete();
@@ -315,14 +324,14 @@ impl<'a> Pass<'a> {
     }
 
     /// The old sets go to nothing, and only when no Pod of theirs is left the new one grows.
-    fn recreate(&mut self, pods: &[Arc<Pod>]) {
+    fn recreate(&mut self) {
         self.refresh_new_set();
         let old: Vec<usize> = (0..self.sets.len()).filter(|at| Some(*at) != self.new_set).collect();
         let mut moved = false;
         for at in &old {
             moved |= size(&self.sets[*at]) > 0 && self.resize(*at, 0);
         }
-        if moved || self.old_pods_run(&old, pods) {
+        if moved || self.others_run(self.new_set) {
             return;
         }
         let new = self.ensure_new_set();
@@ -332,12 +341,15 @@ impl<'a> Pass<'a> {
         self.clean_up_if_complete();
     }
 
-    fn old_pods_run(&self, old: &[usize], pods: &[Arc<Pod>]) -> bool {
-        let new_uid = self.new_set.and_then(|at| self.sets[at].metadata.uid.as_deref());
-        old.iter().any(|at| status::actual(&self.sets[*at]) > 0)
-            || pods.iter().any(|pod| {
+    /// Whether Pods of other sets than this one are there, or may be: a set that has not looked at
+    /// its size yet may still make some.
+    fn others_run(&self, than: Option<usize>) -> bool {
+        let uid = than.and_then(|at| self.sets[at].metadata.uid.as_deref());
+        let mut others = (0..self.sets.len()).filter(|at| Some(*at) != than).map(|at| &self.sets[at]);
+        others.any(|set| status::actual(set) > 0 || !is_observed(set))
+            || self.pods.iter().any(|pod| {
                 let set = owner::controller_of(&pod.metadata).map(|owner| owner.uid.as_str());
-                !pod::is_terminal(pod) && set != new_uid
+                !pod.is_terminal() && set != uid
             })
     }
 
@@ -359,9 +371,7 @@ impl<'a> Pass<'a> {
         old.sort_by_key(|at| annotations::revision(&self.sets[*at].metadata));
         for at in old.into_iter().take(excess) {
             let set = &self.sets[at];
-            let observed = set.status.as_ref().and_then(|status| status.observed_generation).unwrap_or(0);
-            let settled = set.metadata.generation.unwrap_or(0) <= observed;
-            if status::actual(set) == 0 && size(set) == 0 && settled {
+            if status::actual(set) == 0 && size(set) == 0 && is_observed(set) {
                 self.deleted.push(at);
             }
         }
@@ -409,6 +419,12 @@ impl<'a> Pass<'a> {
         steps.extend(self.deleted.iter().map(|at| Step::Delete(Box::new(self.sets[*at].clone()))));
         steps
     }
+}
+
+/// Whether the set's status tells of its newest size.
+fn is_observed(set: &ReplicaSet) -> bool {
+    let observed = set.status.as_ref().and_then(|status| status.observed_generation).unwrap_or(0);
+    set.metadata.generation.unwrap_or(0) <= observed
 }
 
 /// A set for the Deployment's template, of size 0.

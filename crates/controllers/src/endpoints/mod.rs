@@ -6,7 +6,8 @@ mod plan;
 use crate::context::{ControllerContext, Controllers};
 use crate::error::{Result, ignore_not_found};
 use crate::meta;
-use crate::service::{self, Pods, Selection};
+use crate::pods::Pods;
+use crate::service::{self, Selection};
 use k8s_openapi::api::core::v1::{Endpoints, Service};
 use skeg_client::{Api, Change, EventType, Informer, ObjectKey, Queue, Recorder, object_ref};
 use std::sync::Arc;
@@ -39,8 +40,8 @@ pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers, pods
     let of = controller.clone();
     controller.services.subscribe(move |change| of.queue.add(change.key().clone()));
     let of = controller.clone();
-    controller.pods.informer.subscribe(move |change| {
-        for key in of.selection.changed(&change, service::endpoint_differs) {
+    controller.pods.subscribe(move |change| {
+        for key in of.selection.changed(change) {
             of.queue.add(key);
         }
     });
@@ -52,8 +53,7 @@ pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers, pods
             of.queue.add(change.key().clone());
         }
     });
-    let synced =
-        (controller.services.clone(), controller.pods.informer.clone(), controller.endpoints.clone());
+    let synced = (controller.services.clone(), controller.pods.clone(), controller.endpoints.clone());
     let ready = async move {
         synced.0.synced().await;
         synced.1.synced().await;
@@ -85,7 +85,7 @@ impl Controller {
         if !service::has_selector(&service) || service.metadata.deletion_timestamp.is_some() {
             return Ok(None);
         }
-        let pods = self.pods.selected(&service);
+        let pods = service::selected(&self.pods, &service);
         let trigger = service::last_change(&service, &pods);
         let Some(wanted) = plan::plan(&service, &pods, old.as_deref(), trigger) else { return Ok(None) };
         let written = match old {

@@ -1,12 +1,10 @@
 //! From a Service and its Pods to its Endpoints object. Pure.
 //! Upstream counterparts: `pkg/controller/endpoint`, `pkg/api/v1/endpoints`.
 
-use crate::pod;
+use crate::pod::Facts;
 use crate::service::{self, PodPort};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{
-    EndpointAddress, EndpointPort, EndpointSubset, Endpoints, ObjectReference, Pod, Service,
-};
+use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,7 +21,7 @@ const ADDRESSES_MAX: usize = 1000;
 /// The object to write, if what is there differs. One with a resourceVersion is replaced.
 pub(crate) fn plan(
     service: &Service,
-    pods: &[Arc<Pod>],
+    pods: &[Arc<Facts>],
     old: Option<&Endpoints>,
     trigger: Option<Timestamp>,
 ) -> Option<Endpoints> {
@@ -75,7 +73,7 @@ struct Key {
 }
 
 /// Ports that the same addresses serve go together in one subset.
-fn subsets(service: &Service, pods: &[Arc<Pod>]) -> Vec<EndpointSubset> {
+fn subsets(service: &Service, pods: &[Arc<Facts>]) -> Vec<EndpointSubset> {
     let tolerate_unready =
         service.spec.as_ref().and_then(|spec| spec.publish_not_ready_addresses).unwrap_or(false);
     let no_ports = service.spec.as_ref().is_none_or(|spec| spec.ports.as_ref().is_none_or(Vec::is_empty));
@@ -83,14 +81,14 @@ fn subsets(service: &Service, pods: &[Arc<Pod>]) -> Vec<EndpointSubset> {
     let mut addresses: BTreeMap<Key, EndpointAddress> = BTreeMap::new();
     let mut by_port: BTreeMap<Option<PodPort>, BTreeSet<Key>> = BTreeMap::new();
     for pod in pods.iter().filter(|pod| service::is_endpoint(pod)) {
-        if pod::is_deleting(pod) && !tolerate_unready {
+        if pod.is_deleting() && !tolerate_unready {
             continue;
         }
         let Some((ip, address)) = address(service, pod, v6) else { continue };
         let key = Key {
             ip,
             uid: pod.metadata.uid.clone().unwrap_or_default(),
-            ready: tolerate_unready || pod::is_ready(pod),
+            ready: tolerate_unready || pod.ready,
         };
         addresses.insert(key.clone(), address);
         if no_ports && service::is_headless(service) {
@@ -136,20 +134,14 @@ fn port(port: &PodPort) -> EndpointPort {
 }
 
 /// The Pod's address in the Service's first family.
-fn address(service: &Service, pod: &Pod, v6: Option<bool>) -> Option<(IpAddr, EndpointAddress)> {
-    let mut ips = pod::ips(pod).into_iter().filter_map(|text| Some((text.parse::<IpAddr>().ok()?, text)));
+fn address(service: &Service, pod: &Facts, v6: Option<bool>) -> Option<(IpAddr, EndpointAddress)> {
+    let mut ips = pod.endpoint.ips.iter().filter_map(|text| Some((text.parse::<IpAddr>().ok()?, text)));
     let (ip, text) = ips.find(|(ip, _)| v6.is_none_or(|v6| ip.is_ipv6() == v6))?;
     let address = EndpointAddress {
-        ip: text.to_owned(),
-        node_name: Some(pod::node_name(pod)).filter(|name| !name.is_empty()).map(str::to_owned),
+        ip: text.clone(),
+        node_name: Some(pod.node.clone()).filter(|name| !name.is_empty()),
         hostname: service::hostname(service, pod),
-        target_ref: Some(ObjectReference {
-            kind: Some("Pod".into()),
-            namespace: pod.metadata.namespace.clone(),
-            name: pod.metadata.name.clone(),
-            uid: pod.metadata.uid.clone(),
-            ..Default::default()
-        }),
+        target_ref: Some(service::target(pod)),
     };
     Some((ip, address))
 }
@@ -188,7 +180,7 @@ mod tests {
         .unwrap()
     }
 
-    fn pod(number: usize, ready: bool, metrics: bool) -> Arc<Pod> {
+    fn pod(number: usize, ready: bool, metrics: bool) -> Arc<Facts> {
         let ports = if metrics { json!([{"name": "metrics", "containerPort": 9}]) } else { json!([]) };
         let pod = json!({
             "metadata": {"name": format!("p{number}"), "namespace": "default", "uid": format!("u{number}")},
@@ -196,7 +188,7 @@ mod tests {
             "status": {"phase": "Running", "podIP": format!("10.1.{}.{}", number / 250, number % 250 + 1),
                 "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]},
         });
-        Arc::new(serde_json::from_value(pod).unwrap())
+        Arc::new(Facts::of(&serde_json::from_value(pod).unwrap()))
     }
 
     #[test]

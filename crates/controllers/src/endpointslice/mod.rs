@@ -7,8 +7,9 @@ mod plan;
 
 use crate::context::{ControllerContext, Controllers};
 use crate::error::{Result, ignore_not_found};
-use crate::service::{self, Pods, Selection};
-use crate::{meta, pod};
+use crate::meta;
+use crate::pods::Pods;
+use crate::service::{self, Selection};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use plan::Observed;
@@ -50,8 +51,8 @@ pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers, pods
     let to = controller.queue.clone();
     controller.services.subscribe(move |change| to.add(change.key().clone()));
     let of = controller.clone();
-    controller.pods.informer.subscribe(move |change| {
-        for key in of.selection.changed(&change, service::endpoint_differs) {
+    controller.pods.subscribe(move |change| {
+        for key in of.selection.changed(change) {
             of.queue.add(key);
         }
     });
@@ -61,7 +62,7 @@ pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers, pods
     controller.nodes.subscribe(move |change| of.node_changed(&change));
     let synced = (
         controller.services.clone(),
-        controller.pods.informer.clone(),
+        controller.pods.clone(),
         controller.nodes.clone(),
         controller.slices.clone(),
     );
@@ -119,10 +120,10 @@ impl Controller {
         if !service::has_selector(&service) || service.metadata.deletion_timestamp.is_some() {
             return Ok(None);
         }
-        let pods = self.pods.selected(&service);
+        let pods = service::selected(&self.pods, &service);
         let mut nodes: BTreeMap<String, Arc<Node>> = BTreeMap::new();
         for pod in &pods {
-            let name = pod::node_name(pod);
+            let name = pod.node.as_str();
             if !name.is_empty()
                 && !nodes.contains_key(name)
                 && let Some(node) = self.nodes.get("", name)

@@ -2,10 +2,11 @@
 //! Upstream counterparts: `k8s.io/endpointslice` (`reconciler.go`, `utils.go`).
 
 use super::layout::{self, Groups, Plan};
+use crate::owner;
+use crate::pod::Facts;
 use crate::service;
-use crate::{owner, pod};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::{
     Endpoint, EndpointConditions, EndpointHints, EndpointSlice, ForNode, ForZone,
 };
@@ -24,7 +25,7 @@ const TOPOLOGY_ZONE: &str = "topology.kubernetes.io/zone";
 pub(crate) struct Observed<'a> {
     pub service: &'a Service,
     /// The Pods its selector matches.
-    pub pods: &'a [Arc<Pod>],
+    pub pods: &'a [Arc<Facts>],
     /// The nodes of those Pods.
     pub nodes: &'a BTreeMap<String, Arc<Node>>,
     /// The slices this controller made for the Service.
@@ -69,23 +70,22 @@ fn plan_family(observed: &Observed<'_>, family: &str, plan: &mut Plan) {
 }
 
 /// The endpoint of a Pod in one family, if it has an address there.
-fn endpoint(observed: &Observed<'_>, pod: &Pod, family: &str) -> Option<Endpoint> {
+fn endpoint(observed: &Observed<'_>, pod: &Facts, family: &str) -> Option<Endpoint> {
     let service = observed.service;
     let spec = service.spec.as_ref()?;
-    let address = pod::ips(pod)
-        .into_iter()
+    let address = (pod.endpoint.ips.iter())
         .find(|ip| ip.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6() == (family == "IPv6")))?;
-    let serving = pod::is_ready(pod);
-    let terminating = pod::is_deleting(pod);
+    let serving = pod.ready;
+    let terminating = pod.is_deleting();
     let ready = spec.publish_not_ready_addresses.unwrap_or(false) || (serving && !terminating);
-    let node_name = Some(pod::node_name(pod)).filter(|name| !name.is_empty()).map(str::to_owned);
+    let node_name = Some(pod.node.clone()).filter(|name| !name.is_empty());
     let node = node_name.as_ref().and_then(|name| observed.nodes.get(name));
     let zone = node
         .and_then(|node| node.metadata.labels.as_ref()?.get(TOPOLOGY_ZONE))
         .filter(|zone| !zone.is_empty())
         .cloned();
     Some(Endpoint {
-        addresses: vec![address.to_owned()],
+        addresses: vec![address.clone()],
         conditions: Some(EndpointConditions {
             ready: Some(ready),
             serving: Some(serving),
@@ -94,7 +94,7 @@ fn endpoint(observed: &Observed<'_>, pod: &Pod, family: &str) -> Option<Endpoint
         deprecated_topology: None,
         hints: hints(service, ready, zone.as_deref(), node_name.as_deref()),
         hostname: service::hostname(service, pod),
-        target_ref: Some(target(pod)),
+        target_ref: Some(service::target(pod)),
         node_name,
         zone,
     })
@@ -110,16 +110,6 @@ fn hints(service: &Service, ready: bool, zone: Option<&str>, node: Option<&str>)
     let for_zones = zone.map(|zone| vec![ForZone { name: zone.to_owned() }]);
     let for_nodes = node.filter(|_| same_node).map(|node| vec![ForNode { name: node.to_owned() }]);
     (for_zones.is_some() || for_nodes.is_some()).then_some(EndpointHints { for_zones, for_nodes })
-}
-
-fn target(pod: &Pod) -> ObjectReference {
-    ObjectReference {
-        kind: Some("Pod".into()),
-        namespace: pod.metadata.namespace.clone(),
-        name: pod.metadata.name.clone(),
-        uid: pod.metadata.uid.clone(),
-        ..Default::default()
-    }
 }
 
 /// The metadata of a slice: the Service's labels and annotations that may be passed on, and ours.
@@ -174,11 +164,11 @@ mod tests {
         serde_json::from_value(service).unwrap()
     }
 
-    fn pod(number: usize, ready: bool) -> Arc<Pod> {
+    fn pod(number: usize, ready: bool) -> Arc<Facts> {
         pod_with(number, ready, 8080)
     }
 
-    fn pod_with(number: usize, ready: bool, port: i32) -> Arc<Pod> {
+    fn pod_with(number: usize, ready: bool, port: i32) -> Arc<Facts> {
         let ip = format!("10.0.{}.{}", number / 250, number % 250 + 1);
         let pod = json!({
             "metadata": {"name": format!("p{number}"), "namespace": "default", "uid": format!("u{number:04}")},
@@ -187,10 +177,10 @@ mod tests {
             "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}, {"ip": "fd00::1"}],
                 "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]},
         });
-        Arc::new(serde_json::from_value(pod).unwrap())
+        Arc::new(Facts::of(&serde_json::from_value(pod).unwrap()))
     }
 
-    fn run(service: &Service, pods: &[Arc<Pod>], slices: &[Arc<EndpointSlice>]) -> Plan {
+    fn run(service: &Service, pods: &[Arc<Facts>], slices: &[Arc<EndpointSlice>]) -> Plan {
         let node = json!({"metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": "z"}}});
         let nodes = BTreeMap::from([("n1".to_owned(), Arc::new(serde_json::from_value(node).unwrap()))]);
         plan(&Observed { service, pods, nodes: &nodes, slices, trigger: None })
@@ -297,7 +287,7 @@ mod tests {
         assert!(plan.create[0].metadata.labels.as_ref().unwrap().contains_key(HEADLESS));
         let endpoint = &plan.create[0].endpoints.as_ref().unwrap()[0];
         assert_eq!(endpoint.hints.as_ref().unwrap().for_zones.as_ref().unwrap()[0].name, "z");
-        let mut going = Pod::clone(&pod(0, true));
+        let mut going = Facts::clone(&pod(0, true));
         going.metadata.deletion_timestamp =
             Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH));
         let plan = run(&service(json!({})), &[Arc::new(going)], &[]);

@@ -104,11 +104,21 @@ async fn follow_kinds(
             let (api_version, kind) = (resource.gvr.group_version().to_string(), resource.kind.clone());
             informer.subscribe(move |change| of.changed(&api_version, &kind, &change));
         }
-        for (informer, _) in &new {
-            informer.synced().await;
-        }
-        if !wanted.is_empty() {
-            synced.modify(|synced| *synced = true);
+        let all: Vec<_> = controller.followed.lock().values().cloned().collect();
+        let all_synced = async {
+            for informer in &all {
+                informer.synced().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = all_synced => {
+                if !all.is_empty() {
+                    synced.modify(|synced| *synced = true);
+                }
+            }
+            // A kind that went before its first list never syncs.
+            _ = other_than(&now, &served) => {}
         }
     }
 }

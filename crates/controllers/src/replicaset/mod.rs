@@ -7,8 +7,10 @@ mod plan;
 
 use crate::context::{ControllerContext, Controllers};
 use crate::error::{Error, Result, is_outcome_unknown};
-use crate::owner::{self, Claim};
-use crate::{meta, owner_index, pod};
+use crate::owner::{self, Claims};
+use crate::pod::Facts;
+use crate::pods::Pods;
+use crate::{meta, owner_index};
 use expectations::Expectations;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ReplicaSet;
@@ -19,9 +21,10 @@ use plan::Failure;
 use skeg_api::selector::LabelSelector;
 use skeg_base::Clock;
 use skeg_client::{
-    Api, Change, EventType, Informer, ListOptions, ObjectKey, PartialObjectMetadata, PatchKind, Queue,
+    Api, Change, EventType, Informer, ListOptions, ObjectKey, PartialObjectMetadata, ProjectionChange, Queue,
     Recorder, gvr_of, object_ref,
 };
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +33,7 @@ const WORKERS: usize = 5;
 
 struct Controller {
     sets: Informer<ReplicaSet>,
-    pods: Informer<Pod>,
+    pods: Pods,
     set_api: Api<ReplicaSet>,
     pod_api: Api<Pod>,
     pod_metadata: Api<PartialObjectMetadata>,
@@ -41,11 +44,11 @@ struct Controller {
     expectations: Mutex<Expectations>,
 }
 
-pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers) {
+pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers, pods: Pods) {
     let client = ctx.client("replicaset-controller");
     let controller = Arc::new(Controller {
         sets: ctx.informers.of(),
-        pods: ctx.informers.of(),
+        pods,
         set_api: client.api(),
         pod_api: client.api(),
         pod_metadata: client.metadata(&gvr_of::<Pod>()),
@@ -54,12 +57,11 @@ pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers) {
         queue: ctx.queue(),
         expectations: Mutex::default(),
     });
-    owner_index::add_to(&controller.pods);
     owner_index::add_to(&controller.sets);
     let of = controller.clone();
     controller.sets.subscribe(move |change| of.set_changed(&change));
     let of = controller.clone();
-    controller.pods.subscribe(move |change| of.pod_changed(&change));
+    controller.pods.subscribe(move |change| of.pod_changed(change));
     let (sets, pods) = (controller.sets.clone(), controller.pods.clone());
     let ready = async move {
         sets.synced().await;
@@ -80,16 +82,17 @@ impl Controller {
         self.queue.add(change.key().clone());
     }
 
-    fn pod_changed(&self, change: &Change<'_, Pod>) {
-        match change {
-            Change::Added(pod) => self.pod_added(pod),
-            Change::Updated { old, new } => self.pod_updated(old, new),
-            Change::Deleted(last) => self.pod_went(last),
+    fn pod_changed(&self, change: &ProjectionChange<Facts>) {
+        match (change.old.as_deref(), change.new.as_deref()) {
+            (None, Some(pod)) => self.pod_added(pod),
+            (Some(old), Some(new)) => self.pod_updated(old, new),
+            (Some(last), None) => self.pod_went(last),
+            (None, None) => {}
         }
     }
 
-    fn pod_added(&self, pod: &Pod) {
-        if pod::is_deleting(pod) {
+    fn pod_added(&self, pod: &Facts) {
+        if pod.is_deleting() {
             return self.pod_went(pod);
         }
         match owner_of(pod) {
@@ -101,8 +104,8 @@ impl Controller {
         }
     }
 
-    fn pod_updated(&self, old: &Pod, new: &Pod) {
-        if pod::is_deleting(new) && !pod::is_deleting(old) {
+    fn pod_updated(&self, old: &Facts, new: &Facts) {
+        if new.is_deleting() && !old.is_deleting() {
             return self.pod_went(new);
         }
         let (old_owner, new_owner) = (owner_of(old), owner_of(new));
@@ -120,14 +123,14 @@ impl Controller {
         }
     }
 
-    fn pod_went(&self, pod: &Pod) {
+    fn pod_went(&self, pod: &Facts) {
         if let Some(owner) = owner_of(pod) {
             self.expectations.lock().observed_deletion(&owner.uid, meta::uid(&pod.metadata));
             self.enqueue_owner(pod, owner);
         }
     }
 
-    fn enqueue_owner(&self, pod: &Pod, owner: &OwnerReference) {
+    fn enqueue_owner(&self, pod: &Facts, owner: &OwnerReference) {
         let namespace = meta::namespace(&pod.metadata);
         if self.sets.entry(namespace, &owner.name).is_some_and(|set| set.uid() == owner.uid) {
             self.queue.add(ObjectKey::new(namespace, &owner.name));
@@ -135,13 +138,14 @@ impl Controller {
     }
 
     /// A Pod that no one controls wakes the sets that may adopt it.
-    fn enqueue_matching(&self, pod: &Pod) {
+    fn enqueue_matching(&self, pod: &Facts) {
         if owner::controller_of(&pod.metadata).is_some() {
             return;
         }
-        let labels = pod.metadata.labels.clone().unwrap_or_default();
+        let none = BTreeMap::new();
+        let labels = pod.metadata.labels.as_ref().unwrap_or(&none);
         for set in self.sets.list(Some(meta::namespace(&pod.metadata))) {
-            if selector_of(&set).is_ok_and(|selector| selector.matches(&labels)) {
+            if selector_of(&set).is_ok_and(|selector| selector.matches(labels)) {
                 self.queue.add(meta::key(&set.metadata));
             }
         }
@@ -155,31 +159,31 @@ impl Controller {
         // Asked before the Pods are read: what is fulfilled now is surely in what is read then.
         let wait = self.expectations.lock().wait(&uid, now);
         let claimed = self.claim(&set).await?;
-        let active: Vec<_> = claimed.iter().filter(|pod| pod::is_active(pod)).cloned().collect();
-        let terminating = claimed.iter().filter(|pod| pod::is_terminating(pod)).count();
+        let active: Vec<_> = claimed.iter().filter(|pod| pod.is_active()).cloned().collect();
+        let terminating = claimed.iter().filter(|pod| pod.is_terminating()).count();
 
-        let mut failure = None;
-        if wait.is_none() {
-            let related = if active.len() > desired(&set) { self.related(&set, &active) } else { Vec::new() };
-            let plan = plan::plan(&set, &active, &related, now);
-            let acted = plan.create > 0 || !plan.delete.is_empty();
-            failure = match plan.create {
-                0 => self.delete_all(&set, plan.delete, now).await,
-                count => self.create_all(&set, count, now).await,
-            };
-            // What was done comes back as events, and the pass after them tells the status.
-            if acted && failure.is_none() {
-                return Ok(None);
-            }
+        // A copy that misses this set's own writes is good for no status either: it would tell a
+        // Deployment that no Pod is there while one is. The events that are missing bring a pass.
+        if let Some(wait) = wait {
+            return Ok(wait.try_into().ok());
+        }
+        let related = if active.len() > desired(&set) { self.related(&set, &active) } else { Vec::new() };
+        let plan = plan::plan(&set, &active, &related, now);
+        let acted = plan.create > 0 || !plan.delete.is_empty();
+        let failure = match plan.create {
+            0 => self.delete_all(&set, plan.delete, now).await,
+            count => self.create_all(&set, count, now).await,
+        };
+        // What was done comes back as events, and the pass after them tells the status.
+        if acted && failure.is_none() {
+            return Ok(None);
         }
         let shown = failure.as_ref().map(|(failure, _)| failure);
         self.write_status(&set, &active, terminating, shown).await?;
         if let Some((_, error)) = failure {
             return Err(error.into());
         }
-        let available = plan::wake_after(&set, &active, now);
-        let expectation = wait.and_then(|wait| wait.try_into().ok());
-        Ok(available.into_iter().chain(expectation).min())
+        Ok(plan::wake_after(&set, &active, now))
     }
 
     /// After a create without an answer the cache cannot tell whether it happened: the server can.
@@ -198,66 +202,25 @@ impl Controller {
     }
 
     /// The Pods of the set, after adoption and release.
-    async fn claim(&self, set: &ReplicaSet) -> Result<Vec<Arc<Pod>>> {
-        let selector = selector_of(set)?;
-        let namespace = meta::namespace(&set.metadata);
-        let mut claimed = Vec::new();
-        let mut adoptable = Vec::new();
-        let known = owner_index::owned(&self.pods, meta::uid(&set.metadata));
-        for pod in known.into_iter().chain(owner_index::orphaned(&self.pods, namespace)) {
-            match owner::claim(&set.metadata, &selector, &pod.metadata) {
-                Claim::Owned => claimed.push(pod),
-                Claim::Release => self.release(set, &pod).await?,
-                Claim::Adopt if pod::is_active(&pod) => adoptable.push(pod),
-                Claim::Adopt | Claim::Ignore => {}
-            }
-        }
-        if !adoptable.is_empty() && self.may_adopt(set).await? {
-            for pod in adoptable {
-                if self.adopt(set, &pod).await? {
-                    claimed.push(pod);
-                }
-            }
-        }
-        Ok(claimed)
-    }
-
-    /// The cache may not know yet that the set is being deleted, or is another one by now.
-    async fn may_adopt(&self, set: &ReplicaSet) -> Result<bool> {
-        let live = self.set_api.get_opt(meta::namespace(&set.metadata), meta::name(&set.metadata)).await?;
-        Ok(live.is_some_and(|live| {
-            live.metadata.uid == set.metadata.uid && live.metadata.deletion_timestamp.is_none()
-        }))
-    }
-
-    async fn adopt(&self, set: &ReplicaSet, pod: &Pod) -> Result<bool> {
-        let reference = owner::controller_reference("apps/v1", KIND, &set.metadata);
-        self.patch_owners(pod, &owner::adopt_patch(&reference, &pod.metadata)).await
-    }
-
-    async fn release(&self, set: &ReplicaSet, pod: &Pod) -> Result<()> {
-        let patch = owner::release_patch(meta::uid(&set.metadata), &pod.metadata);
-        self.patch_owners(pod, &patch).await.map(drop)
-    }
-
-    /// Whether the patch took; it does not if the Pod is gone or controlled by another meanwhile.
-    async fn patch_owners(&self, pod: &Pod, patch: &serde_json::Value) -> Result<bool> {
-        let (namespace, name) = (meta::namespace(&pod.metadata), meta::name(&pod.metadata));
-        match self.pod_api.patch(namespace, name, PatchKind::Strategic, patch, None).await {
-            Ok(_) => Ok(true),
-            Err(error) if matches!(error.code(), Some(404 | 409 | 422)) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
+    async fn claim(&self, set: &ReplicaSet) -> Result<Vec<Arc<Facts>>> {
+        let mut known = self.pods.orphaned(meta::namespace(&set.metadata));
+        known.retain(|pod| pod.is_active());
+        known.extend(self.pods.owned(meta::uid(&set.metadata)));
+        let claims = Claims {
+            owner: set,
+            owners: &self.set_api,
+            objects: &self.pod_api,
+            metadata: |pod: &Facts| &pod.metadata,
+            adopted: |pod| Facts::of(&pod),
+        };
+        claims.claim(&selector_of(set)?, known).await
     }
 
     /// The Pods of this set and of its siblings, such as the other sets of its Deployment.
-    fn related(&self, set: &ReplicaSet, own: &[Arc<Pod>]) -> Vec<Arc<Pod>> {
+    fn related(&self, set: &ReplicaSet, own: &[Arc<Facts>]) -> Vec<Arc<Facts>> {
         let Some(owner) = owner::controller_of(&set.metadata) else { return own.to_vec() };
         let siblings = owner_index::owned(&self.sets, &owner.uid);
-        siblings
-            .iter()
-            .flat_map(|sibling| owner_index::owned(&self.pods, meta::uid(&sibling.metadata)))
-            .collect()
+        siblings.iter().flat_map(|sibling| self.pods.owned(meta::uid(&sibling.metadata))).collect()
     }
 
     async fn create_all(
@@ -302,7 +265,7 @@ impl Controller {
     async fn delete_all(
         &self,
         set: &ReplicaSet,
-        pods: Vec<Arc<Pod>>,
+        pods: Vec<Arc<Facts>>,
         now: Timestamp,
     ) -> Option<(Failure, skeg_client::Error)> {
         let uids = pods.iter().map(|pod| meta::uid(&pod.metadata));
@@ -312,7 +275,7 @@ impl Controller {
         Some((Failure { creating: false, message: error.to_string() }, error))
     }
 
-    async fn delete(&self, set: &ReplicaSet, pod: &Pod) -> Result<(), skeg_client::Error> {
+    async fn delete(&self, set: &ReplicaSet, pod: &Facts) -> Result<(), skeg_client::Error> {
         let (namespace, name) = (meta::namespace(&pod.metadata), meta::name(&pod.metadata));
         let pod_uid = meta::uid(&pod.metadata);
         match self.pod_api.delete(namespace, name, &meta::delete_options(pod_uid)).await {
@@ -337,7 +300,7 @@ impl Controller {
     async fn write_status(
         &self,
         set: &ReplicaSet,
-        active: &[Arc<Pod>],
+        active: &[Arc<Facts>],
         terminating: usize,
         failure: Option<&Failure>,
     ) -> Result<()> {
@@ -364,16 +327,16 @@ fn desired(set: &ReplicaSet) -> usize {
     usize::try_from(plan::desired(set)).unwrap_or(0)
 }
 
-fn owner_of(pod: &Pod) -> Option<&OwnerReference> {
+fn owner_of(pod: &Facts) -> Option<&OwnerReference> {
     owner::controller_of(&pod.metadata).filter(|owner| owner.kind == KIND)
 }
 
 /// Whether a set would count the Pod differently: most updates of a Pod concern its set not at all.
-fn counts_differently(old: &Pod, new: &Pod) -> bool {
-    pod::is_active(old) != pod::is_active(new)
-        || pod::is_terminating(old) != pod::is_terminating(new)
-        || pod::is_ready(old) != pod::is_ready(new)
-        || pod::ready_since(old) != pod::ready_since(new)
+fn counts_differently(old: &Facts, new: &Facts) -> bool {
+    old.is_active() != new.is_active()
+        || old.is_terminating() != new.is_terminating()
+        || old.ready != new.ready
+        || old.ready_since() != new.ready_since()
 }
 
 fn selector_of(set: &ReplicaSet) -> Result<LabelSelector> {

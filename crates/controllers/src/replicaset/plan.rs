@@ -2,7 +2,8 @@
 //! Pure. Upstream counterparts: `pkg/controller/replicaset`, `ActivePodsWithRanks` in
 //! `pkg/controller/controller_utils.go`.
 
-use crate::{owner, pod};
+use crate::owner;
+use crate::pod::Facts;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
@@ -19,12 +20,12 @@ pub(crate) const BURST_REPLICAS: usize = 500;
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
     pub create: usize,
-    pub delete: Vec<Arc<Pod>>,
+    pub delete: Vec<Arc<Facts>>,
 }
 
 /// Compares the Pods a ReplicaSet has with those it wants. `active` are its own Pods that have
 /// neither ended nor begun to; `related` those of its siblings too, for the spread over nodes.
-pub(crate) fn plan(set: &ReplicaSet, active: &[Arc<Pod>], related: &[Arc<Pod>], now: Timestamp) -> Plan {
+pub(crate) fn plan(set: &ReplicaSet, active: &[Arc<Facts>], related: &[Arc<Facts>], now: Timestamp) -> Plan {
     if set.metadata.deletion_timestamp.is_some() {
         return Plan::default();
     }
@@ -45,43 +46,43 @@ fn min_ready_seconds(set: &ReplicaSet) -> i32 {
 }
 
 /// The Pods in the order in which they are removed: those that serve least come first.
-pub(crate) fn deletion_order(active: &[Arc<Pod>], related: &[Arc<Pod>], now: Timestamp) -> Vec<Arc<Pod>> {
+pub(crate) fn deletion_order(
+    active: &[Arc<Facts>],
+    related: &[Arc<Facts>],
+    now: Timestamp,
+) -> Vec<Arc<Facts>> {
     let mut on_node: BTreeMap<&str, usize> = BTreeMap::new();
-    for pod in related.iter().filter(|pod| pod::is_active(pod)) {
-        *on_node.entry(pod::node_name(pod)).or_default() += 1;
+    for pod in related.iter().filter(|pod| pod.is_active()) {
+        *on_node.entry(pod.node.as_str()).or_default() += 1;
     }
-    let rank = |pod: &Pod| on_node.get(pod::node_name(pod)).copied().unwrap_or(0);
+    let rank = |pod: &Facts| on_node.get(pod.node.as_str()).copied().unwrap_or(0);
     let mut pods = active.to_vec();
     pods.sort_by(|a, b| deletion_cmp(a, rank(a), b, rank(b), now));
     pods
 }
 
-fn deletion_cmp(a: &Pod, rank_a: usize, b: &Pod, rank_b: usize, now: Timestamp) -> Ordering {
-    let assigned = |pod: &Pod| !pod::node_name(pod).is_empty();
-    let phase = |pod: &Pod| match pod::phase(pod) {
+fn deletion_cmp(a: &Facts, rank_a: usize, b: &Facts, rank_b: usize, now: Timestamp) -> Ordering {
+    let assigned = |pod: &Facts| !pod.node.is_empty();
+    let phase = |pod: &Facts| match pod.phase.as_str() {
         "Unknown" => 1,
         "Running" => 2,
         _ => 0,
     };
-    let ready = (pod::is_ready(a), pod::is_ready(b));
+    let ready = (a.ready, b.ready);
     assigned(a)
         .cmp(&assigned(b))
         .then(phase(a).cmp(&phase(b)))
         .then(ready.0.cmp(&ready.1))
-        .then_with(|| deletion_cost(a).cmp(&deletion_cost(b)))
+        .then_with(|| a.deletion_cost.cmp(&b.deletion_cost))
         .then(rank_b.cmp(&rank_a))
         .then_with(|| match ready {
-            (true, true) => newer_first(pod::ready_since(a), pod::ready_since(b), a, b, now),
+            (true, true) => newer_first(a.ready_since(), b.ready_since(), a, b, now),
             _ => Ordering::Equal,
         })
-        .then_with(|| restarts(b).cmp(&restarts(a)))
-        .then_with(|| newer_first(created(a), created(b), a, b, now))
+        .then_with(|| b.restarts.cmp(&a.restarts))
+        .then_with(|| newer_first(a.created(), b.created(), a, b, now))
         // Upstream leaves equal Pods in any order; a fixed one makes a run repeatable.
         .then_with(|| a.metadata.name.cmp(&b.metadata.name))
-}
-
-fn created(pod: &Pod) -> Option<Timestamp> {
-    pod.metadata.creation_timestamp.as_ref().map(|time| time.0)
 }
 
 /// The younger Pod goes first, where ages differ by a power of two; within one power the uid
@@ -89,8 +90,8 @@ fn created(pod: &Pod) -> Option<Timestamp> {
 fn newer_first(
     a_at: Option<Timestamp>,
     b_at: Option<Timestamp>,
-    a: &Pod,
-    b: &Pod,
+    a: &Facts,
+    b: &Facts,
     now: Timestamp,
 ) -> Ordering {
     let (Some(a_at), Some(b_at)) = (a_at, b_at) else {
@@ -106,29 +107,6 @@ fn newer_first(
     magnitude(a_at).cmp(&magnitude(b_at)).then_with(|| a.metadata.uid.cmp(&b.metadata.uid))
 }
 
-/// The annotation `controller.kubernetes.io/pod-deletion-cost`; a malformed one counts as 0.
-fn deletion_cost(pod: &Pod) -> i32 {
-    let Some(text) =
-        pod.metadata.annotations.as_ref().and_then(|a| a.get("controller.kubernetes.io/pod-deletion-cost"))
-    else {
-        return 0;
-    };
-    let plain = text == "0" || !(text.starts_with('+') || text.starts_with('0') || text.starts_with("-0"));
-    if plain { text.parse().unwrap_or(0) } else { 0 }
-}
-
-/// The most restarts of a container, then of a sidecar.
-fn restarts(pod: &Pod) -> (i32, i32) {
-    let Some(status) = &pod.status else { return (0, 0) };
-    let containers = status.container_statuses.iter().flatten().map(|c| c.restart_count).max().unwrap_or(0);
-    let is_sidecar = |name: &str| {
-        let inits = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_ref());
-        inits.into_iter().flatten().any(|c| c.name == name && c.restart_policy.as_deref() == Some("Always"))
-    };
-    let sidecars = status.init_container_statuses.iter().flatten().filter(|c| is_sidecar(&c.name));
-    (containers, sidecars.map(|c| c.restart_count).max().unwrap_or(0))
-}
-
 /// Why Pods could not be made or removed in this pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
@@ -139,7 +117,7 @@ pub(crate) struct Failure {
 /// The status the set should show.
 pub(crate) fn status(
     set: &ReplicaSet,
-    active: &[Arc<Pod>],
+    active: &[Arc<Facts>],
     terminating: usize,
     failure: Option<&Failure>,
     now: Timestamp,
@@ -147,18 +125,18 @@ pub(crate) fn status(
     let empty = BTreeMap::new();
     let template = set.spec.as_ref().and_then(|spec| spec.template.as_ref());
     let wanted = template.and_then(|t| t.metadata.as_ref()?.labels.as_ref()).unwrap_or(&empty);
-    let labeled = |pod: &Pod| {
+    let labeled = |pod: &Facts| {
         let labels = pod.metadata.labels.as_ref().unwrap_or(&empty);
         wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
     };
-    let count = |keep: &dyn Fn(&Pod) -> bool| active.iter().filter(|pod| keep(pod)).count() as i32;
+    let count = |keep: &dyn Fn(&Facts) -> bool| active.iter().filter(|pod| keep(pod)).count() as i32;
     let seconds = min_ready_seconds(set);
     let old = set.status.clone().unwrap_or_default();
     ReplicaSetStatus {
         replicas: active.len() as i32,
         fully_labeled_replicas: non_zero(count(&labeled)),
-        ready_replicas: non_zero(count(&pod::is_ready)),
-        available_replicas: non_zero(count(&|pod| pod::is_available(pod, seconds, now))),
+        ready_replicas: non_zero(count(&|pod| pod.ready)),
+        available_replicas: non_zero(count(&|pod| pod.is_available(seconds, now))),
         terminating_replicas: Some(terminating as i32),
         observed_generation: set.metadata.generation,
         conditions: conditions(old.conditions, failure, now),
@@ -204,10 +182,9 @@ pub(crate) fn same_status(a: &ReplicaSetStatus, b: &ReplicaSetStatus) -> bool {
 }
 
 /// When the next ready Pod becomes available, if `minReadySeconds` makes one wait.
-pub(crate) fn wake_after(set: &ReplicaSet, active: &[Arc<Pod>], now: Timestamp) -> Option<Duration> {
+pub(crate) fn wake_after(set: &ReplicaSet, active: &[Arc<Facts>], now: Timestamp) -> Option<Duration> {
     let seconds = min_ready_seconds(set);
-    let next =
-        active.iter().filter_map(|pod| pod::available_at(pod, seconds)).filter(|at| *at > now).min()?;
+    let next = active.iter().filter_map(|pod| pod.available_at(seconds)).filter(|at| *at > now).min()?;
     now.duration_until(next).try_into().ok()
 }
 
@@ -240,7 +217,7 @@ mod tests {
         "2026-01-01T01:00:00Z".parse().unwrap()
     }
 
-    fn pod(name: &str, change: Value) -> Arc<Pod> {
+    fn pod(name: &str, change: Value) -> Arc<Facts> {
         let mut pod = json!({
             "metadata": {"name": name, "uid": name, "creationTimestamp": "2026-01-01T00:00:00Z"},
             "spec": {"nodeName": "n", "containers": []},
@@ -248,7 +225,7 @@ mod tests {
                 {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:10Z"}]},
         });
         merge(&mut pod, change);
-        Arc::new(serde_json::from_value(pod).unwrap())
+        Arc::new(Facts::of(&serde_json::from_value(pod).unwrap()))
     }
 
     fn merge(into: &mut Value, change: Value) {
@@ -300,7 +277,7 @@ mod tests {
         let mut related = want.to_vec();
         related.extend((0..20).map(|n| pod(&format!("s{n}"), json!({"spec": {"nodeName": "full"}}))));
         let names =
-            |pods: &[Arc<Pod>]| pods.iter().map(|p| p.metadata.name.clone().unwrap()).collect::<Vec<_>>();
+            |pods: &[Arc<Facts>]| pods.iter().map(|p| p.metadata.name.clone().unwrap()).collect::<Vec<_>>();
         for shift in 0..want.len() {
             let mut shuffled = want.to_vec();
             shuffled.rotate_left(shift);

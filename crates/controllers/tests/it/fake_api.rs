@@ -437,12 +437,16 @@ impl FakeApi {
         result
     }
 
-    fn watch(&self, resource: String, initial: bool, from: u64) -> Body {
+    /// Of all objects of the resource, or only those of one name.
+    fn watch(&self, resource: String, name: Option<String>, initial: bool, from: u64) -> Body {
         let state = self.state();
         let mut first = String::new();
         let mut seen = from;
+        let is_asked_for = move |object: &Value| {
+            name.as_ref().is_none_or(|name| object["metadata"]["name"] == name.as_str())
+        };
         if initial {
-            for object in state.list(&resource) {
+            for object in state.list(&resource).into_iter().filter(|object| is_asked_for(object)) {
                 first += &(json!({"type": "ADDED", "object": object}).to_string() + "\n");
             }
             seen = state.revision;
@@ -454,14 +458,14 @@ impl FakeApi {
         let (api, changed) = (self.clone(), self.changed.subscribe());
         let events =
             stream::unfold((api, changed, seen, first), move |(api, mut changed, mut seen, mut out)| {
-                let resource = resource.clone();
+                let (resource, is_asked_for) = (resource.clone(), is_asked_for.clone());
                 async move {
                     while out.is_empty() {
                         {
                             let state = api.state();
                             let new = state.log.partition_point(|event| event.0 <= seen);
                             for (_, of, kind, object) in &state.log[new..] {
-                                if *of == resource {
+                                if *of == resource && is_asked_for(object) {
                                     out += &(json!({"type": kind, "object": object}).to_string() + "\n");
                                 }
                             }
@@ -512,7 +516,9 @@ impl FakeApi {
         if query.get("watch").is_some_and(|watch| watch == "true") {
             let initial = query.get("sendInitialEvents").is_some_and(|yes| yes == "true");
             let from = query.get("resourceVersion").and_then(|rv| rv.parse().ok()).unwrap_or(0);
-            return Ok(Response::new(self.watch(target.resource, initial, from)));
+            let name =
+                query.get("fieldSelector").and_then(|selector| selector.strip_prefix("metadata.name="));
+            return Ok(Response::new(self.watch(target.resource, name.map(str::to_owned), initial, from)));
         }
         let state = self.state();
         if !target.name.is_empty() {

@@ -1,8 +1,11 @@
 //! The tables of cases.
 
 mod cli;
+mod counts;
+mod durability;
 mod guest;
 mod kubectl;
+mod leaks;
 mod network;
 mod pods;
 mod restart;
@@ -15,10 +18,10 @@ use serde_json::{Value, json};
 pub const SHARED: &[&[Case]] = &[rollout::CASES, kubectl::CASES, pods::CASES, network::CASES];
 
 /// Cases that start and end clusters of their own.
-pub const ALONE: &[&[Case]] = &[restart::CASES, cli::CASES];
+pub const ALONE: &[&[Case]] = &[restart::CASES, cli::CASES, counts::CASES, durability::CASES];
 
-/// Cases that need no cluster of this host.
-pub const APART: &[&[Case]] = &[guest::CASES];
+/// Cases that bring what they run on.
+pub const APART: &[&[Case]] = &[leaks::CASES, guest::CASES];
 
 /// A Pod of busybox containers: name and shell script each.
 fn pod(name: &str, containers: &[(&str, &str)]) -> Value {

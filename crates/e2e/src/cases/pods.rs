@@ -1,7 +1,7 @@
 //! Pods to the letter: what containers share, how they start, restart, are limited and end.
 
 use super::{container, pod};
-use crate::cluster::eventually;
+use crate::cluster::{Registry, eventually};
 use crate::{Case, Scope};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -297,7 +297,7 @@ fn image_pull_errors(scope: &Scope<'_>) -> Result<()> {
 
 fn images_from_a_registry(scope: &Scope<'_>) -> Result<()> {
     let registry = scope.cluster.registry.as_ref().context("the registry")?;
-    registry.push(&scope.cluster.archive("busybox"), "team/box:v1")?;
+    registry.push(&scope.cluster.archive("busybox"), "team/box:v1", None)?;
     let run = |name: &str, image: &str| -> Result<()> {
         let mut pod = pod(name, &[("main", "sleep 1000")]);
         pod["spec"]["containers"][0]["image"] = image.into();
@@ -908,60 +908,31 @@ fn private_image(scope: &Scope<'_>) -> Result<()> {
     const HTPASSWD: &str = "tester:$2b$04$b6KxObqr4BkkR9PC8k0E5unDWdP4tHYZ97TZYqAxhwb6CTuNXuOqu\n";
     let directory = scope.cluster.scratch().join("private");
     std::fs::create_dir_all(&directory)?;
-    let port = crate::cluster::free_port()?;
-    std::fs::write(directory.join("htpasswd"), HTPASSWD)?;
-    std::fs::write(
-        directory.join("config.yml"),
-        format!(
-            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {0}/data}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\nauth: {{htpasswd: {{realm: private, path: {0}/htpasswd}}}}\n",
-            directory.display()
-        ),
-    )?;
-    let mut registry = std::process::Command::new("docker-registry")
-        .arg("serve")
-        .arg(directory.join("config.yml"))
-        .stdin(std::process::Stdio::null())
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
-        .spawn()?;
-    let tested = (|| {
-        crate::cluster::wait_port(port)?;
-        let pushed = std::process::Command::new("skopeo")
-            .args([
-                "--insecure-policy",
-                "copy",
-                "--quiet",
-                "--dest-tls-verify=false",
-                "--dest-creds=tester:secret",
-            ])
-            .arg(format!("oci-archive:{}", scope.cluster.archive("busybox").display()))
-            .arg(format!("docker://127.0.0.1:{port}/mine/box:1"))
-            .status()?;
-        ensure!(pushed.success(), "skopeo");
-        let mut private = pod("private", &[("main", "sleep 1000")]);
-        private["spec"]["containers"][0]["image"] = format!("127.0.0.1:{port}/mine/box:1").into();
-        private["spec"]["containers"][0]["imagePullPolicy"] = "Always".into();
-        private["spec"]["imagePullSecrets"] = json!([{"name": "pull"}]);
-        scope.apply(&private)?;
-        scope.watch_until(&["pod", "private"], |pod| {
-            let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
-            waiting["reason"] == "ErrImagePull"
-                && waiting["message"].as_str().is_some_and(|text| text.contains("pull access denied"))
-        })?;
-        scope.kubectl(&[
-            "create",
-            "secret",
-            "docker-registry",
-            "pull",
-            &format!("--docker-server=127.0.0.1:{port}"),
-            "--docker-username=tester",
-            "--docker-password=secret",
-        ])?;
-        scope.wait_ready("private")
-    })();
-    registry.kill()?;
-    registry.wait()?;
-    tested
+    let passwords = directory.join("htpasswd");
+    std::fs::write(&passwords, HTPASSWD)?;
+    let auth = format!("auth: {{htpasswd: {{realm: private, path: {}}}}}", passwords.display());
+    let registry = Registry::start(&directory, &auth)?;
+    registry.push(&scope.cluster.archive("busybox"), "mine/box:1", Some("tester:secret"))?;
+    let mut private = pod("private", &[("main", "sleep 1000")]);
+    private["spec"]["containers"][0]["image"] = format!("{}/mine/box:1", registry.host()).into();
+    private["spec"]["containers"][0]["imagePullPolicy"] = "Always".into();
+    private["spec"]["imagePullSecrets"] = json!([{"name": "pull"}]);
+    scope.apply(&private)?;
+    scope.watch_until(&["pod", "private"], |pod| {
+        let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
+        waiting["reason"] == "ErrImagePull"
+            && waiting["message"].as_str().is_some_and(|text| text.contains("pull access denied"))
+    })?;
+    scope.kubectl(&[
+        "create",
+        "secret",
+        "docker-registry",
+        "pull",
+        &format!("--docker-server={}", registry.host()),
+        "--docker-username=tester",
+        "--docker-password=secret",
+    ])?;
+    scope.wait_ready("private")
 }
 
 /// The supervisor's death is the sandbox's: all of it is ended and made anew.

@@ -150,6 +150,11 @@ impl Run {
         self.state == runtime::ContainerState::Exited
     }
 
+    /// Made, but never started.
+    pub fn is_created(&self) -> bool {
+        self.state == runtime::ContainerState::Created
+    }
+
     pub fn succeeded(&self) -> bool {
         self.is_exited() && self.exit_code == 0
     }
@@ -164,9 +169,9 @@ impl ContainerMemory {
         self.current.as_ref().is_some_and(Run::is_running)
     }
 
-    /// The attempt number of the next run.
+    /// The attempt number of the next run. A run that never started was no attempt.
     pub fn next_attempt(&self) -> u32 {
-        self.current.as_ref().map_or(0, |run| run.attempt + 1)
+        self.current.as_ref().map_or(0, |run| run.attempt + u32::from(!run.is_created()))
     }
 
     /// When a container that ended at `finished` may start again, by its crash back-off.

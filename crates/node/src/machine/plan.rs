@@ -154,7 +154,7 @@ fn one(
             }
         }
         // Created but never started: its start was interrupted (the agent died between the two).
-        Some(_) => plan.stop(name, "", Some(0)),
+        Some(_) => start(plan),
     }
 }
 
@@ -352,6 +352,19 @@ mod tests {
         }
         assert_eq!(crashed.backoff.unwrap().delay, CRASH_BACKOFF_MAX);
         assert_eq!(crashed.next_backoff(at(602)).delay, CRASH_BACKOFF_MIN);
+    }
+
+    #[test]
+    fn an_interrupted_start_is_made_again_and_counts_as_none() {
+        let pod = pod(json!({"containers": [{"name": "a"}]}));
+        let interrupted = ContainerMemory {
+            current: Some(Run { attempt: 2, ..run(runtime::ContainerState::Created, 0) }),
+            previous: exited(1).current,
+            ..Default::default()
+        };
+        assert_eq!(interrupted.next_attempt(), 2);
+        check(&pod, &with(ready(), &[("a", interrupted)]), 2, &["start a"]);
+        assert_eq!(exited(1).next_attempt(), 1);
     }
 
     #[test]

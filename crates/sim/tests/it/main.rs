@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod kinds;
 mod os;
 
 use skeg_sim::{Bug, Options, Outcome, run};
@@ -80,6 +81,8 @@ const BUGS: &[(Bug, &str)] = &[
     (Bug::NamespaceTooEarly, "is gone while it holds"),
     (Bug::LostWrite, "was to have"),
     (Bug::WatchSkips, "that a watch adds up to"),
+    (Bug::EndTooEarly, "new and old together"),
+    (Bug::ReleaseLost, "was not released"),
 ];
 
 #[test]

@@ -1,5 +1,5 @@
 //! A lean HTTPS client: one connection, one request at a time, answers by length or in chunks.
-//! The load generator shares the machine with the server, so it must cost little.
+//! The benchmark's load generator shares the machine with the server, so it must cost little.
 
 use anyhow::{Context, Result, bail};
 use base64::Engine;
@@ -52,6 +52,7 @@ impl Endpoint {
     }
 }
 
+/// One connection that is kept.
 pub struct Connection {
     stream: TlsStream<TcpStream>,
     buffer: Vec<u8>,
@@ -75,6 +76,11 @@ pub fn request(method: &str, path: &str, headers: &str, body: &[u8]) -> Vec<u8> 
 }
 
 impl Connection {
+    /// The client's port: it names the connection on the server's side too.
+    pub fn port(&self) -> Result<u16> {
+        Ok(self.stream.get_ref().0.local_addr()?.port())
+    }
+
     /// Sends a request and returns status and body.
     pub async fn send(&mut self, request: &[u8]) -> Result<(u16, Vec<u8>)> {
         let (status, length) = self.open(request).await?;
