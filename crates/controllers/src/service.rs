@@ -88,8 +88,8 @@ fn target_port(port: &ServicePort, pod: &Facts) -> Option<i32> {
 /// The host name that DNS gives the Pod within a Service which is its subdomain.
 pub(crate) fn hostname(service: &Service, pod: &Facts) -> Option<String> {
     let endpoint = &pod.endpoint;
-    let ours = endpoint.subdomain == service.metadata.name
-        && service.metadata.namespace == pod.metadata.namespace;
+    let ours =
+        endpoint.subdomain == service.metadata.name && service.metadata.namespace == pod.metadata.namespace;
     endpoint.hostname.clone().filter(|hostname| ours && !hostname.is_empty())
 }
 
@@ -158,7 +158,8 @@ impl Selection {
         }
         let concerns = |selector: &Option<Labels>| {
             let selector = selector.as_ref();
-            selector.is_some_and(|selector| [old, new].into_iter().flatten().any(|pod| matches(selector, pod)))
+            selector
+                .is_some_and(|selector| [old, new].into_iter().flatten().any(|pod| matches(selector, pod)))
         };
         let concerned = self.0.of_namespace(&change.key.namespace, concerns);
         concerned.into_iter().map(|(key, _)| key).collect()

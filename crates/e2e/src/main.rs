@@ -14,8 +14,8 @@ mod traces;
 use anyhow::{Context, Result};
 use cluster::Cluster;
 use std::fmt::Write;
-use std::process::ExitCode;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use traces::Traces;
@@ -137,7 +137,9 @@ impl Failures {
             Err(error) => {
                 println!("test {name} ... FAILED");
                 let mut report = format!("=== {name} failed: {}\n", error.root_cause());
-                for context in error.chain().filter(|context| context.to_string() != error.root_cause().to_string()) {
+                for context in
+                    error.chain().filter(|context| context.to_string() != error.root_cause().to_string())
+                {
                     let _ = writeln!(report, "{context}");
                 }
                 self.lock().push(report);

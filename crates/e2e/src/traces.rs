@@ -13,7 +13,8 @@ pub struct Traces(BTreeMap<&'static str, BTreeSet<String>>);
 
 /// Of a data directory, what changes while nothing happens: the store is looked at by itself, the
 /// log has a bound of its own, and the last address given out is a number of any length.
-const MOVING_FILES: [&str; 5] = ["store.db", "skeg.log", "skeg.pid", "network/addresses/last", "settings.json"];
+const MOVING_FILES: [&str; 5] =
+    ["store.db", "skeg.log", "skeg.pid", "network/addresses/last", "settings.json"];
 
 impl Traces {
     /// What anybody could have left: namespaces, mounts, links, tables, and what carries the
@@ -23,11 +24,14 @@ impl Traces {
         traces.put("network namespaces", network_namespaces()?);
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
         // Root, mount point and type; ids are given again.
-        traces.put("mounts", mounts.lines().map(|line| {
-            let columns: Vec<&str> = line.split(' ').collect();
-            let kind = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next());
-            format!("{} {} {}", columns[3], columns[4], kind.unwrap_or_default())
-        }));
+        traces.put(
+            "mounts",
+            mounts.lines().map(|line| {
+                let columns: Vec<&str> = line.split(' ').collect();
+                let kind = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next());
+                format!("{} {} {}", columns[3], columns[4], kind.unwrap_or_default())
+            }),
+        );
         traces.put("links", names("/sys/class/net"));
         traces.put("run directories", names("/run").into_iter().filter(|name| name.starts_with("skeg")));
         let mut cgroups = BTreeSet::new();
@@ -40,7 +44,10 @@ impl Traces {
         traces.put("cgroups", cgroups);
         traces.put("processes", processes()?);
         let rules = Command::new("nft").args(["list", "ruleset"]).output().context("nft")?;
-        traces.put("nftables", String::from_utf8_lossy(&rules.stdout).lines().map(|line| line.trim().to_owned()));
+        traces.put(
+            "nftables",
+            String::from_utf8_lossy(&rules.stdout).lines().map(|line| line.trim().to_owned()),
+        );
         Ok(traces)
     }
 
@@ -49,9 +56,11 @@ impl Traces {
         let mut traces = Traces::of_host()?;
         traces.put("addresses", names(cluster.data_dir.join("network/addresses")));
         let mut files = BTreeSet::new();
+        // The running server's own scratch directory carries its process id.
+        let scratch = format!("images/tmp/{}-", cluster.server_pid()?);
         walk(&cluster.data_dir, &mut |path, metadata| {
             let name = path.strip_prefix(&cluster.data_dir).unwrap_or(path).to_string_lossy().into_owned();
-            if !MOVING_FILES.iter().any(|moving| name.starts_with(moving)) {
+            if !MOVING_FILES.iter().any(|moving| name.starts_with(moving)) && !name.starts_with(&scratch) {
                 files.insert(format!("{name} {}", if metadata.is_dir() { 0 } else { metadata.len() }));
             }
         });
@@ -95,7 +104,8 @@ impl Traces {
 
 impl std::fmt::Display for Traces {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let counts: Vec<String> = self.0.iter().map(|(kind, things)| format!("{} {kind}", things.len())).collect();
+        let counts: Vec<String> =
+            self.0.iter().map(|(kind, things)| format!("{} {kind}", things.len())).collect();
         f.write_str(&counts.join(", "))
     }
 }

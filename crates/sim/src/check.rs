@@ -154,9 +154,8 @@ impl Checker {
         let Some(deployment) = deployment.filter(|uid| by_uid(uid).as_ref().is_some_and(recreates)) else {
             return;
         };
-        let of_deployment = |set: &&Value| {
-            set["kind"] == "ReplicaSet" && controller(set, "Deployment") == Some(deployment)
-        };
+        let of_deployment =
+            |set: &&Value| set["kind"] == "ReplicaSet" && controller(set, "Deployment") == Some(deployment);
         let others: BTreeSet<&str> =
             self.objects.values().filter(of_deployment).map(uid).filter(|uid| *uid != set).collect();
         let is_old = |pod: &Value| {

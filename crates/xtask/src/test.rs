@@ -329,9 +329,8 @@ fn collect(run: &mut std::process::Command, crate_name: &str, results: &mut Resu
     let live = crate_name == "e2e";
     let mut child = run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let stderr = child.stderr.take().context("piped")?;
-    let stderr = std::thread::spawn(move || {
-        BufReader::new(stderr).lines().map_while(Result::ok).collect::<Vec<_>>()
-    });
+    let stderr =
+        std::thread::spawn(move || BufReader::new(stderr).lines().map_while(Result::ok).collect::<Vec<_>>());
     let mut said = Vec::new();
     let failed_before = results.count(|outcome| *outcome == Outcome::Failed);
     for line in BufReader::new(child.stdout.take().context("piped")?).lines() {
@@ -398,7 +397,9 @@ mod tests {
     #[test]
     fn only_cases_that_started_containers_count() {
         let mut results = Results::default();
-        for line in ["test a ... ok", "containers a 3", "test b ... ok", "test c ... FAILED", "containers c 1"] {
+        for line in
+            ["test a ... ok", "containers a 3", "test b ... ok", "test c ... FAILED", "containers c 1"]
+        {
             results.read("e2e", line);
         }
         assert_eq!(results.count(|outcome| *outcome == Outcome::Passed), 2);

@@ -46,7 +46,11 @@ fn min_ready_seconds(set: &ReplicaSet) -> i32 {
 }
 
 /// The Pods in the order in which they are removed: those that serve least come first.
-pub(crate) fn deletion_order(active: &[Arc<Facts>], related: &[Arc<Facts>], now: Timestamp) -> Vec<Arc<Facts>> {
+pub(crate) fn deletion_order(
+    active: &[Arc<Facts>],
+    related: &[Arc<Facts>],
+    now: Timestamp,
+) -> Vec<Arc<Facts>> {
     let mut on_node: BTreeMap<&str, usize> = BTreeMap::new();
     for pod in related.iter().filter(|pod| pod.is_active()) {
         *on_node.entry(pod.node.as_str()).or_default() += 1;
@@ -180,8 +184,7 @@ pub(crate) fn same_status(a: &ReplicaSetStatus, b: &ReplicaSetStatus) -> bool {
 /// When the next ready Pod becomes available, if `minReadySeconds` makes one wait.
 pub(crate) fn wake_after(set: &ReplicaSet, active: &[Arc<Facts>], now: Timestamp) -> Option<Duration> {
     let seconds = min_ready_seconds(set);
-    let next =
-        active.iter().filter_map(|pod| pod.available_at(seconds)).filter(|at| *at > now).min()?;
+    let next = active.iter().filter_map(|pod| pod.available_at(seconds)).filter(|at| *at > now).min()?;
     now.duration_until(next).try_into().ok()
 }
 

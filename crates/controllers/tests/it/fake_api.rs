@@ -442,8 +442,9 @@ impl FakeApi {
         let state = self.state();
         let mut first = String::new();
         let mut seen = from;
-        let is_asked_for =
-            move |object: &Value| name.as_ref().is_none_or(|name| object["metadata"]["name"] == name.as_str());
+        let is_asked_for = move |object: &Value| {
+            name.as_ref().is_none_or(|name| object["metadata"]["name"] == name.as_str())
+        };
         if initial {
             for object in state.list(&resource).into_iter().filter(|object| is_asked_for(object)) {
                 first += &(json!({"type": "ADDED", "object": object}).to_string() + "\n");
@@ -515,7 +516,8 @@ impl FakeApi {
         if query.get("watch").is_some_and(|watch| watch == "true") {
             let initial = query.get("sendInitialEvents").is_some_and(|yes| yes == "true");
             let from = query.get("resourceVersion").and_then(|rv| rv.parse().ok()).unwrap_or(0);
-            let name = query.get("fieldSelector").and_then(|selector| selector.strip_prefix("metadata.name="));
+            let name =
+                query.get("fieldSelector").and_then(|selector| selector.strip_prefix("metadata.name="));
             return Ok(Response::new(self.watch(target.resource, name.map(str::to_owned), initial, from)));
         }
         let state = self.state();

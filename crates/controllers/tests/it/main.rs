@@ -294,7 +294,9 @@ async fn a_pod_is_adopted_and_released_though_refused_at_first() {
         let set = json!({"metadata": {"name": "set"}, "spec": {
             "replicas": 1, "selector": {"matchLabels": {"app": "web"}}, "template": template}});
         cluster.user(Method::POST, "/apis/apps/v1/namespaces/default/replicasets", set);
-        let owner = |state: &State| state.get("pods", "default", "loose").unwrap()["metadata"].get("ownerReferences").cloned();
+        let owner = |state: &State| {
+            state.get("pods", "default", "loose").unwrap()["metadata"].get("ownerReferences").cloned()
+        };
         api.wait("adopted", |state| owner(state).is_some_and(|owners| owners[0]["name"] == "set")).await;
         cluster.settled().await;
         assert_eq!(api.state().list("pods").len(), 1, "{code}: the adopted Pod is all that is wanted");
@@ -324,7 +326,8 @@ async fn a_pass_decodes_only_the_pod_that_changed() {
         let ready = |state: &State| number(state.list("replicasets")[0], "/status/readyReplicas");
         let before = allocations::count();
         for (status, left) in [("False", replicas - 1), ("True", replicas)] {
-            let condition = json!({"type": "Ready", "status": status, "lastTransitionTime": "2026-01-01T00:00:00Z"});
+            let condition =
+                json!({"type": "Ready", "status": status, "lastTransitionTime": "2026-01-01T00:00:00Z"});
             api.send(Method::PATCH, &path, json!({"status": {"conditions": [condition]}}));
             api.wait("counted", |state| ready(state) == i64::from(left)).await;
         }

@@ -38,7 +38,6 @@ fn check(scope: &Scope<'_>) -> Result<()> {
     cluster.kubectl(&["create", "namespace", &scope.namespace])?;
     let random = Random::seeded(300);
     batch(scope, &random, 0, 0)?;
-    eprintln!("compacted");
     let store_before = store_bytes(scope)?;
     let before = Traces::of_cluster(cluster)?;
     for n in 1..=BATCHES {
@@ -50,7 +49,9 @@ fn check(scope: &Scope<'_>) -> Result<()> {
     let store_after = store_bytes(scope)?;
     before.wait_until_as_before(|| Traces::of_cluster(cluster))?;
     let (pods, kills) = (BATCHES * PODS_A_BATCH, BATCHES * KILLS_A_BATCH);
-    eprintln!("leakcheck: {pods} Pods, {kills} kills; {before}; store {store_before} -> {store_after} bytes in use");
+    eprintln!(
+        "leakcheck: {pods} Pods, {kills} kills; {before}; store {store_before} -> {store_after} bytes in use"
+    );
     ensure!(
         store_after <= store_before + STORE_GROWTH_BYTES_MAX,
         "the store grew from {store_before} to {store_after} bytes in use"
@@ -64,7 +65,6 @@ fn batch(scope: &Scope<'_>, random: &Random, n: u64, kills: u64) -> Result<()> {
     // Held while the server is down: whoever was refused waits here until it is back.
     let down = Mutex::new(());
     let (killer, style) = (random.fork(), random.below(3));
-    eprintln!("batch {n}, style {style}");
     std::thread::scope(|threads| {
         let killing = threads.spawn(|| -> Result<()> {
             for _ in 0..kills {
@@ -123,7 +123,10 @@ fn some_pod(n: u64, i: u64) -> Value {
                 json!([{"name": "memory", "mountPath": "/memory"}, {"name": "disk", "mountPath": "/disk"}]);
         }
         2 => spec["shareProcessNamespace"] = true.into(),
-        3 => spec["containers"] = json!([container("a", "exec sleep 100000"), container("b", "exec sleep 100000")]),
+        3 => {
+            spec["containers"] =
+                json!([container("a", "exec sleep 100000"), container("b", "exec sleep 100000")])
+        }
         _ => spec["initContainers"] = json!([container("first", "echo first")]),
     }
     pod
@@ -132,8 +135,7 @@ fn some_pod(n: u64, i: u64) -> Value {
 /// The bytes that the stopped store uses: its pages without those it keeps to use again, as the
 /// head of an SQLite file tells (sqlite.org/fileformat.html, 1.3).
 fn store_bytes(scope: &Scope<'_>) -> Result<u64> {
-    eprintln!("looking at the store");
-    scope.cluster.kubectl(&["delete", "events", "--all", "--all-namespaces"])?;
+    scope.cluster.kubectl(&["delete", "events", "--all", "--all-namespaces", "--wait=false"])?;
     // One more revision, so that the compaction up to it tells by refusing the ones before.
     scope.kubectl(&["create", "configmap", "last"])?;
     let last = scope.jsonpath(&["configmap", "last"], "{.metadata.resourceVersion}")?;
@@ -150,7 +152,8 @@ fn store_bytes(scope: &Scope<'_>) -> Result<u64> {
     let head = std::fs::read(scope.cluster.data_dir.join("store.db"))?;
     scope.cluster.up()?;
     ensure!(head.starts_with(b"SQLite format 3\0"), "store.db is no SQLite file");
-    let number = |at: usize| head.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
+    let number =
+        |at: usize| head.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
     let (pages, free) = (number(28).context("pages")?, number(36).context("free pages")?);
     let page = u16::from_be_bytes([head[16], head[17]]);
     Ok(u64::from(pages - free) * u64::from(page))
