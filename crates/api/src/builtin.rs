@@ -207,9 +207,12 @@ fn strategy(group: &str, kind: &str) -> Strategy {
     let strategy = Strategy { default: defaults::of(group, kind), ..validate::strategy_for(group, kind) };
     match (group, kind) {
         ("", "Event") => Strategy { create_on_update: true, ttl: Some(EVENT_TTL), ..strategy },
-        ("", "Endpoints") | ("events.k8s.io", "Event") | (RBAC, _) => {
-            Strategy { create_on_update: true, ..strategy }
-        }
+        ("", "Endpoints") => Strategy {
+            create_on_update: true,
+            deprecated: Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+            ..strategy
+        },
+        ("events.k8s.io", "Event") | (RBAC, _) => Strategy { create_on_update: true, ..strategy },
         ("coordination.k8s.io", "Lease") => {
             Strategy { create_on_update: true, conditional_update: true, ..strategy }
         }

@@ -87,6 +87,8 @@ pub struct Strategy {
     pub returns_deleted: bool,
     /// How long an object is kept after its last write.
     pub ttl: Option<Duration>,
+    /// What every answer warns of: since when the kind is deprecated, and what takes its place.
+    pub deprecated: Option<&'static str>,
 }
 
 impl Default for Strategy {
@@ -109,6 +111,7 @@ impl Default for Strategy {
             conditional_update: false,
             returns_deleted: false,
             ttl: None,
+            deprecated: None,
         }
     }
 }
@@ -262,5 +265,39 @@ impl Kinds {
         drop(current);
         let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::pin;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::task::{Context, Wake};
+
+    #[derive(Default)]
+    struct Woken(AtomicU32);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn a_change_wakes_who_waits_for_it_once() {
+        let (kinds, woken) = (Kinds::default(), Arc::<Woken>::default());
+        let waker = Waker::from(woken.clone());
+        let mut task = Context::from_waker(&waker);
+        let seen = kinds.snapshot().generation;
+        let mut wait = pin!(kinds.changed(seen));
+        for _ in 0..3 {
+            assert!(wait.as_mut().poll(&mut task).is_pending());
+        }
+        kinds.remove(&Gvr::new("", "v1", "none"));
+        assert_eq!(woken.0.load(Ordering::SeqCst), 1);
+        assert!(wait.poll(&mut task).is_ready());
+        // Who comes late does not wait.
+        assert!(pin!(kinds.changed(seen)).poll(&mut task).is_ready());
     }
 }

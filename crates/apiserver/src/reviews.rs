@@ -13,14 +13,14 @@ use crate::identity::Identity;
 use crate::local::Body;
 use crate::negotiate::{self, Output};
 use crate::query::Query;
-use crate::registry::{read_body, warn};
+use crate::registry::{WriteOptions, read_body, warn};
 use crate::request::{Attributes, Decision, RequestInfo};
 use crate::resources;
 use futures_util::future::BoxFuture;
 use http::{Request, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use skeg_api::decode::{self, FieldValidation};
+use skeg_api::decode;
 use skeg_api::field::{FieldError, Path};
 use skeg_api::schema::Schema;
 use skeg_api::{Gvk, Gvr, Status, meta};
@@ -81,13 +81,13 @@ impl Endpoint for Reviews {
                 negotiate::Encoding::Yaml => decode::Encoding::Yaml,
             };
             let query = Query::parse(&call.info.query);
-            let validation = FieldValidation::parse(query.text("fieldValidation")).unwrap_or_default();
+            let options = WriteOptions::parse(call.info.verb, &query, &call.identity, &parts.headers)?;
             let bytes = read_body(body).await?;
             let schema = Schema::builtin_kind(&gvk.group, &gvk.version, &gvk.kind).unwrap_or_default();
-            let decoded = decode::decode_object(&bytes, encoding, &gvk, &schema, validation)?;
+            let decoded = decode::decode_object(&bytes, encoding, &gvk, &schema, options.field_validation)?;
             let (mut object, mut warnings) = (decoded.value, decoded.warnings);
             if is_token(&call.info) {
-                self.token_request(&call, &query, &mut object, &mut warnings).await?;
+                self.token_request(&call, options.dry_run, &mut object, &mut warnings).await?;
             } else {
                 self.review(&call, &gvk.kind, &mut object)?;
             }
@@ -263,7 +263,7 @@ impl Reviews {
     async fn token_request(
         &self,
         call: &Call,
-        query: &Query,
+        dry_run: bool,
         request: &mut Value,
         warnings: &mut Vec<String>,
     ) -> Result<(), Status> {
@@ -300,7 +300,7 @@ impl Reviews {
             identity: &call.identity,
             object: Some(request),
             old: None,
-            dry_run: query.get("dryRun").is_some(),
+            dry_run,
             warnings,
         };
         for phase in [Phase::Mutate, Phase::Validate] {

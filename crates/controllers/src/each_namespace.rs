@@ -11,6 +11,9 @@ use std::time::Duration;
 
 const WORKERS: usize = 1;
 
+/// From the namespace and what is there to what is to be written, if they differ.
+pub(crate) type Plan<K> = Box<dyn Fn(&str, Option<&K>) -> Option<K> + Send + Sync>;
+
 /// What is kept.
 pub(crate) struct Kept<K> {
     /// Of the work queue, in logs.
@@ -18,8 +21,7 @@ pub(crate) struct Kept<K> {
     /// Whose rights it is written with.
     pub component: &'static str,
     pub name: &'static str,
-    /// From the namespace and what is there to what is to be written, if they differ.
-    pub plan: Box<dyn Fn(&str, Option<&K>) -> Option<K> + Send + Sync>,
+    pub plan: Plan<K>,
 }
 
 struct Controller<K> {

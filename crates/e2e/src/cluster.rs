@@ -346,9 +346,12 @@ impl Scope<'_> {
         self.kubectl_stdin(&["apply", "-f", "-"], &serde_json::to_vec(object)?)
     }
 
+    /// What kubectl prints as JSON, without the warnings that it shows beside.
     pub fn get(&self, args: &[&str]) -> Result<Value> {
-        let text = self.kubectl(&[&["get", "-o", "json"], args].concat())?;
-        Ok(serde_json::from_str(&text)?)
+        let args = [&["get", "-o", "json"], args].concat();
+        let output = self.kubectl_command().args(&args).output()?;
+        text(&args, &output)?;
+        Ok(serde_json::from_slice(&output.stdout)?)
     }
 
     pub fn jsonpath(&self, what: &[&str], path: &str) -> Result<String> {

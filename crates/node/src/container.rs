@@ -196,6 +196,7 @@ fn mounts(ctx: &Context, inputs: &Inputs<'_>, lookup: &BTreeMap<&str, &str>) -> 
         destination: destination.into(),
         source: MountSource::Bind(source),
         read_only,
+        recursive_read_only: false,
         propagation,
     };
     let mut mounts: Vec<_> = container.volume_mounts.iter().flatten().collect();
@@ -213,16 +214,14 @@ fn mounts(ctx: &Context, inputs: &Inputs<'_>, lookup: &BTreeMap<&str, &str>) -> 
             (_, sub_path) => sub_path.clone(),
         };
         let source = volumes::mount_source(ctx, pod, &mount.name, sub_path.as_deref())?;
-        if mount.recursive_read_only.as_deref() == Some("Enabled") {
-            let why = "recursive read-only mounts are not supported by this node's runtime";
-            return Err(format!("volume mount \"{}\": {why}", mount.name));
-        }
         let propagation = match mount.mount_propagation.as_deref() {
             Some("HostToContainer") => Propagation::HostToContainer,
             Some("Bidirectional") => Propagation::Bidirectional,
             _ => Propagation::Private,
         };
-        out.push(bind(&mount.mount_path, source, mount.read_only == Some(true), propagation));
+        let read_only = mount.read_only == Some(true);
+        let recursive_read_only = machine::status::is_recursive(mount);
+        out.push(Mount { recursive_read_only, ..bind(&mount.mount_path, source, read_only, propagation) });
     }
     if let Some(device) = container.volume_devices.iter().flatten().next() {
         return Err(format!("volume device \"{}\" cannot be attached on this node", device.name));

@@ -83,9 +83,7 @@ impl Shortage {
     pub fn read(data_dir: &Path) -> Self {
         let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let disk = nix::sys::statvfs::statvfs(data_dir).ok();
-        let shares = disk.map(|s| {
-            [(s.blocks_available() as u64, s.blocks() as u64), (s.files_available() as u64, s.files() as u64)]
-        });
+        let shares = disk.map(|s| [(s.blocks_available(), s.blocks()), (s.files_available(), s.files())]);
         Shortage::of(&memory, &shares.unwrap_or_default())
     }
 

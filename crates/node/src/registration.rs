@@ -4,7 +4,8 @@
 use crate::host::Shortage;
 use crate::{Context, text};
 use k8s_openapi::api::core::v1::{
-    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus, Taint,
+    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler,
+    NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, Taint,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use serde_json::{Value, json};
@@ -248,6 +249,14 @@ fn status(ctx: &Context, old: Option<&NodeStatus>, short: Shortage) -> NodeStatu
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(server.port) }),
         }),
         node_info: Some(ctx.host.info.clone()),
+        features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
+        runtime_handlers: Some(vec![NodeRuntimeHandler {
+            name: Some(String::new()),
+            features: Some(NodeRuntimeHandlerFeatures {
+                recursive_read_only_mounts: Some(true),
+                user_namespaces: Some(false),
+            }),
+        }]),
         ..Default::default()
     }
 }

@@ -337,7 +337,7 @@ fn place(mount: &Mount, bind: Option<Bind>) -> Step {
             sys::mount_setattr(&tree, true, &attr).at(what)?;
             if mount.read_only {
                 let attr = MountAttr { set: sys::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
-                sys::mount_setattr(&tree, false, &attr).at(what)?;
+                sys::mount_setattr(&tree, mount.recursive_read_only, &attr).at(what)?;
             }
             let target = if is_dir { make_dir(path)? } else { make_file(path)? };
             sys::move_mount(&tree, &target).at(what)

@@ -89,6 +89,9 @@ pub struct Mount {
     pub destination: PathBuf,
     pub source: MountSource,
     pub read_only: bool,
+    /// With `read_only`: the mounts inside the source as well.
+    #[serde(default)]
+    pub recursive_read_only: bool,
     pub propagation: Propagation,
 }
 

@@ -51,6 +51,9 @@ pub enum PreFilter<'a> {
     /// Nothing in this Pod concerns the plugin.
     Skip,
     Filter(NodeFilter<'a>),
+    /// Only the Nodes of these names are worth a look, before any filter speaks; the filter decides
+    /// among them.
+    Among(BTreeSet<String>, NodeFilter<'a>),
     /// No Node can take the Pod.
     Reject(Reason),
 }
@@ -207,6 +210,15 @@ pub(crate) fn pre_filter_of<'a>(
         match (plugin.pre_filter)(pod, snapshot) {
             PreFilter::Skip => {}
             PreFilter::Filter(filter) => filters.push((plugin.name, filter)),
+            PreFilter::Among(names, filter) => {
+                let rejected = format!("node(s) didn't satisfy plugin(s) [{}]", plugin.name);
+                let among = move |node: &NodeInfo| match names.contains(&*node.name) {
+                    true => Ok(()),
+                    false => Err((vec![rejected.clone().into()], true)),
+                };
+                filters.insert(0, (plugin.name, Box::new(among)));
+                filters.push((plugin.name, filter));
+            }
             PreFilter::Reject(reason) => return Err((plugin.name, reason)),
         }
     }

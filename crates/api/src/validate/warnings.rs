@@ -70,22 +70,6 @@ fn security(at: &At<'_>, out: &mut Vec<String>) {
     }
 }
 
-/// Disk space is counted by the scheduler, and by nobody once a Pod runs.
-fn disk_limits(spec: &At<'_>, out: &mut Vec<String>) {
-    const WHY: &str = "is not enforced in this cluster: nodes do not measure the disk space of Pods";
-    for at in spec.items("volumes").filter_map(|volume| volume.get("emptyDir")) {
-        if at.has("sizeLimit") && at.str("medium") != "Memory" {
-            out.push(format!("{}: {WHY}", at.at("sizeLimit")));
-        }
-    }
-    for (field, i, container) in crate::pod::all_containers(spec.value) {
-        let limits = At::new(Some(container), spec.at(field).index(i)).child("resources").child("limits");
-        if limits.has("ephemeral-storage") {
-            out.push(format!("{}: {WHY}", limits.path.key("ephemeral-storage")));
-        }
-    }
-}
-
 fn label(key: &str) -> Option<&'static str> {
     LABELS.iter().find(|(known, _)| *known == key).map(|(_, message)| *message)
 }
@@ -131,7 +115,6 @@ fn pod_and_metadata(root: &At<'_>) -> Vec<String> {
     }
     without_effect(&spec, POD_WITHOUT_EFFECT, &mut out);
     security(&spec.child("securityContext"), &mut out);
-    disk_limits(&spec, &mut out);
     lists(&spec, &mut out);
     fractions(spec.value.get("overhead"), &spec.at("overhead"), &mut out);
     for (field, i, container) in crate::pod::all_containers(spec.value) {
@@ -361,21 +344,15 @@ mod tests {
         let spec = json!({
             "schedulingGroup": {"podGroupName": "g"},
             "securityContext": {"seLinuxOptions": {"level": "s0"}, "appArmorProfile": {"type": "RuntimeDefault"}},
-            "volumes": [{"name": "a", "emptyDir": {"sizeLimit": "1Gi"}},
-                {"name": "b", "emptyDir": {"sizeLimit": "1Gi", "medium": "Memory"}}],
             "containers": [{"name": "c", "image": "x", "securityContext": {"windowsOptions": {"hostProcess": false}},
-                "resizePolicy": [{"resourceName": "cpu", "restartPolicy": "NotRequired"}],
-                "resources": {"limits": {"ephemeral-storage": "1Gi", "cpu": "1"}}}],
+                "resizePolicy": [{"resourceName": "cpu", "restartPolicy": "NotRequired"}]}],
         });
         let none = "has no effect in this cluster";
-        let disk = "is not enforced in this cluster: nodes do not measure the disk space of Pods";
         let expected = |root: &str| {
             [
                 format!("{root}schedulingGroup: {none}: Pods are scheduled one by one"),
                 format!("{root}securityContext.seLinuxOptions: {none}: nodes set no SELinux labels"),
                 format!("{root}securityContext.appArmorProfile: {none}: nodes apply no AppArmor profile"),
-                format!("{root}volumes[0].emptyDir.sizeLimit: {disk}"),
-                format!("{root}containers[0].resources.limits[ephemeral-storage]: {disk}"),
                 format!("{root}containers[0].resizePolicy: {none}: containers are not resized in place"),
                 format!("{root}containers[0].securityContext.windowsOptions: {none}: nodes run Linux"),
             ]

@@ -772,6 +772,59 @@ mod tests {
     }
 
     #[test]
+    fn roles_grant_what_upstreams_do() {
+        let cases = [
+            ("view", "get,list,watch - configmaps,pods,pods/log,services", true),
+            ("view", "get - secrets", false),
+            ("view", "create - pods", false),
+            ("view", "get rbac.authorization.k8s.io roles", false),
+            ("edit", "create - pods/eviction,pods/exec,serviceaccounts/token", true),
+            ("edit", "get,update - secrets", true),
+            ("edit", "patch apps deployments/scale", true),
+            // What endpoints lead to is not for everyone to say.
+            ("edit", "update - endpoints", false),
+            ("edit", "create rbac.authorization.k8s.io rolebindings", false),
+            ("admin", "create rbac.authorization.k8s.io rolebindings,roles", true),
+            ("admin", "create authorization.k8s.io localsubjectaccessreviews", true),
+            ("admin", "update - resourcequotas", false),
+            ("admin", "delete - namespaces", false),
+            ("system:basic-user", "create authorization.k8s.io selfsubjectaccessreviews", true),
+            ("system:discovery", "get url /apis/apps/v1,/openapi/v3", true),
+            ("system:public-info-viewer", "get url /livez,/version", true),
+            ("system:public-info-viewer", "get url /metrics", false),
+            ("system:monitoring", "get url /metrics", true),
+            ("system:kube-scheduler", "create - pods/binding", true),
+            ("system:kube-scheduler", "update resource.k8s.io resourceclaims/status", true),
+            ("system:kube-scheduler", "update - nodes", false),
+            ("system:kube-controller-manager", "list,watch * *", true),
+            ("system:kube-controller-manager", "create - pods", false),
+            ("system:node-proxier", "list,watch discovery.k8s.io endpointslices", true),
+            ("system:controller:attachdetach-controller", "get - secrets", false),
+            ("system:controller:daemon-set-controller", "create - pods/binding", true),
+            ("system:controller:job-controller", "create,delete,patch - pods", true),
+            ("system:controller:statefulset-controller", "create - persistentvolumeclaims,pods", true),
+            (
+                "system:certificates.k8s.io:kubelet-serving-approver",
+                "approve certificates.k8s.io signers",
+                false,
+            ),
+        ];
+        for (name, line, granted) in cases {
+            let has: Vec<Rule> = serde_json::from_value(find(name)["rules"].clone()).unwrap();
+            assert_eq!(uncovered(&has, &[rule(line)]).is_empty(), granted, "{name}: {line}");
+        }
+        let bound: Vec<Value> =
+            objects().into_iter().map(|(_, o)| o).filter(|o| o["roleRef"].is_object()).collect();
+        for (name, _) in CONTROLLERS {
+            let role = format!("system:controller:{name}");
+            let binding = bound.iter().find(|o| meta::name(o) == role).unwrap();
+            assert_eq!(binding["roleRef"]["name"], role.as_str());
+            let account = json!([{"kind": "ServiceAccount", "name": name, "namespace": "kube-system"}]);
+            assert_eq!(binding["subjects"], account);
+        }
+    }
+
+    #[test]
     fn names_are_unique_and_lines_parse() {
         let mut seen = std::collections::BTreeSet::new();
         for (gvr, object) in objects() {

@@ -59,9 +59,11 @@ const WITHOUT_EFFECT: [&str; 2] = ["ignoreStoreReadErrorWithClusterBreakingPoten
 /// Serves one authorized request.
 pub async fn serve(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Response<Body>, Status> {
     let mut response = dispatch(ctx, parts, body).await?;
-    if !ctx.query.is_empty() {
+    let deprecated = ctx.served.kind.strategy.deprecated;
+    if deprecated.is_some() || !ctx.query.is_empty() {
         let given = WITHOUT_EFFECT.iter().filter(|name| ctx.query.get(name).is_some());
-        let told: Vec<String> = given.map(|name| format!("{name}: has no effect on this server")).collect();
+        let given = given.map(|name| format!("{name}: has no effect on this server"));
+        let told: Vec<String> = deprecated.map(str::to_owned).into_iter().chain(given).collect();
         warn(response.headers_mut(), &told);
     }
     Ok(response)
@@ -108,7 +110,7 @@ pub struct Writing<'a> {
 /// Reads the body, runs the verb, and answers in the form that was asked for.
 async fn write(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Response<Body>, Status> {
     let output = ctx.output(&parts.headers)?;
-    let options = WriteOptions::parse(ctx, &parts.headers)?;
+    let options = WriteOptions::parse(ctx.info.verb, ctx.query, ctx.identity, &parts.headers)?;
     let bytes = read_body(body).await?;
     let mut writing = Writing { ctx, headers: &parts.headers, options, warnings: Vec::new() };
     let answer = match (ctx.info.subresource.as_str(), ctx.info.verb) {

@@ -1,7 +1,9 @@
 //! The parameters of writes.
 
 use super::Context;
+use crate::identity::Identity;
 use crate::negotiate;
+use crate::query::Query;
 use bytes::Bytes;
 use http::header::{HeaderMap, USER_AGENT};
 use serde::Deserialize;
@@ -21,9 +23,14 @@ pub struct WriteOptions {
 }
 
 impl WriteOptions {
-    pub fn parse(ctx: Context<'_>, headers: &HeaderMap) -> Result<Self, Status> {
-        let query = ctx.query;
-        let kind = match ctx.info.verb {
+    /// Of a request for `verb`.
+    pub fn parse(
+        verb: &str,
+        query: &Query,
+        identity: &Identity,
+        headers: &HeaderMap,
+    ) -> Result<Self, Status> {
+        let kind = match verb {
             "create" => "CreateOptions",
             "update" => "UpdateOptions",
             "patch" => "PatchOptions",
@@ -50,7 +57,7 @@ impl WriteOptions {
         let mut manager = manager_name(field_manager, agent);
         if manager.is_empty() {
             // Clients without an agent are told apart by their user at least.
-            manager = ctx.identity.user().rsplit(':').next().unwrap_or("unknown").to_owned();
+            manager = identity.user().rsplit(':').next().unwrap_or("unknown").to_owned();
         }
         Ok(WriteOptions {
             dry_run: !dry_run.is_empty(),

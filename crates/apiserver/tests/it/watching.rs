@@ -341,6 +341,18 @@ async fn history_is_compacted_every_five_minutes() {
 }
 
 #[tokio::test]
+async fn deprecated_kinds_are_told() {
+    let s = start().await;
+    let told = ["299 - \"v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice\""];
+    let path = "/api/v1/namespaces/default/endpoints";
+    let made = s.post(path, &json!({"metadata": {"name": "a"}})).await;
+    assert_eq!((made.code, made.warnings()), (201, told.map(str::to_owned).to_vec()));
+    let list = s.get(path).await;
+    assert_eq!((list.code, list.warnings()), (200, told.map(str::to_owned).to_vec()));
+    assert!(s.get(CONFIG_MAPS).await.warnings().is_empty());
+}
+
+#[tokio::test]
 async fn parameters_that_do_nothing_are_told() {
     let s = start().await;
     fill(&s, 1).await;

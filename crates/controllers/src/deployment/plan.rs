@@ -300,22 +300,23 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// One move of a rolling update: the new set grows, or else the old ones shrink.
+    /// One move of a rolling update: the old sets give up what availability allows, and the new one
+    /// takes the room there is then. What is given up does not depend on what is taken, so that
+    /// upstream's two passes are one here.
     fn roll(&mut self) {
         let new = self.ensure_new_set();
-        if self.created.is_some() {
+        if size(&self.sets[new]) > self.limits.replicas {
+            self.resize(new, self.limits.replicas);
             return;
         }
-        let current = size(&self.sets[new]);
-        if current != self.limits.replicas {
-            let to = rollout::new_set_size(self.limits, rollout::total(&self.sets), current);
-            if to != current && self.resize(new, to) {
-                return;
-            }
-        }
-        let mut moved = false;
+        let mut moved = self.created.is_some();
         for (at, to) in rollout::shrink_old(self.limits, &self.sets, new) {
             moved |= self.resize(at, to);
+        }
+        if self.created.is_none() {
+            let current = size(&self.sets[new]);
+            let to = rollout::new_set_size(self.limits, rollout::total(&self.sets), current);
+            moved |= to != current && self.resize(new, to);
         }
         if !moved {
             self.clean_up_if_complete();

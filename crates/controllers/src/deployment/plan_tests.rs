@@ -121,6 +121,12 @@ impl World {
         (condition.status.clone(), condition.reason.clone().unwrap())
     }
 
+    fn message(&self, type_: &str) -> String {
+        let status = self.deployment.status.as_ref().unwrap();
+        let name = self.sets.last().and_then(|set| set.metadata.name.as_deref()).unwrap_or_default();
+        status::condition(status, type_).unwrap().message.clone().unwrap().replace(name, "RS")
+    }
+
     fn revision(&self) -> &str {
         annotations::get(&self.deployment.metadata, REVISION).unwrap()
     }
@@ -202,6 +208,94 @@ fn recreate_never_mixes() {
 }
 
 #[test]
+fn recreate_waits_for_a_set_that_has_not_looked_at_its_size() {
+    let mut world = World::new(json!({"strategy": {"type": "Recreate"}}));
+    world.settle();
+    world.image("v2");
+    world.pass();
+    world.trace();
+    // Its status is from before: Pods may be in the making that no one has seen yet.
+    world.sets[0].metadata.generation = Some(2);
+    let status = world.sets[0].status.as_mut().unwrap();
+    (status.replicas, status.observed_generation) = (0, Some(1));
+    world.pass();
+    assert_eq!(world.trace(), [] as [&str; 0]);
+    world.settle();
+    assert_eq!(world.trace(), ["create rs2 3"]);
+}
+
+#[test]
+fn a_pause_amid_recreate_mixes_nothing() {
+    let mut world = World::new(json!({"strategy": {"type": "Recreate"}}));
+    for image in ["v1", "v2"] {
+        world.image(image);
+        world.settle();
+    }
+    // Back to the first template while a Pod of the second ends.
+    world.image("v1");
+    world.pass();
+    world.act(|_| true);
+    world.trace();
+    let pod = json!({"metadata": {"name": "p", "deletionTimestamp": "2026-01-01T00:00:00Z",
+        "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "x", "uid": "rs2", "controller": true}]},
+        "status": {"phase": "Running"}});
+    world.pods = vec![Arc::new(Facts::of(&serde_json::from_value(pod).unwrap()))];
+    world.spec().paused = Some(true);
+    world.settle();
+    assert_eq!(world.trace(), [] as [&str; 0]);
+    world.pods.clear();
+    world.settle();
+    assert_eq!(world.trace(), ["Scaled up replica set rs1 from 0 to 3"]);
+}
+
+#[test]
+fn conditions_read_as_upstreams() {
+    let mut world = World::new(json!({"progressDeadlineSeconds": 10}));
+    world.pass();
+    assert_eq!(world.message("Progressing"), "Created new replica set \"RS\"");
+    assert_eq!(world.message("Available"), "Deployment does not have minimum availability.");
+    world.act(|_| false);
+    world.pass();
+    assert_eq!(world.message("Progressing"), "ReplicaSet \"RS\" is progressing.");
+    let mut stuck = World {
+        deployment: world.deployment.clone(),
+        sets: world.sets.clone(),
+        second: 12,
+        ..World::new(json!({}))
+    };
+    stuck.pass();
+    assert_eq!(stuck.message("Progressing"), "ReplicaSet \"RS\" has timed out progressing.");
+    world.settle();
+    assert_eq!(world.message("Progressing"), "ReplicaSet \"RS\" has successfully progressed.");
+    assert_eq!(world.message("Available"), "Deployment has minimum availability.");
+    world.spec().paused = Some(true);
+    world.pass();
+    assert_eq!(world.message("Progressing"), "Deployment is paused");
+    world.spec().paused = Some(false);
+    world.pass();
+    // What no condition tells of was found, not made.
+    world.deployment.status = None;
+    world.pass();
+    let found = status::condition(world.deployment.status.as_ref().unwrap(), "Progressing").unwrap();
+    assert_eq!(found.reason.as_deref(), Some("NewReplicaSetAvailable"));
+    let failed = creation_failed(&world.deployment, "web-1", "no quota", at(0)).unwrap();
+    let told = status::condition(failed.status.as_ref().unwrap(), "Progressing").unwrap().clone();
+    assert_eq!((told.status.as_str(), told.reason.as_deref()), ("False", Some("ReplicaSetCreateError")));
+    assert_eq!(told.message.as_deref(), Some("Failed to create new replica set \"web-1\": no quota"));
+}
+
+#[test]
+fn min_ready_seconds_reach_the_set_at_once() {
+    let mut world = World::new(json!({}));
+    world.settle();
+    world.trace();
+    world.spec().min_ready_seconds = Some(5);
+    world.settle();
+    assert_eq!(world.trace(), ["annotate rs1"]);
+    assert_eq!(world.sets[0].spec.as_ref().unwrap().min_ready_seconds, Some(5));
+}
+
+#[test]
 fn a_stuck_rollout_exceeds_its_deadline() {
     let mut world = World::new(json!({"progressDeadlineSeconds": 10}));
     world.settle();
@@ -241,7 +335,7 @@ fn a_pause_only_scales() {
     assert_eq!(world.trace(), ["Scaled up replica set rs1 from 3 to 5"]);
     world.spec().paused = Some(false);
     world.pass();
-    assert_eq!(world.trace(), ["create rs2 2"]);
+    assert_eq!(world.trace(), ["create rs2 2", "Scaled down replica set rs1 from 5 to 4"]);
     world.settle();
     assert_eq!(world.condition("Progressing"), ("True".into(), "NewReplicaSetAvailable".into()));
 }

@@ -292,17 +292,13 @@ mod tests {
             let mut script = script.into_iter();
             let mut passes = 0;
             loop {
+                let shrunk = shrink_old(limits, &sets, new);
+                for (at, to) in &shrunk {
+                    sets[*at].spec.as_mut().unwrap().replicas = Some(*to);
+                }
                 let grown = new_set_size(limits, total(&sets), size(&sets[new]));
-                let changed = if grown != size(&sets[new]) {
-                    sets[new].spec.as_mut().unwrap().replicas = Some(grown);
-                    true
-                } else {
-                    let shrunk = shrink_old(limits, &sets, new);
-                    for (at, to) in &shrunk {
-                        sets[*at].spec.as_mut().unwrap().replicas = Some(*to);
-                    }
-                    !shrunk.is_empty()
-                };
+                let changed = !shrunk.is_empty() || grown != size(&sets[new]);
+                sets[new].spec.as_mut().unwrap().replicas = Some(grown);
                 prop_assert!(total(&sets) <= replicas + limits.surge);
                 // Each set acts, or only some of them do, or none.
                 let mask = script.next();

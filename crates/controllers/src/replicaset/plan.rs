@@ -62,7 +62,7 @@ pub(crate) fn deletion_order(
 }
 
 fn deletion_cmp(a: &Facts, rank_a: usize, b: &Facts, rank_b: usize, now: Timestamp) -> Ordering {
-    let assigned = |pod: &Facts| !pod.node.as_str().is_empty();
+    let assigned = |pod: &Facts| !pod.node.is_empty();
     let phase = |pod: &Facts| match pod.phase.as_str() {
         "Unknown" => 1,
         "Running" => 2,

@@ -190,7 +190,53 @@ async fn a_deployment_rolls_out_updates_and_settles() {
             events[0].starts_with("Scaled up replica set web-") && events[0].ends_with(" from 0 to 10"),
             "{events:?}"
         );
+        for (reason, message) in
+            [("SuccessfulCreate", "Created pod: web-"), ("SuccessfulDelete", "Deleted pod: web-")]
+        {
+            let told = |event: &&&Value| event["reason"] == reason && event["type"] == "Normal";
+            let events = state.list("events");
+            let message =
+                |event: &Value| event["message"].as_str().is_some_and(|text| text.starts_with(message));
+            assert!(events.iter().filter(told).any(|event| message(event)), "{reason}");
+        }
     }
+    cluster.stop().await;
+}
+
+/// What the controllers write for 30 Pods. Counts of an ideal world, where every change is seen at
+/// once and nothing comes together: a busy server needs fewer.
+#[tokio::test(start_paused = true)]
+async fn a_rollout_costs_few_writes() {
+    let cluster = Cluster::start().await;
+    let api = &cluster.api;
+    cluster.node("n1");
+    cluster.settled().await;
+    let mut counted = Vec::new();
+    for image in ["v1", "v2"] {
+        api.state().writes.clear();
+        match image {
+            "v1" => api.send(Method::POST, DEPLOYMENTS, deployment(30, "v1")),
+            image => api.send(
+                Method::PATCH,
+                WEB,
+                json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": image}]}}}}),
+            ),
+        };
+        api.wait("30 available", |state| is_rolled_out(state, 30)).await;
+        cluster.settled().await;
+        let state = api.state();
+        let of = |method: &str, kind: &str, end: &str| {
+            let is =
+                |write: &&String| write.starts_with(method) && write.contains(kind) && write.ends_with(end);
+            state.writes.iter().filter(is).count()
+        };
+        let sizes = of("PUT", "/replicasets/", "") - of("PUT", "/replicasets/", "/status");
+        let statuses = (of("PUT", "/replicasets/", "/status"), of("PUT", "/deployments/", "/status"));
+        counted.push((of("POST", "/pods", ""), of("DELETE", "/pods/", ""), sizes, statuses));
+    }
+    let [(30, 0, 0, first), (30, 60, sizes, update)] = counted[..] else { panic!("{counted:?}") };
+    // Each Pod is deleted by its set and then by its node.
+    assert!(first.0 <= 2 && first.1 <= 3 && sizes <= 6 && update.0 <= 9 && update.1 <= 10, "{counted:?}");
     cluster.stop().await;
 }
 
@@ -284,13 +330,16 @@ async fn a_pod_is_adopted_and_released_though_refused_at_first() {
         let mut loose = json!({"metadata": {"name": "loose", "labels": {"app": "web"}}, "spec": template["spec"], "status": ready});
         loose["spec"]["nodeName"] = "n1".into();
         api.send(Method::POST, pods, loose);
-        // Every other change of its owner is refused.
-        let mut tries = 0;
-        api.state().fault = Some(Box::new(move |method, path| {
-            let concerned = *method == Method::PATCH && path.ends_with("/pods/loose");
-            tries += usize::from(concerned);
-            (concerned && tries % 2 == 1).then_some(Fault::Refuse(code))
-        }));
+        // Refused more often than events would bring the set back to it.
+        let refuse = |times: usize| {
+            let mut tries = 0;
+            api.state().fault = Some(Box::new(move |method, path| {
+                let concerned = *method == Method::PATCH && path.ends_with("/pods/loose");
+                tries += usize::from(concerned);
+                (concerned && tries <= times).then_some(Fault::Refuse(code))
+            }));
+        };
+        refuse(12);
         let set = json!({"metadata": {"name": "set"}, "spec": {
             "replicas": 1, "selector": {"matchLabels": {"app": "web"}}, "template": template}});
         cluster.user(Method::POST, "/apis/apps/v1/namespaces/default/replicasets", set);
@@ -300,6 +349,7 @@ async fn a_pod_is_adopted_and_released_though_refused_at_first() {
         api.wait("adopted", |state| owner(state).is_some_and(|owners| owners[0]["name"] == "set")).await;
         cluster.settled().await;
         assert_eq!(api.state().list("pods").len(), 1, "{code}: the adopted Pod is all that is wanted");
+        refuse(12);
         let free = json!({"metadata": {"labels": {"app": "free"}}});
         cluster.user(Method::PATCH, &format!("{pods}/loose"), free);
         api.wait("released", |state| owner(state).is_none()).await;
@@ -378,6 +428,15 @@ async fn a_namespace_has_its_defaults_and_ends_with_all_its_content() {
     api.wait("defaults", |state| {
         state.get("serviceaccounts", "team", "default").is_some()
             && state.get("configmaps", "team", "kube-root-ca.crt").is_some()
+    })
+    .await;
+    // What is taken away or changed comes back.
+    api.send(Method::DELETE, "/api/v1/namespaces/team/serviceaccounts/default", json!({}));
+    let other = json!({"data": {"ca.crt": "other"}});
+    api.send(Method::PATCH, "/api/v1/namespaces/team/configmaps/kube-root-ca.crt", other);
+    api.wait("defaults again", |state| {
+        let map = state.get("configmaps", "team", "kube-root-ca.crt").unwrap();
+        state.get("serviceaccounts", "team", "default").is_some() && map["data"]["ca.crt"] == "PEM"
     })
     .await;
     api.send(Method::POST, "/apis/apps/v1/namespaces/team/deployments", deployment(2, "v1"));

@@ -5,7 +5,7 @@ use crate::http::{Connection, Endpoint, request};
 use crate::{Case, Scope};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -111,7 +111,7 @@ impl Drop for Strace {
 fn answers(trace: &str, socket: &str) -> Vec<bool> {
     let mut answers = Vec::new();
     // Threads that read from the socket, or sync, and have not come to the end of it.
-    let (mut reading, mut syncing) = (HashSet::new(), HashSet::new());
+    let (mut reading, mut syncing) = (BTreeSet::new(), BTreeSet::new());
     let (mut asked, mut synced) = (false, false);
     for line in trace.lines() {
         let Some((thread, call)) = line.split_once(' ').map(|(thread, call)| (thread, call.trim_start()))

@@ -53,6 +53,8 @@ impl Guest {
         let mut guest = Guest { child, input, lines, port };
         guest.until("GUEST-READY")?;
         guest.run("stty -echo; PS1=")?;
+        // What the kernel has to say must not get among the answers.
+        guest.run("dmesg -n 1")?;
         Ok(guest)
     }
 
@@ -117,6 +119,15 @@ fn cgroup2_guest(_: &Scope<'_>) -> Result<()> {
     let limits = guest.run(&format!("cat {group}/memory.max {group}/cpu.max"))?;
     ensure!(limits == "67108864\n50000 100000", "{limits}");
     ensure!(scope.exec("limited", &["echo", "hello"])?.trim() == "hello");
+
+    let mut hungry = pod("hungry", &[("main", "exec tail /dev/zero")]);
+    hungry["spec"]["restartPolicy"] = "Never".into();
+    hungry["spec"]["containers"][0]["resources"] = json!({"limits": {"memory": "32Mi"}});
+    scope.apply(&hungry)?;
+    scope.wait_for("pod/hungry", "{.status.phase}=Failed")?;
+    let ended =
+        scope.get(&["pod", "hungry"])?["status"]["containerStatuses"][0]["state"]["terminated"].clone();
+    ensure!(ended["reason"] == "OOMKilled" && ended["exitCode"] == 137, "{ended}");
 
     scope.kubectl(&["delete", "deployment,pod", "--all", "--timeout=90s"])?;
     scope.kubectl(&["wait", "--for=delete", "pod", "--all", "--timeout=90s"])?;

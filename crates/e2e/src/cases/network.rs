@@ -16,6 +16,7 @@ pub const CASES: &[Case] = &[
     Case { name: "a_pod_has_the_names_it_asks_for", run: names_of_a_pod },
     Case { name: "aliases_and_headless_names_resolve", run: aliases },
     Case { name: "a_host_port_leads_to_its_pod", run: host_port },
+    Case { name: "the_node_asks_who_calls", run: node_access },
 ];
 
 /// A Pod with a wget that resolves names and checks certificates.
@@ -260,4 +261,47 @@ fn host_port(scope: &Scope<'_>) -> Result<()> {
     scope.wait_for("pod/second", "{.status.conditions[?(@.type==\"PodScheduled\")].reason}=Unschedulable")?;
     scope.kubectl(&["delete", "pod", "second", "server", "--timeout=60s"])?;
     eventually("the port is free again", || Ok(ask().is_err().then_some(())))
+}
+
+/// The node's own server: HTTPS, with authentication and authorization by the API's rules.
+fn node_access(scope: &Scope<'_>) -> Result<()> {
+    let mut caller = client("caller");
+    caller["spec"]["hostNetwork"] = true.into();
+    scope.apply(&caller)?;
+    scope.wait_ready("caller")?;
+    let port = scope.jsonpath(&["node", "e2e-node"], "{.status.daemonEndpoints.kubeletEndpoint.Port}")?;
+    let ask = |path: &str, with_token: bool| {
+        let token =
+            "--header \"Authorization: Bearer $(cat /var/run/secrets/kubernetes.io/serviceaccount/token)\"";
+        let token = if with_token { token } else { "" };
+        let url = format!("https://127.0.0.1:{port}/{path}");
+        scope.exec(
+            "caller",
+            &["sh", "-c", &format!("/usr/bin/wget -O- --no-check-certificate {token} {url} 2>&1 || true")],
+        )
+    };
+    let anonymous = ask("pods", false)?;
+    ensure!(anonymous.contains("401"), "{anonymous}");
+    let stranger = ask("pods", true)?;
+    ensure!(stranger.contains("403") && !stranger.contains("PodList"), "{stranger}");
+    let account = format!("--serviceaccount={}:default", scope.namespace);
+    scope.kubectl(&["create", "clusterrole", "e2e-node-pods", "--verb=get", "--resource=nodes/pods"])?;
+    scope.kubectl(&[
+        "create",
+        "clusterrolebinding",
+        "e2e-node-pods",
+        "--clusterrole=e2e-node-pods",
+        &account,
+    ])?;
+    let tested = eventually("who may reads the node's Pods", || {
+        let answer = ask("pods", true)?;
+        Ok((answer.contains("PodList") && answer.contains("caller")).then_some(()))
+    })
+    .and_then(|()| {
+        let log = ask(&format!("containerLogs/{}/caller/main", scope.namespace), true)?;
+        ensure!(log.contains("403"), "logs are another permission: {log}");
+        Ok(())
+    });
+    scope.kubectl(&["delete", "clusterrole,clusterrolebinding", "e2e-node-pods"])?;
+    tested
 }

@@ -653,7 +653,7 @@ fn quality_of_service(scope: &Scope<'_>) -> Result<()> {
 }
 
 fn seccomp_and_privileged(scope: &Scope<'_>) -> Result<()> {
-    let profiles = scope.cluster.data_dir.join("seccomp");
+    let profiles = scope.cluster.data_dir.join("node/seccomp");
     std::fs::create_dir_all(&profiles)?;
     let profile = json!({"defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]});
@@ -664,7 +664,7 @@ fn seccomp_and_privileged(scope: &Scope<'_>) -> Result<()> {
         pod
     };
     let script = "grep -E '^(Seccomp|CapEff):' /proc/self/status; mkdir /made 2>&1 || true; \
-        mount -t tmpfs x /mnt 2>/dev/null && echo mounted; [ -e /dev/loop-control ] || [ -e /dev/mem ] && echo devices; true";
+        mount -t tmpfs x /tmp 2>/dev/null && echo mounted; [ -e /dev/loop-control ] || [ -e /dev/mem ] && echo devices; true";
     let local = json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "no-mkdir.json"}});
     started(scope, &with("local", local))?;
     let seen = scope.exec("local", &["sh", "-c", script])?;
@@ -730,6 +730,8 @@ fn mount_options(scope: &Scope<'_>) -> Result<()> {
         mount(&["mount", "--make-shared"], &shared)?;
         std::fs::create_dir(shared.join("from-host"))?;
         std::fs::create_dir(shared.join("from-pod"))?;
+        std::fs::create_dir(shared.join("inner"))?;
+        mount(&["mount", "-t", "tmpfs", "inner"], &shared.join("inner"))?;
         let mut mounts = pod("mounts", &[("main", "sleep 1000"), ("other", "sleep 1000")]);
         mounts["spec"]["volumes"] =
             json!([{"name": "data", "emptyDir": {}}, {"name": "host", "hostPath": {"path": shared}}]);
@@ -739,6 +741,8 @@ fn mount_options(scope: &Scope<'_>) -> Result<()> {
             {"name": "data", "mountPath": "/data"}, {"name": "data", "mountPath": "/fixed", "readOnly": true},
             {"name": "data", "mountPath": "/own", "subPathExpr": "$(POD_NAME)/deep"},
             {"name": "host", "mountPath": "/none"}, {"name": "host", "mountPath": "/slave", "mountPropagation": "HostToContainer"},
+            {"name": "host", "mountPath": "/outer", "readOnly": true},
+            {"name": "host", "mountPath": "/all", "readOnly": true, "recursiveReadOnly": "Enabled"},
         ]);
         mounts["spec"]["containers"][1]["securityContext"] = json!({"privileged": true});
         mounts["spec"]["containers"][1]["volumeMounts"] =
@@ -749,6 +753,11 @@ fn mount_options(scope: &Scope<'_>) -> Result<()> {
         };
         let seen = sh("main", "touch /own/x; ls /data/mounts/deep; touch /fixed/y 2>&1 || true")?;
         ensure!(seen.starts_with("x\n") && seen.contains("Read-only file system"), "{seen}");
+        let seen = sh("main", "touch /outer/inner/a && echo writable; touch /all/inner/b 2>&1 || true")?;
+        ensure!(seen.starts_with("writable\n") && seen.contains("Read-only file system"), "{seen}");
+        let shown = status(scope, "mounts")?["containerStatuses"][0]["volumeMounts"].clone();
+        let all = shown.as_array().and_then(|all| all.iter().find(|m| m["mountPath"] == "/all"));
+        ensure!(all.is_some_and(|m| m["recursiveReadOnly"] == "Enabled"), "{shown}");
         mount(&["mount", "-t", "tmpfs", "host"], &shared.join("from-host"))?;
         std::fs::write(shared.join("from-host/file"), "")?;
         let seen = sh("main", "ls /slave/from-host; echo -; ls /none/from-host")?;
@@ -929,7 +938,6 @@ fn private_image(scope: &Scope<'_>) -> Result<()> {
 /// The supervisor's death is the sandbox's: all of it is ended and made anew.
 fn killed_supervisor(scope: &Scope<'_>) -> Result<()> {
     started(scope, &pod("orphan", &[("main", "sleep 1000")]))?;
-    let before = status(scope, "orphan")?;
     let uid = scope.jsonpath(&["pod", "orphan"], "{.metadata.uid}")?;
     let container = find_process("orphan")?;
     let supervisor = std::fs::read_dir("/proc")?
@@ -945,7 +953,8 @@ fn killed_supervisor(scope: &Scope<'_>) -> Result<()> {
     scope.wait_for("pod/orphan", "{.status.containerStatuses[0].restartCount}=1")?;
     scope.wait_ready("orphan")?;
     let after = status(scope, "orphan")?;
-    ensure!(after["podIP"] == before["podIP"], "the address is kept: {after}");
+    let ip = scope.exec("orphan", &["hostname", "-i"])?;
+    ensure!(after["podIP"] == ip.trim(), "the status says the new address: {ip} {after}");
     ensure!(find_process("orphan")? != container, "the old process is gone");
     eventually("the event", || {
         let text = scope.kubectl(&["get", "events", "--field-selector=reason=SandboxChanged"])?;

@@ -149,7 +149,7 @@ impl Seen {
         let mut seen = BTreeMap::new();
         for pod in pods["items"].as_array().context("items")? {
             let (name, container) = (&pod["metadata"]["name"], &pod["status"]["containerStatuses"][0]);
-            ensure!(!container["restartCount"].as_u64().is_some_and(|count| count > 0), "restarted: {pod}");
+            ensure!(container["restartCount"].as_u64().unwrap_or(0) == 0, "restarted: {pod}");
             let started = container["state"]["running"]["startedAt"].as_str();
             // A Pod that is being deleted may end at any moment.
             if let Some(started) = started.filter(|_| pod["metadata"]["deletionTimestamp"].is_null()) {

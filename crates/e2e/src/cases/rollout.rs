@@ -256,7 +256,9 @@ fn replicaset_adopts_and_releases(scope: &Scope<'_>) -> Result<()> {
     let owner = scope.jsonpath(&["pod", "loose"], "{.metadata.ownerReferences[0].name}")?;
     ensure!(owner == "set", "adopted by {owner:?}");
     scope.kubectl(&["label", "pod", "loose", "--overwrite", "app=free"])?;
-    scope.watch_until(&["pod", "loose"], |pod| pod["metadata"]["ownerReferences"].is_null())?;
+    // Of a single name kubectl passes over the first event of its watch: that may be the release.
+    let loose = ["pods", "--field-selector=metadata.name=loose"];
+    scope.watch_until(&loose, |pod| pod["metadata"]["ownerReferences"].is_null())?;
     scope.watch_until(&["pods", "-l", "app=set"], |pod| pod["metadata"]["name"] != "loose").map(|_| ())
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    ContainerUser, HostIP, LinuxContainerUser, PodCondition, PodIP, PodStatus,
+    ContainerUser, HostIP, LinuxContainerUser, PodCondition, PodIP, PodStatus, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use skeg_api::predicates::is_sidecar;
@@ -200,11 +200,18 @@ fn container_status(
                 name: m.name.clone(),
                 volume_status: None,
                 read_only: m.read_only.filter(|ro| *ro),
-                recursive_read_only: (m.read_only == Some(true)).then(|| "Disabled".to_owned()),
+                recursive_read_only: (m.read_only == Some(true))
+                    .then(|| if is_recursive(m) { "Enabled" } else { "Disabled" }.to_owned()),
             })
             .collect()
     });
     out
+}
+
+/// Whether what is mounted inside a read-only mount is read-only too: this node always can.
+pub fn is_recursive(mount: &VolumeMount) -> bool {
+    mount.read_only == Some(true)
+        && matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible"))
 }
 
 pub fn backoff_message(pod: &Pod, container: &Container, known: &ContainerMemory) -> String {

@@ -331,6 +331,7 @@ async fn what_cannot_start() {
         destination: "/x".into(),
         source: MountSource::Bind("/no/such/source".into()),
         read_only: false,
+        recursive_read_only: false,
         propagation: Propagation::Private,
     });
     let error = host.runtime.create_container("u1", config).await.unwrap_err();
@@ -430,6 +431,7 @@ async fn containers_of_a_pod_share_what_they_should() {
                 destination: destination.into(),
                 source: MountSource::Bind(source.clone()),
                 read_only,
+                recursive_read_only: false,
                 propagation: Propagation::Private,
             });
         }
@@ -747,6 +749,32 @@ async fn agent_restart_leaves_containers_alone() {
     let c1 = after.containers.iter().find(|c| c.id == "c1").unwrap();
     assert_eq!((c1.pid, c1.started_at_ns), (running.pid, running.started_at_ns));
     assert_eq!(host.exec("u1", "c1", "echo still").await.output, b"still\n");
+    host.finish().await;
+}
+
+/// What agents of other builds meet.
+#[tokio::test]
+async fn the_protocol_has_a_version() {
+    let host = Host::new("proto").await;
+    host.sandbox("u1", |_| ()).await;
+    let ask = async |frames: &[&str]| -> String {
+        let mut stream = tokio::net::UnixStream::connect(host.path("run/u1.sock")).await.unwrap();
+        for frame in frames {
+            stream.write_u32(frame.len() as u32).await.unwrap();
+            stream.write_all(frame.as_bytes()).await.unwrap();
+        }
+        let mut answer = vec![0; 64 * 1024];
+        let n = tokio::time::timeout(TIMEOUT, stream.read(&mut answer)).await.unwrap().unwrap();
+        String::from_utf8_lossy(&answer[..n]).into_owned()
+    };
+    let hello =
+        |version: u32| format!(r#"{{"seq":1,"request":{{"Hello":{{"version":{version},"new":1}}}}}}"#);
+    assert!(ask(&[&hello(1)]).await.contains("pod-host"), "fields it does not know are no reason to refuse");
+    let refused = ask(&[&hello(2)]).await;
+    assert!(refused.contains("speaks protocol version 1, not 2"), "{refused}");
+    assert_eq!(ask(&[r#"{"seq":1,"request":"Shutdown"}"#]).await, "", "nothing before a hello");
+    assert_eq!(ask(&["noise"]).await, "");
+    assert!(host.runtime.sandbox("u1").await.unwrap().ready);
     host.finish().await;
 }
 

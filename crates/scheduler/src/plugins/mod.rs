@@ -6,11 +6,14 @@ mod inter_pod_affinity;
 mod node_resources;
 mod pod_topology_spread;
 
-use crate::framework::{Plugin, PreFilter, PreScore, Verdict, normalize_by_max, unresolvable, unschedulable};
+use crate::framework::{
+    NodeFilter, Plugin, PreFilter, PreScore, Verdict, normalize_by_max, unresolvable, unschedulable,
+};
 use crate::pod_info::Candidate;
 use crate::snapshot::{NodeInfo, Snapshot};
-use k8s_openapi::api::core::v1::{Taint, Toleration};
+use k8s_openapi::api::core::v1::{NodeSelectorTerm, PodSpec, Taint, Toleration};
 use skeg_api::predicates;
+use std::collections::BTreeSet;
 
 /// All plugins. A filter that comes first speaks first.
 pub const PLUGINS: &[Plugin] = &[
@@ -131,10 +134,31 @@ fn node_affinity<'a>(pod: &'a Candidate, _: &'a Snapshot) -> PreFilter<'a> {
     if !required && spec.node_selector.as_ref().is_none_or(|selector| selector.is_empty()) {
         return PreFilter::Skip;
     }
-    PreFilter::Filter(Box::new(|node| match predicates::matches_node_selection(&pod.pod, &node.facts.node) {
-        true => Ok(()),
-        false => unresolvable("node(s) didn't match Pod's node affinity/selector"),
-    }))
+    let filter: NodeFilter<'a> =
+        Box::new(|node| match predicates::matches_node_selection(&pod.pod, &node.facts.node) {
+            true => Ok(()),
+            false => unresolvable("node(s) didn't match Pod's node affinity/selector"),
+        });
+    match required_node_names(spec) {
+        None => PreFilter::Filter(filter),
+        Some(names) if names.is_empty() => PreFilter::Reject("pod affinity terms conflict".into()),
+        Some(names) => PreFilter::Among(names, filter),
+    }
+}
+
+/// The Nodes that a Pod names by field, where each of its alternatives names some.
+fn required_node_names(spec: &PodSpec) -> Option<BTreeSet<String>> {
+    let affinity = spec.affinity.as_ref()?.node_affinity.as_ref()?;
+    let terms = &affinity.required_during_scheduling_ignored_during_execution.as_ref()?.node_selector_terms;
+    let of_term = |term: &NodeSelectorTerm| -> Option<BTreeSet<String>> {
+        let named = term.match_fields.iter().flatten();
+        let named = named.filter(|field| field.key == "metadata.name" && field.operator == "In");
+        let sets = named.map(|field| field.values.iter().flatten().cloned().collect::<BTreeSet<_>>());
+        sets.reduce(|a, b| &a & &b)
+    };
+    // Without alternatives no Node matches; the filter says so.
+    let names: Option<Vec<_>> = terms.iter().map(of_term).collect();
+    names.filter(|terms| !terms.is_empty()).map(|terms| terms.into_iter().flatten().collect())
 }
 
 fn score_node_affinity<'a>(pod: &'a Candidate, _: &'a Snapshot, _: &[&'a NodeInfo]) -> PreScore<'a> {

@@ -41,6 +41,35 @@ fn messages_read_as_upstreams() {
     );
 }
 
+/// Pods of a DaemonSet, and whoever else names Nodes by field.
+#[test]
+fn a_pod_for_named_nodes_hears_of_the_others_in_one_line() {
+    let nodes = [
+        node("a", json!({"spec": {"taints": [{"key": "a", "effect": "NoSchedule"}]}})),
+        node("b", json!({"status": {"allocatable": {"cpu": "1"}}})),
+        node("c", json!({})),
+    ];
+    let wants = |terms: Value| {
+        let required =
+            json!({"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}});
+        let spec = json!({"containers": asking("2", "1Mi"), "affinity": {"nodeAffinity": required}});
+        outcome(&candidate("p", json!({"spec": spec})), &cluster(&nodes, &[]))
+    };
+    let named = |names: Value| json!({"key": "metadata.name", "operator": "In", "values": names});
+    assert_eq!(wants(json!([{"matchFields": [named(json!(["c"]))]}])), "c");
+    assert_eq!(
+        wants(json!([{"matchFields": [named(json!(["b"]))]}])),
+        "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) didn't satisfy plugin(s) [NodeAffinity]."
+    );
+    assert_eq!(
+        wants(json!([{"matchFields": [named(json!(["b"])), named(json!(["c"]))]}])),
+        "0/3 nodes are available: pod affinity terms conflict."
+    );
+    // An alternative that names none is open to all.
+    let open = json!({"matchExpressions": [{"key": "disk", "operator": "DoesNotExist"}]});
+    assert_eq!(wants(json!([{"matchFields": [named(json!(["b"]))]}, open])), "c");
+}
+
 /// One Node `n` and what a Pod hears from it.
 fn verdict(node_patch: Value, on_it: &[Value], spec: Value) -> String {
     let pods: Vec<_> = on_it

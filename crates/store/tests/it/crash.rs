@@ -10,6 +10,7 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 /// What happened to the files, in order.
@@ -42,6 +43,10 @@ fn log(op: Op) {
 
 /// The file whose syncs fail.
 static FAILING: Mutex<Option<String>> = Mutex::new(None);
+
+/// Syncs of one store's log, which last as long as a test holds this lock.
+static HOLD: Mutex<()> = Mutex::new(());
+static HELD_SYNCS: AtomicUsize = AtomicUsize::new(0);
 
 const VFS: &CStr = c"skeg-recording";
 
@@ -136,6 +141,11 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int 
 unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, _flags: c_int) -> c_int {
     // SAFETY: as `write`. Nothing is really synced: the recording is the disk.
     let name = unsafe { name(file) };
+    if name == "held.db-wal" {
+        HELD_SYNCS.fetch_add(1, Ordering::SeqCst);
+        drop(HOLD.lock().unwrap());
+        return ffi::SQLITE_OK;
+    }
     if FAILING.lock().unwrap().as_ref() == Some(&name) {
         println!("sync failed");
         return ffi::SQLITE_IOERR_FSYNC;
@@ -385,6 +395,48 @@ fn writer_process() {
             .await;
         }
     });
+}
+
+/// The child of the next test.
+#[test]
+fn waiting_process() {
+    use std::task::{Context, Waker};
+    if std::env::var_os("SKEG_STORE_TEST_WAITING").is_none() {
+        return;
+    }
+    register_vfs();
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let vfs = Some(VFS.to_str().unwrap().to_owned());
+    let path = directory.path().join("held.db");
+    let store = Sqlite::open(&Options { vfs, ..Options::new(path, Clock::system()) }).unwrap();
+    runtime.block_on(store.write(create("/before", "v"))).unwrap();
+    let before = HELD_SYNCS.load(Ordering::SeqCst);
+    let hold = HOLD.lock().unwrap();
+    let mut task = Context::from_waker(Waker::noop());
+    let mut first = Box::pin(store.write(create("/first", "v")));
+    assert!(first.as_mut().poll(&mut task).is_pending());
+    while HELD_SYNCS.load(Ordering::SeqCst) == before {
+        std::thread::yield_now();
+    }
+    let waiting = (0..200).map(|n| store.write(create(&format!("/k{n}"), "v")));
+    let mut waiting = Box::pin(futures_util::future::try_join_all(waiting));
+    assert!(waiting.as_mut().poll(&mut task).is_pending());
+    drop(hold);
+    runtime.block_on(first).unwrap();
+    assert_eq!(runtime.block_on(waiting).unwrap().len(), 200);
+    println!("syncs: {}", HELD_SYNCS.load(Ordering::SeqCst) - before);
+}
+
+#[test]
+fn writes_that_wait_for_a_sync_share_the_next() {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "crash::waiting_process", "--nocapture"])
+        .env("SKEG_STORE_TEST_WAITING", "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("syncs: 2\n"), "{said}{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// The child of the next test: writes until a sync fails, and a while longer if it may.
