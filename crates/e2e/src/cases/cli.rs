@@ -91,7 +91,7 @@ fn wrong_use(scope: &Scope<'_>) -> Result<()> {
     let version = Command::new(&scope.cluster.skeg).arg("version").output()?;
     ensure!(String::from_utf8_lossy(&version.stdout).contains("v1.36"));
     let help = Command::new(&scope.cluster.skeg).args(["up", "--help"]).output()?;
-    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    let help = String::from_utf8_lossy(&help.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
     ensure!(
         help.contains("[default: /var/lib/skeg]") && help.contains("[default: 127.0.0.1:6443]"),
         "{help}"
@@ -266,8 +266,8 @@ fn inherits_nothing(_: &Scope<'_>) -> Result<()> {
 fn image_commands(scope: &Scope<'_>) -> Result<()> {
     let cluster = scope.cluster;
     let registry = cluster.registry.as_ref().context("the registry")?;
-    registry.push(&cluster.archive("nginx"), "team/web:v1", None)?;
-    let reference = format!("{}/team/web:v1", registry.host());
+    registry.push(&cluster.archive("client"), "team/tool:v1", None)?;
+    let reference = format!("{}/team/tool:v1", registry.host());
     let line = |name: &str| -> Result<Option<String>> {
         let list = cluster.skeg(&["image", "list"])?;
         ensure!(list.starts_with("REFERENCE"), "{list}");
@@ -276,7 +276,8 @@ fn image_commands(scope: &Scope<'_>) -> Result<()> {
     // `up` and `image import` made these: they are pinned.
     let pinned = line("docker.io/library/nginx:latest")?.context("the imported image")?;
     ensure!(pinned.ends_with("yes"), "{pinned}");
-    // On a terminal a pull shows bars, elsewhere a line.
+    // On a terminal a pull shows bars, elsewhere a line. Layers that are here already need none.
+    cluster.skeg(&["image", "remove", "docker.io/library/client:latest"])?;
     let mut pull = Command::new("script");
     let words = format!(
         "{} image pull {reference} --data-dir {}",
