@@ -167,6 +167,19 @@ impl Cluster {
         self.skeg(&[&["up", "--detach"], &flags[..]].concat())
     }
 
+    /// The command that starts it in the foreground.
+    pub fn up_command(&self) -> Command {
+        let mut command = Command::new(&self.skeg);
+        command.arg("up").args(&self.flags).arg("--data-dir").arg(&self.data_dir).stdin(Stdio::null());
+        command
+    }
+
+    /// The value of a flag that the cluster is started with.
+    pub fn flag(&self, name: &str) -> Result<String> {
+        let value = self.flags.iter().find_map(|flag| flag.strip_prefix(name)?.strip_prefix('='));
+        Ok(value.with_context(|| format!("the suite gives no {name}"))?.to_owned())
+    }
+
     pub fn archive(&self, image: &str) -> PathBuf {
         self.images.join(format!("{image}.tar"))
     }
@@ -479,13 +492,20 @@ pub fn pause(time: Duration) {
     let _ = receiver.recv_timeout(time);
 }
 
+/// How long something that sends no event may take.
+const EVENTUALLY_S: i64 = 30;
+
 /// Looks again until it holds; for what no watch tells (host state).
 pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    for _ in 0..600 {
+    let clock = skeg_base::Clock::system();
+    let start = clock.now();
+    loop {
         if let Some(found) = look()? {
             return Ok(found);
         }
+        if clock.now().duration_since(start).as_secs() >= EVENTUALLY_S {
+            bail!("{what}: not after {EVENTUALLY_S} s");
+        }
         pause(Duration::from_millis(50));
     }
-    bail!("{what}: not after 30 s")
 }

@@ -56,9 +56,11 @@ impl Traces {
         let mut traces = Traces::of_host()?;
         traces.put("addresses", names(cluster.data_dir.join("network/addresses")));
         let mut files = BTreeSet::new();
+        // The running server's own scratch directory carries its process id.
+        let scratch = format!("images/tmp/{}-", cluster.server_pid()?);
         walk(&cluster.data_dir, &mut |path, metadata| {
             let name = path.strip_prefix(&cluster.data_dir).unwrap_or(path).to_string_lossy().into_owned();
-            if !MOVING_FILES.iter().any(|moving| name.starts_with(moving)) {
+            if !MOVING_FILES.iter().any(|moving| name.starts_with(moving)) && !name.starts_with(&scratch) {
                 files.insert(format!("{name} {}", if metadata.is_dir() { 0 } else { metadata.len() }));
             }
         });

@@ -113,6 +113,8 @@ pub fn prepare(skeg: &Path) -> Result<Guest> {
 fn fetch_kernel(directory: &Path) -> Result<()> {
     println!("fetching Debian's cloud kernel");
     fs::create_dir_all(directory)?;
+    // All packages may be installed and the lists of packages be missing.
+    crate::setup::package_lists("linux-image-cloud-amd64")?;
     let depends = output(command("apt-cache").args(["depends", "linux-image-cloud-amd64"]))?;
     let package = depends
         .lines()

@@ -49,6 +49,14 @@ fn packages() -> Result<()> {
     apt(&[&["install", "-qq", "-y", "--no-install-recommends"], &missing[..]].concat())
 }
 
+/// Fetches the lists of packages where they do not know this one.
+pub fn package_lists(package: &str) -> Result<()> {
+    match output(command("apt-cache").args(["show", package])) {
+        Ok(text) if !text.is_empty() => Ok(()),
+        _ => apt(&["update", "-qq"]),
+    }
+}
+
 fn apt(args: &[&str]) -> Result<()> {
     let mut apt = command("apt-get");
     apt.args(args).env("DEBIAN_FRONTEND", "noninteractive").stdout(std::process::Stdio::null());

@@ -1,48 +1,316 @@
-//! The command line: errors with a remedy, status, several instances side by side.
+//! The command line: errors with a remedy, flags, images, several instances side by side.
 
-use crate::cluster::Cluster;
+use super::pod;
+use crate::cluster::{Cluster, free_port};
+use crate::traces::Traces;
 use crate::{Case, Scope};
-use anyhow::{Result, ensure};
-use std::process::Command;
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 
 pub const CASES: &[Case] = &[
     Case { name: "wrong_use_is_told_with_a_remedy", run: wrong_use },
+    Case { name: "only_root_may", run: only_root },
+    Case { name: "a_missing_kernel_feature_is_told", run: missing_features },
+    Case { name: "somebody_elses_directory_is_left_alone", run: foreign_directory },
+    Case { name: "flags_and_settings_take_effect", run: flags_take_effect },
+    Case { name: "a_cluster_in_the_foreground", run: foreground },
+    Case { name: "a_detached_cluster_inherits_nothing", run: inherits_nothing },
+    Case { name: "image_commands", run: image_commands },
     Case { name: "instances_run_side_by_side", run: side_by_side },
     Case { name: "down_leaves_pods_and_up_finds_them", run: down_and_up },
 ];
 
+/// The command ends with exit code 2 and one line that has `part`.
+fn refused(command: &mut Command, part: &str) -> Result<()> {
+    let output = command.stdin(Stdio::null()).output()?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(2), "{command:?} exited with {:?}: {text}", output.status.code());
+    ensure!(text.contains(part), "{command:?} said {text:?}, not {part:?}");
+    ensure!(text.lines().count() == 1 && text.starts_with("skeg: "), "not one line: {text:?}");
+    Ok(())
+}
+
 fn wrong_use(scope: &Scope<'_>) -> Result<()> {
-    let fails = |args: &[&str], part: &str| -> Result<()> {
-        let output = Command::new(&scope.cluster.skeg).args(args).output()?;
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(output.status.code() == Some(2), "{args:?} exited with {:?}: {text}", output.status.code());
-        ensure!(text.contains(part), "{args:?} said {text:?}, not {part:?}");
-        Ok(())
+    let other = scope.cluster.scratch().join("other");
+    let run = |args: &[&str]| {
+        let mut command = Command::new(&scope.cluster.skeg);
+        command.args(args).arg("--data-dir").arg(&other);
+        command
     };
-    let empty = scope.cluster.scratch().join("other");
-    let other = empty.to_string_lossy();
-    let listen =
-        scope.cluster.kubectl(&["config", "view", "-o", "jsonpath={.clusters[0].cluster.server}"])?;
-    let listen = listen.trim_start_matches("https://");
-    fails(&["up", "--no-such-flag"], "--no-such-flag")?;
-    fails(&["up", "--detach", "--data-dir", &other, "--listen", listen], "in use")?;
-    fails(
-        &[
-            "up",
-            "--detach",
-            "--data-dir",
-            &other,
-            "--pod-cidr",
-            "10.9.0.0/16",
-            "--service-cidr",
-            "10.9.3.0/24",
-        ],
-        "overlap",
-    )?;
-    fails(&["up", "--detach", "--data-dir", &other, "--pod-cidr", "nonsense"], "pod-cidr")?;
-    fails(&["status", "--data-dir", &other], "skeg up")?;
+    let view = |path: &str| scope.cluster.kubectl(&["config", "view", "-o", &format!("jsonpath={path}")]);
+    let server = view("{.clusters[0].cluster.server}")?;
+    let listen = server.trim_start_matches("https://");
+    let pods = scope.cluster.kubectl(&["get", "nodes", "-o", "jsonpath={.items[0].spec.podCIDR}"])?;
+    let service = scope.jsonpath(&["service", "kubernetes"], "{.spec.clusterIP}")?;
+    let services = format!("{service}/24");
+    let port = format!("127.0.0.1:{}", free_port()?);
+    let free = ["--pod-cidr=10.252.0.0/16", "--service-cidr=10.253.0.0/24"];
+    let before = Traces::of_host()?;
+    for (args, part) in [
+        (&["up", "--no-such-flag"][..], "unexpected argument '--no-such-flag' found; "),
+        (&["up", "--node-nam=x"], "a similar argument exists: '--node-name'"),
+        (&["up", "--detach", "--log=json"], "cannot be used with"),
+        (&["up", "--log=xml"], "[possible values: json]"),
+        (&["up", "--detach", "--pod-cidr=nonsense"], "--pod-cidr"),
+        (
+            &["up", "--detach", "--pod-cidr=10.9.0.0/16", "--service-cidr=10.9.3.0/24"],
+            "choose ranges that do not",
+        ),
+        (&["up", "--detach", "--config=/no/such/file"], "--config /no/such/file: the file cannot be read"),
+        (&["up", "--detach", "--registries=/no/such/file"], "--registries /no/such/file"),
+        (&["up", "--detach", "--max-pods=0"], "a node takes at least one Pod"),
+        (&["up", "--detach", "--node-name=Not_A_Name"], "--node-name"),
+        (
+            &["up", "--detach", "--listen", listen, free[0], free[1]],
+            "is in use: stop what uses it, or choose another port",
+        ),
+        (&["up", "--detach", "--listen", &port, "--pod-cidr", &pods, free[1]], "choose another range"),
+        (
+            &["up", "--detach", "--listen", &port, free[0], "--service-cidr", &services],
+            "choose another range",
+        ),
+        (&["status"], "start one with `skeg up`"),
+        (&["kubeconfig"], "start one with `skeg up`"),
+        (&["nonsense"], "unrecognized subcommand 'nonsense'"),
+    ] {
+        refused(&mut run(args), part)?;
+        ensure!(!other.exists(), "{args:?} left {}", other.display());
+    }
+    // What was refused left nothing on the host either.
+    before.wait_until_as_before(Traces::of_host)?;
+    // Twice on one data directory.
+    let mut again = Command::new(&scope.cluster.skeg);
+    again.args(["up", "--detach", "--data-dir"]).arg(&scope.cluster.data_dir);
+    refused(&mut again, "is in use by a running cluster")?;
     let version = Command::new(&scope.cluster.skeg).arg("version").output()?;
     ensure!(String::from_utf8_lossy(&version.stdout).contains("v1.36"));
+    let help = Command::new(&scope.cluster.skeg).args(["up", "--help"]).output()?;
+    let help = String::from_utf8_lossy(&help.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
+    ensure!(
+        help.contains("[default: /var/lib/skeg]") && help.contains("[default: 127.0.0.1:6443]"),
+        "{help}"
+    );
+    Ok(())
+}
+
+fn only_root(scope: &Scope<'_>) -> Result<()> {
+    // Where nobody else may look, nobody else can start it from.
+    let directory = tempfile::Builder::new().prefix("skeg-e2e-binary-").tempdir()?;
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
+    let binary = directory.path().join("skeg");
+    fs::copy(&scope.cluster.skeg, &binary)?;
+    const NOBODY: u32 = 65534;
+    for args in [
+        &["up"][..],
+        &["up", "--detach"],
+        &["down", "--purge"],
+        &["status"],
+        &["kubeconfig"],
+        &["image", "list"],
+    ] {
+        for data in [scope.cluster.data_dir.clone(), directory.path().join("none")] {
+            let mut command = Command::new(&binary);
+            command.args(args).arg("--data-dir").arg(data).uid(NOBODY).gid(NOBODY);
+            refused(&mut command, "run this as root")?;
+        }
+    }
+    ensure!(Command::new(&binary).arg("version").uid(NOBODY).gid(NOBODY).status()?.success(), "version");
+    Ok(())
+}
+
+/// Each feature is hidden from one start by mounts of its own mount namespace.
+fn missing_features(scope: &Scope<'_>) -> Result<()> {
+    let scratch = scope.cluster.scratch();
+    let tools = |name: &str| -> Result<std::path::PathBuf> {
+        let directory = scratch.join(name);
+        fs::create_dir_all(&directory)?;
+        Ok(directory)
+    };
+    let (with_nft, without, broken) = (tools("with-nft")?, tools("without")?, tools("broken")?);
+    symlink("/usr/sbin/nft", with_nft.join("nft"))?;
+    fs::write(broken.join("nft"), "#!/bin/sh\necho 'Error: Operation not supported' >&2\nexit 1\n")?;
+    fs::set_permissions(broken.join("nft"), fs::Permissions::from_mode(0o755))?;
+    let filesystems = scratch.join("filesystems");
+    fs::write(&filesystems, "nodev\ttmpfs\n\text4\n")?;
+    let hide_overlay = format!("/bin/mount --bind {} /proc/filesystems", filesystems.display());
+    let data = scratch.join("other");
+    for (hide, path, part) in [
+        (hide_overlay.as_str(), &with_nft, "no overlayfs: use one with CONFIG_OVERLAY_FS"),
+        (
+            "/bin/mount -t tmpfs none /proc/sys/kernel/seccomp",
+            &with_nft,
+            "use one with CONFIG_SECCOMP_FILTER",
+        ),
+        ("/bin/mount -t tmpfs none /sys/fs/cgroup", &with_nft, "mount -t cgroup2 cgroup2 /sys/fs/cgroup"),
+        ("true", &without, "apt-get install nftables"),
+        ("true", &broken, "does the kernel have nf_tables with NAT?"),
+    ] {
+        let script = format!("{hide} && exec \"$@\"");
+        let mut command = Command::new("/usr/bin/unshare");
+        command.args(["--mount", "/bin/sh", "-c", &script, "sh"]).arg(&scope.cluster.skeg);
+        command.args(["up", "--detach", "--pod-cidr=10.252.0.0/16", "--service-cidr=10.253.0.0/24"]);
+        command.arg(format!("--listen=127.0.0.1:{}", free_port()?)).arg("--data-dir").arg(&data);
+        refused(command.env("PATH", path), part)?;
+    }
+    // The last one was found out late.
+    let purge =
+        Command::new(&scope.cluster.skeg).args(["down", "--purge", "--data-dir"]).arg(&data).status()?;
+    ensure!(purge.success() && !data.exists(), "the purge");
+    Ok(())
+}
+
+fn foreign_directory(scope: &Scope<'_>) -> Result<()> {
+    let directory = scope.cluster.scratch().join("photos");
+    fs::create_dir_all(&directory)?;
+    let file = directory.join("settings.json");
+    fs::write(&file, "{\"editor\": true}")?;
+    for args in [&["up", "--detach"][..], &["down", "--purge"], &["image", "list"], &["status"]] {
+        let mut command = Command::new(&scope.cluster.skeg);
+        command.args(args).arg("--data-dir").arg(&directory);
+        refused(&mut command, "which is not Skeg's: name an empty directory")?;
+    }
+    let left: Vec<_> = fs::read_dir(&directory)?.flatten().map(|entry| entry.file_name()).collect();
+    ensure!(left == ["settings.json"] && fs::read(&file)? == b"{\"editor\": true}", "{left:?}");
+    Ok(())
+}
+
+/// Each setting is seen in what it changes; flags win over the file.
+fn flags_take_effect(_: &Scope<'_>) -> Result<()> {
+    let cluster = Cluster::start_with("nodeName: from-file\nmaxPods: 2\nseccompDefault: false\n")?;
+    let scope = Scope { cluster: &cluster, namespace: "default".into() };
+    let node = scope.get(&["node", "e2e-node"]).context("--node-name wins over nodeName")?;
+    let ready = node["status"]["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
+    ensure!(ready, "--detach returned before the node was Ready: {}", node["status"]["conditions"]);
+    ensure!(node["status"]["capacity"]["pods"] == "2", "maxPods: {}", node["status"]["capacity"]);
+    let (pods, services) = (cluster.flag("--pod-cidr")?, cluster.flag("--service-cidr")?);
+    ensure!(node["spec"]["podCIDR"] == pods.as_str(), "--pod-cidr {pods}: {}", node["spec"]);
+    let prefix = |cidr: &str, bytes: usize| -> String {
+        cidr.split('.').take(bytes).map(|byte| format!("{byte}.")).collect()
+    };
+    let first = scope.jsonpath(&["service", "kubernetes"], "{.spec.clusterIP}")?;
+    ensure!(first == prefix(&services, 3) + "1", "--service-cidr {services}: {first}");
+    let listen = cluster.flag("--listen")?;
+    ensure!(
+        cluster.skeg(&["kubeconfig"])?.contains(&format!("server: https://{listen}")),
+        "--listen {listen}"
+    );
+    for name in ["one", "two", "three"] {
+        scope.apply(&pod(name, &[("main", "sleep 1000")]))?;
+    }
+    scope.wait_for("pod/three", "{.status.conditions[?(@.type==\"PodScheduled\")].reason}=Unschedulable")?;
+    scope.wait_ready("one")?;
+    let ip = scope.jsonpath(&["pod", "one"], "{.status.podIP}")?;
+    ensure!(ip.starts_with(&prefix(&pods, 2)), "a Pod of {pods} has {ip}");
+    let seccomp = scope.exec("one", &["grep", "Seccomp:", "/proc/1/status"])?;
+    ensure!(seccomp.split_whitespace().eq(["Seccomp:", "0"]), "seccompDefault: {seccomp}");
+    let status = cluster.skeg(&["status"])?;
+    ensure!(status.contains("node      e2e-node Ready") && status.contains(&listen), "{status}");
+    cluster.stop()
+}
+
+/// Without `--detach`: says when it is ready, logs as asked, ends with a signal.
+fn foreground(_: &Scope<'_>) -> Result<()> {
+    let cluster = Cluster::prepare()?;
+    let mut child = crate::cluster::ends_with_us(cluster.up_command().arg("--log=json"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut said = BufReader::new(child.stdout.take().context("piped")?).lines();
+    let first = said.next().context("a line")??;
+    ensure!(first.starts_with("API ready ") && first.contains(" ms · node Ready "), "{first}");
+    let pid = i32::try_from(child.id())?;
+    // SAFETY: a plain kill(2) of the server that this test started.
+    ensure!(unsafe { libc::kill(pid, libc::SIGTERM) } == 0);
+    let mut log = String::new();
+    child.stderr.take().context("piped")?.read_to_string(&mut log)?;
+    ensure!(child.wait()?.success(), "a server that is asked to end ends well: {log}");
+    let lines: Vec<Value> =
+        log.lines().map(serde_json::from_str).collect::<Result<_, _>>().context("JSON lines")?;
+    let messages: Vec<&str> = lines.iter().filter_map(|line| line["fields"]["message"].as_str()).collect();
+    ensure!(messages.iter().any(|message| message.contains("SIGTERM")), "{log}");
+    ensure!(!cluster.data_dir.join("skeg.log").exists(), "--log=json writes no file");
+    cluster.up()?;
+    cluster.skeg(&["down"])?;
+    let stopped = cluster.skeg(&["status"]).err().context("stopped")?.to_string();
+    ensure!(stopped.contains("is stopped: start it with `skeg up`"), "{stopped}");
+    let log = fs::read_to_string(cluster.data_dir.join("skeg.log"))?;
+    ensure!(log.contains(" INFO ") && log.contains("SIGTERM"), "{log}");
+    cluster.stop()
+}
+
+/// A lock that the caller's shell holds must not be held by the cluster.
+fn inherits_nothing(_: &Scope<'_>) -> Result<()> {
+    let cluster = Cluster::prepare()?;
+    let lock = fs::File::create(cluster.scratch().join("callers-lock"))?;
+    // SAFETY: a plain fcntl(2) of a descriptor of our own: it now passes to what we start.
+    ensure!(unsafe { libc::fcntl(lock.as_raw_fd(), libc::F_SETFD, 0) } == 0);
+    cluster.up()?;
+    let files = fs::read_dir(format!("/proc/{}/fd", cluster.server_pid()?))?;
+    for file in files.flatten() {
+        let target = fs::read_link(file.path()).unwrap_or_default();
+        ensure!(!target.ends_with("callers-lock"), "the server has {} open", target.display());
+    }
+    cluster.stop()
+}
+
+fn image_commands(scope: &Scope<'_>) -> Result<()> {
+    let cluster = scope.cluster;
+    let registry = cluster.registry.as_ref().context("the registry")?;
+    registry.push(&cluster.archive("client"), "team/tool:v1", None)?;
+    let reference = format!("{}/team/tool:v1", registry.host());
+    let line = |name: &str| -> Result<Option<String>> {
+        let list = cluster.skeg(&["image", "list"])?;
+        ensure!(list.starts_with("REFERENCE"), "{list}");
+        Ok(list.lines().find(|line| line.starts_with(name)).map(str::to_owned))
+    };
+    // `up` and `image import` made these: they are pinned.
+    let pinned = line("docker.io/library/nginx:latest")?.context("the imported image")?;
+    ensure!(pinned.ends_with("yes"), "{pinned}");
+    // On a terminal a pull shows bars, elsewhere a line. Layers that are here already need none.
+    cluster.skeg(&["image", "remove", "docker.io/library/client:latest"])?;
+    let mut pull = Command::new("script");
+    let words = format!(
+        "{} image pull {reference} --data-dir {}",
+        cluster.skeg.display(),
+        cluster.data_dir.display()
+    );
+    let output =
+        pull.args(["--quiet", "--return", "--command", &words, "/dev/null"]).stdin(Stdio::null()).output()?;
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.success() && shown.contains("pulled "), "{shown}");
+    ensure!(shown.contains("complete") && shown.contains('['), "no bars on a terminal: {shown:?}");
+    let pulled = line(&reference)?.context("the pulled image")?;
+    ensure!(!pulled.ends_with("yes"), "a pull pins nothing: {pulled}");
+    let again = cluster.skeg(&["image", "pull", &reference])?;
+    ensure!(again.starts_with("pulled ") && again.lines().count() == 1, "{again}");
+    cluster.skeg(&["image", "remove", &reference])?;
+    ensure!(line(&reference)?.is_none(), "removed");
+    // What is imported is used without a registry until it is removed.
+    scope.kubectl(&["run", "offline", "--image=nginx"])?;
+    scope.wait_ready("offline")?;
+    let events = scope.kubectl(&["events", "--for", "pod/offline"])?;
+    ensure!(events.contains("was imported on this machine and is pinned"), "{events}");
+    cluster.skeg(&["image", "remove", "docker.io/library/nginx:latest"])?;
+    ensure!(line("docker.io/library/nginx:latest")?.is_none(), "removed");
+    let gone = |args: &[&str], part: &str| {
+        refused(Command::new(&cluster.skeg).args(args).arg("--data-dir").arg(&cluster.data_dir), part)
+    };
+    gone(&["image", "remove", "docker.io/library/nginx:latest"], "no such image")?;
+    gone(&["image", "import", "/no/such/archive"], "/no/such/archive")?;
+    gone(&["image", "pull", "Not//A//Name"], "invalid reference format")?;
+    gone(&["image", "pull", &format!("{}/none/such:1", registry.host())], "")?;
+    let imported = cluster.skeg(&["image", "import", &cluster.archive("nginx").to_string_lossy()])?;
+    ensure!(imported.contains("imported docker.io/library/nginx:latest"), "{imported}");
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Stdio;
 
 pub const CASES: &[Case] = &[
+    Case { name: "the_example_runs", run: example },
     Case { name: "apply_creates_keeps_configures", run: apply },
     Case { name: "get_in_every_format", run: get },
     Case { name: "describe", run: describe },
@@ -29,6 +30,29 @@ pub const CASES: &[Case] = &[
     Case { name: "create_edit_replace_delete", run: create_replace_delete },
     Case { name: "events", run: events },
 ];
+
+/// What `make demo` shows, of the same file.
+fn example(scope: &Scope<'_>) -> Result<()> {
+    let file = include_bytes!("../../../../examples/deployment.yaml");
+    scope.kubectl_stdin(&["apply", "-f", "-"], file)?;
+    let status = scope.kubectl(&["rollout", "status", "deployment/example-deployment", "--timeout=90s"])?;
+    ensure!(status.contains("successfully rolled out"), "{status}");
+    let pods = scope.get(&["pods", "-l", "app=example"])?["items"].clone();
+    let pods = pods.as_array().context("items")?;
+    ensure!(pods.len() == 3, "{} Pods", pods.len());
+    for pod in pods {
+        let container = &pod["spec"]["containers"][0];
+        ensure!(container["image"] == "nginx" && container["imagePullPolicy"] == "Always", "{container}");
+        let ip = pod["status"]["podIP"].as_str().context("an address")?;
+        let mut stream = std::net::TcpStream::connect((ip, 80)).with_context(|| format!("{ip}:80"))?;
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(20)))?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page)?;
+        ensure!(page.contains("Welcome to nginx!"), "{ip} answered {page}");
+    }
+    Ok(())
+}
 
 fn apply(scope: &Scope<'_>) -> Result<()> {
     let mut web = deployment("web", 1);
@@ -362,6 +386,17 @@ fn exec(scope: &Scope<'_>) -> Result<()> {
     ensure!(counted.trim() == "3000000", "{counted}");
     let flood = scope.exec("box", &["head", "-c", "2000000", "/dev/zero"])?;
     ensure!(flood.len() == 2_000_000, "{}", flood.len());
+    // With a terminal here and there.
+    let kubectl = scope.kubectl_command();
+    let words = std::iter::once(kubectl.get_program()).chain(kubectl.get_args());
+    let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+    let words = format!("{} exec -it box -- tty", words.join(" "));
+    let output = std::process::Command::new("script")
+        .args(["--quiet", "--return", "--command", &words, "/dev/null"])
+        .stdin(Stdio::null())
+        .output()?;
+    let tty = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.success() && tty.contains("/dev/pts/"), "{tty}");
     let missing = scope.kubectl_fails(&["exec", "box", "--", "no-such-command"])?;
     ensure!(missing.contains("executable file not found"), "{missing}");
     Ok(())

@@ -38,7 +38,6 @@ fn check(scope: &Scope<'_>) -> Result<()> {
     cluster.kubectl(&["create", "namespace", &scope.namespace])?;
     let random = Random::seeded(300);
     batch(scope, &random, 0, 0)?;
-    eprintln!("compacted");
     let store_before = store_bytes(scope)?;
     let before = Traces::of_cluster(cluster)?;
     for n in 1..=BATCHES {
@@ -66,7 +65,6 @@ fn batch(scope: &Scope<'_>, random: &Random, n: u64, kills: u64) -> Result<()> {
     // Held while the server is down: whoever was refused waits here until it is back.
     let down = Mutex::new(());
     let (killer, style) = (random.fork(), random.below(3));
-    eprintln!("batch {n}, style {style}");
     std::thread::scope(|threads| {
         let killing = threads.spawn(|| -> Result<()> {
             for _ in 0..kills {
@@ -137,8 +135,7 @@ fn some_pod(n: u64, i: u64) -> Value {
 /// The bytes that the stopped store uses: its pages without those it keeps to use again, as the
 /// head of an SQLite file tells (sqlite.org/fileformat.html, 1.3).
 fn store_bytes(scope: &Scope<'_>) -> Result<u64> {
-    eprintln!("looking at the store");
-    scope.cluster.kubectl(&["delete", "events", "--all", "--all-namespaces"])?;
+    scope.cluster.kubectl(&["delete", "events", "--all", "--all-namespaces", "--wait=false"])?;
     // One more revision, so that the compaction up to it tells by refusing the ones before.
     scope.kubectl(&["create", "configmap", "last"])?;
     let last = scope.jsonpath(&["configmap", "last"], "{.metadata.resourceVersion}")?;
