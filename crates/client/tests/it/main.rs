@@ -313,6 +313,9 @@ async fn indexes_and_projections_follow() {
     assert_eq!(world.configs.by_index("value", "long").len(), 1);
     assert_eq!(seen.take(), ["b Some(1) Some(4)"], "a projection that stays equal is no change");
     assert_eq!(lengths.get("default", "b").as_deref(), Some(&4));
+    let long = lengths.of_namespace("default", |length| *length > 1);
+    assert_eq!(long.iter().map(|(key, _)| key.to_string()).collect::<Vec<_>>(), ["default/b"]);
+    assert!(lengths.of_namespace("defaul", |_| true).is_empty());
     world.frames.event("DELETED", &config_map("b", 8, "long"));
     world.configs.wait_for(8).await;
     assert_eq!(seen.take(), ["b Some(4) None"]);
