@@ -397,9 +397,18 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// `what` is a kind with options, or a kind and a name.
     pub fn start(scope: &Scope<'_>, what: &[&str]) -> Result<Self> {
         let mut command = scope.kubectl_command();
-        command.args(["get", "--watch", "-o", "json", "--request-timeout=90s"]).args(what);
+        command.args(["get", "--watch", "-o", "json", "--request-timeout=90s"]);
+        match what {
+            // Of a single name kubectl drops the watch's first event: what happens between its get
+            // and its watch would go unseen.
+            [kind, name] if !name.starts_with('-') => {
+                command.args([kind, &*format!("--field-selector=metadata.name={name}")])
+            }
+            _ => command.args(what),
+        };
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
         let stdout = child.stdout.take().context("piped")?;
         Ok(Watch { child, objects: serde_json::Deserializer::from_reader(stdout).into_iter() })
