@@ -1,5 +1,6 @@
 //! Time, randomness, ids, back-off, hash maps and failpoints: the few things that every part of
-//! Skeg needs and that the simulation must own. Knows nothing of Kubernetes.
+//! Skeg needs and that the simulation must own; behind the feature `tls`, what two clients share that
+//! may not know each other. Knows nothing of Kubernetes.
 
 mod backoff;
 mod clock;

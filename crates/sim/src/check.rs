@@ -219,8 +219,10 @@ impl Checker {
         if size(new) > before && total > most {
             self.violation(format!("{key}: {total} replicas of a Deployment that allows {most}"));
         }
-        // Only what takes away from enough can break the lower bound.
-        if size(new) < before && left < fewest && left + taken >= fewest {
+        // Only what takes away from enough can break the lower bound, and not by Pods that are not
+        // available anyway: those a rolling update gives up first.
+        let available = new["status"]["availableReplicas"].as_i64().unwrap_or(0);
+        if size(new) < before && available > size(new) && left < fewest && left + taken >= fewest {
             self.violation(format!("{key}: {left} available replicas of a Deployment that needs {fewest}"));
         }
     }

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use futures_util::FutureExt;
 use skeg_runtime::*;
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
@@ -181,7 +182,12 @@ impl Host {
             }
         })
         .await
-        .expect("the state is reached in time")
+        .unwrap_or_else(|_| {
+            panic!(
+                "not reached in time: {:?}",
+                self.runtime.sandboxes().now_or_never().map(|all| all.unwrap_or_default())
+            )
+        })
     }
 
     /// Runs a shell script to its end: exit status and log texts.
@@ -906,7 +912,8 @@ async fn killed_at_any_moment() {
                         assert_eq!(out.output, b"1\n");
                         alive += 1;
                     }
-                    _ => {
+                    other => {
+                        eprintln!("{uid}/{}: exec gave {other:?}", container.id);
                         let gone = |s: &SandboxStatus| {
                             !s.ready
                                 || s.containers

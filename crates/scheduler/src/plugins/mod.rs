@@ -56,6 +56,7 @@ pub const PLUGINS: &[Plugin] = &[
         pre_score: Some((2, inter_pod_affinity::score)),
         looks_around: true,
     },
+    Plugin { name: "DynamicResources", pre_filter: dynamic_resources, pre_score: None, looks_around: false },
     Plugin {
         name: "NodeResourcesBalancedAllocation",
         pre_filter: nothing,
@@ -202,4 +203,15 @@ fn volume_binding<'a>(pod: &'a Candidate, _: &'a Snapshot) -> PreFilter<'a> {
         }
     }
     PreFilter::Skip
+}
+
+/// Nor does it serve claims of devices: a Pod that needs one waits rather than run without it.
+fn dynamic_resources<'a>(pod: &'a Candidate, _: &'a Snapshot) -> PreFilter<'a> {
+    let mut claims = pod.pod.spec.iter().flat_map(|spec| spec.resource_claims.iter().flatten());
+    let Some(claim) = claims.next() else { return PreFilter::Skip };
+    let why = match &claim.resource_claim_name {
+        Some(name) => format!("resourceclaim \"{name}\" not found"),
+        None => format!("pod \"{}\": ResourceClaim not created yet", pod.info.key),
+    };
+    PreFilter::Reject(why.into())
 }

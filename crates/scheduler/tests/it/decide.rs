@@ -39,6 +39,16 @@ fn messages_read_as_upstreams() {
         outcome(&candidate("p", claim), &snapshot),
         "0/5 nodes are available: persistentvolumeclaim \"data\" not found."
     );
+    for (source, why) in [
+        (json!({"name": "d", "resourceClaimName": "gpu"}), "resourceclaim \"gpu\" not found"),
+        (
+            json!({"name": "d", "resourceClaimTemplateName": "gpu"}),
+            "pod \"default/p\": ResourceClaim not created yet",
+        ),
+    ] {
+        let claim = candidate("p", json!({"spec": {"resourceClaims": [source]}}));
+        assert_eq!(outcome(&claim, &snapshot), format!("0/5 nodes are available: {why}."));
+    }
 }
 
 /// Pods of a DaemonSet, and whoever else names Nodes by field.
