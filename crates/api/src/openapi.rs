@@ -3,6 +3,7 @@
 //! matter. It knows nothing of HTTP.
 //! Upstream counterpart: `kube-openapi` and the installer of `apiserver/pkg/endpoints`.
 
+mod gnostic;
 mod paths;
 mod schemas;
 
@@ -115,8 +116,17 @@ pub fn v3_document(snapshot: &Snapshot, gv: &GroupVersion) -> Option<Vec<u8>> {
     Some(document.to_string().into_bytes())
 }
 
-/// `/openapi/v2`: one document of all kinds.
+/// `/openapi/v2`: one document of all kinds, as JSON.
 pub fn v2_document(snapshot: &Snapshot) -> Vec<u8> {
+    v2(snapshot).to_string().into_bytes()
+}
+
+/// The same in gnostic's protobuf.
+pub fn v2_gnostic(snapshot: &Snapshot) -> Vec<u8> {
+    gnostic::encode(&v2(snapshot))
+}
+
+fn v2(snapshot: &Snapshot) -> Value {
     let descriptions = Descriptions::load();
     let mut used = BTreeSet::new();
     let mut paths = serde_json::Map::new();
@@ -126,15 +136,14 @@ pub fn v2_document(snapshot: &Snapshot) -> Vec<u8> {
         all.extend(kinds);
     }
     let definitions = schemas::all(Form::V2, &all, used, &descriptions);
-    let document = json!({
+    json!({
         "swagger": "2.0",
         "info": info(),
         "paths": paths,
         "definitions": definitions,
         "securityDefinitions": { "BearerToken": bearer_token() },
         "security": [{ "BearerToken": [] }],
-    });
-    document.to_string().into_bytes()
+    })
 }
 
 fn info() -> Value {

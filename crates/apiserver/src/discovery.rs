@@ -42,6 +42,9 @@ const GROUP_ORDER: [&str; 16] = [
 ];
 
 const AGGREGATED: [&str; 2] = ["v2", "v2beta1"];
+/// How clients ask for OpenAPI v2 in protobuf, and how they are answered: their form is no media type.
+const GNOSTIC_ASKED: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+const GNOSTIC: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 /// OpenAPI documents whose URL carries their hash never change.
 const IMMUTABLE: &str = "public, immutable, max-age=31536000";
 
@@ -251,11 +254,15 @@ fn openapi(
     }
     let gzip = Output::negotiate(headers, false).is_ok_and(|output| output.gzip);
     if rest == "v2" {
-        // The other form, protobuf, is not spoken yet.
-        Output::negotiate(headers, false)?;
-        let packed = documents.packed(rest, || Some((openapi::v2_document(&documents.snapshot), None)));
+        let snapshot = &documents.snapshot;
+        let (packed, media) = if asks_for_gnostic(headers) {
+            (documents.packed("v2 gnostic", || Some((openapi::v2_gnostic(snapshot), None))), GNOSTIC)
+        } else {
+            Output::negotiate(headers, false)?;
+            (documents.packed(rest, || Some((openapi::v2_document(snapshot), None))), "application/json")
+        };
         let document = packed.ok_or_else(Status::no_route)?;
-        return Ok(unpacked(headers, &document, "no-cache, private", gzip));
+        return Ok(unpacked(headers, &document, media, "no-cache, private", gzip));
     }
     let gv = match rest.strip_prefix("v3/").map(|rest| rest.split('/').collect::<Vec<_>>()).as_deref() {
         Some(["api", version]) => GroupVersion::new("", version),
@@ -276,11 +283,24 @@ fn openapi(
     let make = || Some((openapi::v3_document(&documents.snapshot, &gv)?, Some(hash.clone())));
     let document = documents.packed(rest, make).ok_or_else(Status::no_route)?;
     let control = if asked.is_some() { IMMUTABLE } else { "no-cache, private" };
-    Ok(unpacked(headers, &document, control, gzip))
+    Ok(unpacked(headers, &document, "application/json", control, gzip))
 }
 
 /// Sends a compressed document, as it is to whom can read it so.
-fn unpacked(headers: &HeaderMap, document: &Document, control: &'static str, gzip: bool) -> Response<Body> {
+/// Clients that read protobuf ask for it alone or first.
+fn asks_for_gnostic(headers: &HeaderMap) -> bool {
+    let accepted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let first = accepted.split([',', ';']).next().unwrap_or_default().trim();
+    [GNOSTIC_ASKED, GNOSTIC].iter().any(|media| first.eq_ignore_ascii_case(media))
+}
+
+fn unpacked(
+    headers: &HeaderMap,
+    document: &Document,
+    media: &str,
+    control: &'static str,
+    gzip: bool,
+) -> Response<Body> {
     let mut response = if same_etag(headers, &document.etag) {
         let mut response = Response::new(empty());
         *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -293,7 +313,7 @@ fn unpacked(headers: &HeaderMap, document: &Document, control: &'static str, gzi
         let _ = GzDecoder::new(&document.bytes[..]).read_to_end(&mut plain);
         negotiate::respond(StatusCode::OK, Output::default(), plain.into())
     };
-    mark(response.headers_mut(), &document.etag, "application/json", control);
+    mark(response.headers_mut(), &document.etag, media, control);
     if gzip {
         response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
     }

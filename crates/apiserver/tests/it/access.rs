@@ -479,6 +479,13 @@ async fn clients_discover_what_there_is() {
         .headers
         .push(("accept", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList".into()));
     assert_eq!(cluster.get(&admin, "/apis").await.expect(200)["kind"], "APIGroupDiscoveryList");
+    admin.headers.clear();
+    assert_eq!(cluster.get(&admin, "/openapi/v2").await.expect(200)["swagger"], "2.0");
+    let gnostic = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+    admin.headers.push(("accept", gnostic.into()));
+    let document = cluster.get(&admin, "/openapi/v2").await;
+    assert_eq!(document.headers["content-type"], gnostic.replace('@', "."));
+    assert!(document.text().contains("io.k8s.api.apps.v1.Deployment"));
     cluster.api.stop().await;
 }
 

@@ -67,6 +67,14 @@ fn apply(scope: &Scope<'_>) -> Result<()> {
     scope.apply(&web)?;
     let replicas = scope.jsonpath(&["deployment", "web"], "{.spec.replicas}")?;
     ensure!(replicas == "1", "replicas {replicas}");
+    // A list is validated by what /openapi/v2 says in protobuf.
+    let map = |name: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}});
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": [map("one"), map("two")]});
+    let said = scope.apply(&list)?;
+    ensure!(said.contains("configmap/one created") && said.contains("configmap/two created"), "{said}");
+    let shown = scope.kubectl(&["get", "configmap", "one", "two", "-o", "yaml"])?;
+    let said = scope.kubectl_stdin(&["apply", "-f", "-"], shown.as_bytes())?;
+    ensure!(said.contains("configmap/two"), "what get shows can be applied: {said}");
     Ok(())
 }
 
