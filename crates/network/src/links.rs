@@ -59,31 +59,37 @@ pub fn make_bridge(name: &str, gateway: Ipv4Addr, pods: Ipv4Net, services: Ipv4N
     set(&format!("/proc/sys/net/ipv4/conf/{name}/send_redirects"), "0")
 }
 
-/// Connects the namespace. Leaves the calling thread inside it.
+/// Connects the namespace; a connection that is there stays, with all that flows through it. Leaves
+/// the calling thread inside the namespace.
 pub fn attach(bridge: &str, link: &str, netns: &Path, ip: Ipv4Addr, gateway: Ipv4Addr) -> Result<()> {
     let what = |what: &str| Error::io(format!("{what} for the Pod address {ip}"));
+    // The socket stays with the host's namespace, wherever the thread goes.
     let mut host = open()?;
     let bridge_link = host
         .find(bridge)
         .map_err(what("find the bridge"))?
         .ok_or_else(|| Error::Other(format!("the bridge {bridge} is gone")))?;
     let namespace = File::open(netns).map_err(Error::io(format!("open {}", netns.display())))?;
-    let mut make = || host.add_veth(link, bridge_link, POD_LINK, mac_of(ip), namespace.as_fd());
-    let made = make();
-    if made.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::AlreadyExists) {
-        // Of an earlier try, or of an earlier namespace: its other end goes with it.
-        open()?.delete(link).map_err(what("remove the old link"))?;
-        make().map_err(what("make a link"))?;
-    } else {
-        made.map_err(what("make a link"))?;
-    }
-    open()?.allow_hairpin(link).map_err(what("set hairpin mode"))?;
-
     // SAFETY: no memory is involved; this thread ends after its work here.
     if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } < 0 {
         return Err(Error::io(format!("enter {}", netns.display()))(io::Error::last_os_error()));
     }
     let mut inside = open()?;
+    let known = host.find(link).map_err(what("find the link"))?;
+    let end = inside.find(POD_LINK).map_err(what("find a link"))?;
+    let connected = known.zip(end).is_some_and(|(ours, end)| {
+        ours.peer == end.index && end.peer == ours.index && ours.master == bridge_link.index
+    });
+    if !connected {
+        if known.is_some() {
+            // Of an earlier namespace: its other end goes with it.
+            host.delete(link).map_err(what("remove the old link"))?;
+        }
+        host.add_veth(link, bridge_link, POD_LINK, mac_of(ip), namespace.as_fd())
+            .map_err(what("make a link"))?;
+    }
+    host.allow_hairpin(link).map_err(what("set hairpin mode"))?;
+
     for name in ["all", "default", POD_LINK] {
         set(&format!("/proc/sys/net/ipv4/conf/{name}/accept_redirects"), "0")?;
     }

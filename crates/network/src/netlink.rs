@@ -80,6 +80,10 @@ fn attribute(mut rest: &[u8], wanted: u16) -> Option<&[u8]> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Link {
     pub index: u32,
+    /// The index of a veth's other end, in the namespace that this one is in; 0: it has none.
+    pub peer: u32,
+    /// The index of the bridge that it is a port of; 0: of none.
+    pub master: u32,
 }
 
 impl Socket {
@@ -157,7 +161,11 @@ impl Socket {
         message.put_text(libc::IFLA_IFNAME, name);
         match self.call(message) {
             Ok(body) => {
-                Ok(body.get(4..8).map(|b| Link { index: u32::from_ne_bytes([b[0], b[1], b[2], b[3]]) }))
+                let number = |bytes: &[u8]| bytes.try_into().map_or(0, u32::from_ne_bytes);
+                let attributes = body.get(LINK_INFO_LEN..).unwrap_or_default();
+                let other = |kind| attribute(attributes, kind).map_or(0, number);
+                let (peer, master) = (other(libc::IFLA_LINK), other(libc::IFLA_MASTER));
+                Ok(body.get(4..8).map(|index| Link { index: number(index), peer, master }))
             }
             Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(None),
             Err(e) => Err(e),

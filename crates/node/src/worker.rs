@@ -684,6 +684,14 @@ impl Loop {
             self.lose_runs();
             return;
         }
+        for container in machine::all_containers(machine::spec(&self.pod)) {
+            if let Some(known) = self.memory.containers.get_mut(&container.name)
+                && let Some(run) = known.current.as_ref().filter(|run| run.is_running())
+            {
+                (known.probes.started, known.probes.ready) =
+                    last_told(self.stored.as_ref(), container, &run.id);
+            }
+        }
         // Attaching again gives the same address, and repairs what a crash left half done.
         self.memory.sandbox = Sandbox::Creating;
         let (ctx, pod) = (self.ctx.clone(), self.pod.clone());
@@ -711,12 +719,8 @@ impl Loop {
             {
                 continue;
             }
-            // What the API was last told of this very run still holds after a restart of the agent.
-            let before = self.stored.as_ref().and_then(|s| shown(s, &container.name, &run.id));
-            let started = container.startup_probe.is_none() || before.is_some_and(|(started, _)| started);
-            known.probes.started = started;
-            known.probes.ready =
-                container.readiness_probe.is_none() || before.is_some_and(|(_, ready)| ready);
+            let (started, ready) = last_told(self.stored.as_ref(), container, &run.id);
+            (known.probes.started, known.probes.ready) = (started, ready);
             let init_only = spec.init_containers.iter().flatten().any(|c| c.name == container.name)
                 && !skeg_api::predicates::is_sidecar(container);
             if init_only {
@@ -895,6 +899,15 @@ impl Loop {
 fn field_path(spec: &k8s_openapi::api::core::v1::PodSpec, container: &str) -> String {
     let is_init = machine::init_containers(spec).iter().any(|c| c.name == container);
     format!("spec.{}{{{container}}}", if is_init { "initContainers" } else { "containers" })
+}
+
+/// Whether a running container counts as started and as ready before its probes say: what the API
+/// was last told of this very run still holds after a restart of the agent.
+fn last_told(stored: Option<&PodStatus>, container: &Container, id: &str) -> (bool, bool) {
+    let before = stored.and_then(|status| shown(status, &container.name, id));
+    let started = container.startup_probe.is_none() || before.is_some_and(|(started, _)| started);
+    let ready = container.readiness_probe.is_none() || before.is_some_and(|(_, ready)| ready);
+    (started, ready)
 }
 
 /// What the status said of a run: started, ready.

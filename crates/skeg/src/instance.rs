@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// The names of one instance. Several run side by side, told apart by their data directories.
@@ -58,6 +58,15 @@ impl Instance {
         /// What may be there before the first start has saved its settings.
         const BEFORE_SETTINGS: [&str; 5] =
             ["images", "skeg.log", "skeg.pid", "settings.json.new", "lost+found"];
+        if let Ok(meta) = fs::metadata(&self.data_dir)
+            && meta.uid() != 0
+        {
+            refuse!(
+                "--data-dir {} belongs to user {}, who could change what is in it: chown it to root, or name another",
+                self.data_dir.display(),
+                meta.uid()
+            );
+        }
         let entries = match fs::read_dir(&self.data_dir) {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -77,13 +86,14 @@ impl Instance {
         }
     }
 
-    /// Makes the directories, readable by root alone.
+    /// Makes the directories, readable by root alone; also those that were there before.
     pub fn create_directories(&self) -> Result<()> {
         for directory in [&self.data_dir, &self.run_dir] {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
                 .create(directory)
+                .and_then(|()| fs::set_permissions(directory, fs::Permissions::from_mode(0o700)))
                 .with_context(|| format!("cannot make {}", directory.display()))?;
         }
         Ok(())

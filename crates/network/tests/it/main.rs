@@ -229,10 +229,17 @@ fn names_and_instances_side_by_side() {
         let two = Network::open(config(&dir, "y", 74)).await.unwrap();
         let pod = Pod::new();
         let first = one.attach("p", &pod.path(), &[]).await.unwrap();
-        // Again: the same address; in a new namespace: a new link.
+        // Again: the same address by the same link; in a new namespace: a new link.
+        let links = || {
+            let all = run("ip", &["-o", "link", "show", "type", "veth"]);
+            all.lines().map(|line| line.split('@').next().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let link = links();
         assert_eq!(one.attach("p", &pod.path(), &[]).await.unwrap(), first);
+        assert_eq!(links(), link);
         let pod = Pod::new();
         assert_eq!(one.attach("p", &pod.path(), &[]).await.unwrap(), first);
+        assert!(links().len() == 1 && links() != link);
         one.set_records(Records {
             addresses: [("web.d.svc.cluster.local".to_owned(), vec![Ipv4Addr::new(10, 73, 128, 1)])].into(),
             ..Records::default()
