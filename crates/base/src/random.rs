@@ -15,12 +15,9 @@ impl Random {
     /// Seeded by the operating system.
     pub fn system() -> Self {
         let mut seed = [0u8; 8];
-        // The standard library's per-process keys are the OS randomness that needs no dependency.
-        use std::hash::{BuildHasher, Hasher};
-        type Keys = std::collections::hash_map::RandomState;
-        let mut hasher = Keys::new().build_hasher();
-        hasher.write_u64(u64::from(std::process::id()));
-        seed.copy_from_slice(&hasher.finish().to_le_bytes());
+        // SAFETY: the buffer has room for as many bytes as are asked for.
+        let read = unsafe { libc::getrandom(seed.as_mut_ptr().cast(), seed.len(), 0) };
+        assert_eq!(read, seed.len() as isize, "Linux gives so few bytes whole, getrandom(2) says");
         Self::seeded(u64::from_le_bytes(seed))
     }
 

@@ -609,7 +609,8 @@ impl Loop {
 
     /// Reads the runtime's view of the sandbox.
     async fn observe(&mut self) {
-        if matches!(self.memory.sandbox, Sandbox::Creating | Sandbox::Removing | Sandbox::Missing) {
+        let looks = matches!(self.memory.sandbox, Sandbox::Ready | Sandbox::Dead | Sandbox::Failed { .. });
+        if !looks {
             return;
         }
         match self.ctx.runtime.sandbox(&self.worker.uid).await {
@@ -693,7 +694,7 @@ impl Loop {
             }
         }
         // Attaching again gives the same address, and repairs what a crash left half done.
-        self.memory.sandbox = Sandbox::Creating;
+        self.memory.sandbox = Sandbox::Recovering;
         let (ctx, pod) = (self.ctx.clone(), self.pod.clone());
         self.ops.spawn(async move { Done::Sandbox(create_sandbox(&ctx, &pod).await) });
     }

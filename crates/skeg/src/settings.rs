@@ -157,6 +157,9 @@ fn check(settings: &Settings) -> Result<()> {
     if let Some(why) = skeg_api::names::is_dns1123_subdomain(&settings.node_name).into_iter().next() {
         refuse!("--node-name {:?}: {why}", settings.node_name);
     }
+    if settings.listen.port() == 0 {
+        refuse!("--listen {}: name a port, so that clients find it", settings.listen);
+    }
     let (pods, services) = (settings.pod_cidr, settings.service_cidr);
     if pods.prefix_len() > 28 {
         refuse!("--pod-cidr {pods}: a range of at least 16 addresses is needed, /28 or wider");

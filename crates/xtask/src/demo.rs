@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// The demo's cluster: Skeg's own default, so that later commands need no flags.
 const DATA_DIR: &str = "/var/lib/skeg";
+/// In it: the cluster is a demo's.
+const MARKER: &str = "demo";
 
 pub fn demo() -> Result<()> {
     setup::setup()?;
@@ -18,13 +20,20 @@ pub fn demo() -> Result<()> {
     let skeg = release_binary()?;
     let archives = images::build_all()?;
 
-    // "On an empty data directory": what an earlier demo left is removed first.
+    // "On an empty data directory": what an earlier demo left is removed first, and nothing else.
+    let marker = Path::new(DATA_DIR).join(MARKER);
     if Path::new(DATA_DIR).exists() {
+        if !marker.exists() {
+            bail!(
+                "{DATA_DIR} holds a cluster that no demo made: `skeg down --purge` removes it, with all its data"
+            );
+        }
         step("removing the cluster of an earlier demo");
         run(command(&skeg).args(["down", "--purge", "--data-dir", DATA_DIR]))?;
     }
     step("starting the cluster");
     run(command(&skeg).args(["up", "--detach", "--data-dir", DATA_DIR]))?;
+    std::fs::write(&marker, "made by `make demo`, which removes it when it runs again\n")?;
     step("making the nginx image available");
     run(command(&skeg).args(["image", "import", "--data-dir", DATA_DIR]).arg(&archives[0]))?;
 

@@ -65,6 +65,7 @@ fn wrong_use(scope: &Scope<'_>) -> Result<()> {
         (&["up", "--detach", "--config=/no/such/file"], "--config /no/such/file: the file cannot be read"),
         (&["up", "--detach", "--registries=/no/such/file"], "--registries /no/such/file"),
         (&["up", "--detach", "--max-pods=0"], "a node takes at least one Pod"),
+        (&["up", "--detach", "--listen=127.0.0.1:0"], "name a port"),
         (&["up", "--detach", "--node-name=Not_A_Name"], "--node-name"),
         (
             &["up", "--detach", "--listen", listen, free[0], free[1]],
@@ -177,7 +178,13 @@ fn foreign_directory(scope: &Scope<'_>) -> Result<()> {
     }
     let left: Vec<_> = fs::read_dir(&directory)?.flatten().map(|entry| entry.file_name()).collect();
     ensure!(left == ["settings.json"] && fs::read(&file)? == b"{\"editor\": true}", "{left:?}");
-    Ok(())
+    // Whoever owns the directory could change what is in it.
+    let theirs = scope.cluster.scratch().join("theirs");
+    fs::create_dir_all(&theirs)?;
+    std::os::unix::fs::chown(&theirs, Some(65534), None)?;
+    let mut command = Command::new(&scope.cluster.skeg);
+    command.args(["up", "--detach", "--data-dir"]).arg(&theirs);
+    refused(&mut command, "belongs to user 65534")
 }
 
 /// Each setting is seen in what it changes; flags win over the file.
@@ -221,6 +228,9 @@ fn flags_take_effect(_: &Scope<'_>) -> Result<()> {
 /// Without `--detach`: says when it is ready, logs as asked, ends with a signal.
 fn foreground(_: &Scope<'_>) -> Result<()> {
     let cluster = Cluster::prepare()?;
+    // Secrets are in it: a directory that all may read is closed.
+    fs::create_dir(&cluster.data_dir)?;
+    fs::set_permissions(&cluster.data_dir, fs::Permissions::from_mode(0o755))?;
     let mut child = crate::cluster::ends_with_us(cluster.up_command().arg("--log=json"))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -228,6 +238,8 @@ fn foreground(_: &Scope<'_>) -> Result<()> {
     let mut said = BufReader::new(child.stdout.take().context("piped")?).lines();
     let first = said.next().context("a line")??;
     ensure!(first.starts_with("API ready ") && first.contains(" ms · node Ready "), "{first}");
+    let mode = fs::metadata(&cluster.data_dir)?.permissions().mode() & 0o777;
+    ensure!(mode == 0o700, "the data directory has mode {mode:o}");
     let pid = i32::try_from(child.id())?;
     // SAFETY: a plain kill(2) of the server that this test started.
     ensure!(unsafe { libc::kill(pid, libc::SIGTERM) } == 0);

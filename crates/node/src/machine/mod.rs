@@ -46,6 +46,8 @@ pub enum Sandbox {
         retry_at: Timestamp,
     },
     Creating,
+    /// Found running by a new agent, which makes sure of its network. Nobody else notices.
+    Recovering,
     Ready,
     /// Its supervisor died: everything in it is lost.
     Dead,

@@ -197,7 +197,7 @@ fn wind_down(pod: &Pod, leaving: bool, memory: &Memory, plan: &mut Plan) {
         return;
     }
     match memory.sandbox {
-        Sandbox::Creating | Sandbox::Removing => {}
+        Sandbox::Creating | Sandbox::Recovering | Sandbox::Removing => {}
         // How the containers ended must be stored before the runtime forgets it.
         Sandbox::Ready | Sandbox::Dead if leaving || memory.terminal_stored => {
             plan.actions.push(Action::RemoveSandbox);

@@ -303,7 +303,7 @@ fn conditions(
             observed_generation: pod.metadata.generation,
         });
     };
-    let sandboxed = memory.sandbox == Sandbox::Ready;
+    let sandboxed = matches!(memory.sandbox, Sandbox::Ready | Sandbox::Recovering);
     add("PodReadyToStartContainers", if sandboxed { Ok(()) } else { Err(("", String::new())) }, false);
     let succeeded = phase == "Succeeded";
     let init_verdict = if initialized || succeeded {
