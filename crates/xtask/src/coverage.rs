@@ -22,10 +22,7 @@ pub fn coverage() -> Result<()> {
 }
 
 /// What of the rows does not hold.
-fn wrong<'r>(
-    rows: &[(String, Vec<String>)],
-    outcome: impl Fn(&str) -> Option<&'r Outcome>,
-) -> Vec<String> {
+fn wrong<'r>(rows: &[(String, Vec<String>)], outcome: impl Fn(&str) -> Option<&'r Outcome>) -> Vec<String> {
     let mut wrong = Vec::new();
     for (clause, tests) in rows {
         if tests.is_empty() {
