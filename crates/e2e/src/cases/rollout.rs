@@ -5,6 +5,7 @@ use crate::cluster::Watch;
 use crate::{Case, Scope};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 
 pub const CASES: &[Case] = &[
     Case { name: "set_env_never_below_available", run: set_env_never_below_available },
@@ -42,7 +43,18 @@ fn set_env_never_below_available(scope: &Scope<'_>) -> Result<()> {
     scope.rolled_out("web")?;
     let mut watch = Watch::start(scope, &["deployment", "web"])?;
     watch.next()?.context("the first state")?;
+    let mut pods = Watch::start(scope, &["pods", "-l", "app=web", "--output-watch-events"])?;
+    let mut ready = BTreeMap::new();
+    while ready.len() < 4 {
+        note_ready(&mut ready, &pods.next()?.context("the first Pods")?);
+    }
     scope.kubectl(&["set", "env", "deployment/web", "COLOR=blue"])?;
+    // What the Pods themselves say counts, not what a controller counts of them.
+    let blue = |ready: &BTreeMap<String, String>| ready.values().filter(|color| *color == "blue").count();
+    while blue(&ready) < 4 || ready.len() > 4 {
+        note_ready(&mut ready, &pods.next()?.context("the watch of the Pods ended")?);
+        ensure!(ready.len() >= 3, "fewer than 3 Ready: {ready:?}");
+    }
     let mut states = 0;
     while let Some(object) = watch.next()? {
         let status = &object["status"];
@@ -63,6 +75,25 @@ fn set_env_never_below_available(scope: &Scope<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Keeps the Pods that are Ready and not on their way out, with their color.
+fn note_ready(ready: &mut BTreeMap<String, String>, event: &Value) {
+    let pod = &event["object"];
+    let name = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let leaves = event["type"] == "DELETED" || !pod["metadata"]["deletionTimestamp"].is_null();
+    if is_ready(pod) && !leaves {
+        let color = pod["spec"]["containers"][0]["env"][0]["value"].as_str().unwrap_or_default();
+        ready.insert(name, color.to_owned());
+    } else {
+        ready.remove(&name);
+    }
+}
+
+fn is_ready(pod: &Value) -> bool {
+    pod["status"]["conditions"].as_array().is_some_and(|conditions| {
+        conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+    })
+}
+
 fn recreate_never_mixes(scope: &Scope<'_>) -> Result<()> {
     let mut web = deployment("web", 2);
     web["spec"]["strategy"] = json!({"type": "Recreate"});
@@ -75,7 +106,7 @@ fn recreate_never_mixes(scope: &Scope<'_>) -> Result<()> {
     let mut watch = Watch::start(scope, &["pods", "-l", "app=web", "--output-watch-events"])?;
     scope.kubectl(&["set", "env", "deployment/web", "COLOR=green"])?;
     let mut gone = 0;
-    let mut ready = std::collections::BTreeSet::new();
+    let mut ready = BTreeSet::new();
     while let Some(event) = watch.next()? {
         let (kind, pod) = (&event["type"], &event["object"]);
         if hash(pod) == old_hash {
@@ -85,10 +116,7 @@ fn recreate_never_mixes(scope: &Scope<'_>) -> Result<()> {
             continue;
         }
         ensure!(gone == old.len(), "a new Pod appeared while {} old ones were left", old.len() - gone);
-        let is_ready = pod["status"]["conditions"].as_array().is_some_and(|conditions| {
-            conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
-        });
-        if is_ready {
+        if is_ready(pod) {
             ready.insert(pod["metadata"]["name"].as_str().unwrap_or_default().to_owned());
         }
         if ready.len() == 2 {
