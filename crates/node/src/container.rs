@@ -231,7 +231,7 @@ fn mounts(ctx: &Context, inputs: &Inputs<'_>, lookup: &BTreeMap<&str, &str>) -> 
     for (path, file) in etc_files(ctx, pod, inputs.pod_ips) {
         if !taken(path, &out) {
             let source = etc_dir.join(path.trim_start_matches("/etc/"));
-            write_once(&source, &file).map_err(|e| format!("write {}: {e}", source.display()))?;
+            write_once(&source, &file, &inputs.id).map_err(|e| format!("write {}: {e}", source.display()))?;
             let read_only =
                 container.security_context.as_ref().and_then(|s| s.read_only_root_filesystem) == Some(true);
             out.push(bind(path, source, read_only, Propagation::Private));
@@ -266,23 +266,45 @@ fn etc_files(ctx: &Context, pod: &Pod, pod_ips: &[String]) -> [(&'static str, St
     ]
 }
 
-/// The containers of a Pod share these files and may change them: written when different only.
-fn write_once(path: &Path, content: &str) -> std::io::Result<()> {
+/// The containers of a Pod share these files and may change them: whoever comes first makes each, and
+/// nobody replaces it. Containers start side by side, so `by` tells their temporary files apart.
+fn write_once(path: &Path, content: &str, by: &str) -> std::io::Result<()> {
     if path.exists() {
         return Ok(());
     }
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
-    let temporary = path.with_extension("new");
+    let temporary = path.with_extension(by);
     fs::write(&temporary, content)?;
     fs::set_permissions(&temporary, fs::Permissions::from_mode(0o644))?;
-    fs::rename(temporary, path)
+    let made = match fs::hard_link(&temporary, path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    };
+    fs::remove_file(&temporary)?;
+    made
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn containers_that_start_together_share_one_file() {
+        let dir = tempfile::tempdir().unwrap();
+        for round in 0..50 {
+            let path = dir.path().join(format!("{round}/etc/hosts"));
+            std::thread::scope(|threads| {
+                for by in ["a", "b", "c", "d"] {
+                    let path = &path;
+                    threads.spawn(move || write_once(path, by, by).unwrap());
+                }
+            });
+            assert_eq!(fs::read_to_string(&path).unwrap().len(), 1);
+            assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing else is left");
+        }
+    }
     use skeg_images::ImageConfig;
 
     #[test]
