@@ -36,25 +36,32 @@ impl Registry {
     /// With more configuration, which may name files in the registry's directory.
     async fn with(more: impl FnOnce(&Path) -> String) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let address = format!("127.0.0.1:{port}");
-        let config = format!(
-            "version: 0.1\nlog:\n  accesslog:\n    disabled: false\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n{}",
-            dir.path().join("data").display(),
-            more(dir.path())
-        );
-        std::fs::write(dir.path().join("config.yml"), config).unwrap();
-        let log = std::fs::File::create(dir.path().join("log")).unwrap();
-        let child = Command::new("docker-registry")
-            .args(["serve"])
-            .arg(dir.path().join("config.yml"))
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .expect("docker-registry is installed");
-        let registry = Registry { child, dir, address };
-        until("registry listens", || std::net::TcpStream::connect(&registry.address).is_ok()).await;
-        registry
+        let more = more(dir.path());
+        // Between the choice of a port and its use another test's registry may take it: only what
+        // this one says itself shows that it listens.
+        loop {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let address = format!("127.0.0.1:{port}");
+            let config = format!(
+                "version: 0.1\nlog:\n  accesslog:\n    disabled: false\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n{more}",
+                dir.path().join("data").display(),
+            );
+            std::fs::write(dir.path().join("config.yml"), config).unwrap();
+            let log = std::fs::File::create(dir.path().join("log")).unwrap();
+            let mut child = Command::new("docker-registry")
+                .args(["serve"])
+                .arg(dir.path().join("config.yml"))
+                .stdout(log.try_clone().unwrap())
+                .stderr(log)
+                .spawn()
+                .expect("docker-registry is installed");
+            let listens =
+                || std::fs::read_to_string(dir.path().join("log")).unwrap().contains("listening on");
+            until("registry listens or ends", || listens() || child.try_wait().unwrap().is_some()).await;
+            if child.try_wait().unwrap().is_none() {
+                return Registry { child, dir, address };
+            }
+        }
     }
 
     fn push(&self, layout: &Path, name: &str, credentials: Option<&str>) {
