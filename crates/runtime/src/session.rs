@@ -138,10 +138,14 @@ fn failed(source: io::Error) -> Error {
 async fn begin(wire: &mut Wire, request: Request, fds: &[OwnedFd]) -> Result<()> {
     let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
     wire.send(1, request, &fds).await.map_err(failed)?;
-    match wire.next().await.map_err(failed)? {
-        Some(Message::Reply { result: Ok(Reply::Session), .. }) => Ok(()),
-        Some(Message::Reply { result: Err(failure), .. }) => Err(failure.into()),
-        _ => Err(Error::Other("the supervisor hung up".to_owned())),
+    loop {
+        match wire.next().await.map_err(failed)? {
+            Some(Message::Reply { result: Ok(Reply::Session), .. }) => return Ok(()),
+            Some(Message::Reply { result: Err(failure), .. }) => return Err(failure.into()),
+            // Until its request is read the connection is like any other, and hears the news.
+            Some(_) => {}
+            None => return Err(Error::Other("the supervisor hung up".to_owned())),
+        }
     }
 }
 
