@@ -214,14 +214,18 @@ fn cached(
     gzip: bool,
 ) -> Response<Body> {
     let mut response = if same_etag(headers, &document.etag) {
-        let mut response = Response::new(empty());
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-        response
+        not_modified()
     } else {
         let output = Output { gzip, ..Default::default() };
         negotiate::respond(StatusCode::OK, output, document.bytes.clone())
     };
     mark(response.headers_mut(), &document.etag, media, control);
+    response
+}
+
+fn not_modified() -> Response<Body> {
+    let mut response = Response::new(empty());
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
     response
 }
 
@@ -286,7 +290,6 @@ fn openapi(
     Ok(unpacked(headers, &document, "application/json", control, gzip))
 }
 
-/// Sends a compressed document, as it is to whom can read it so.
 /// Clients that read protobuf ask for it alone or first.
 fn asks_for_gnostic(headers: &HeaderMap) -> bool {
     let accepted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -294,6 +297,7 @@ fn asks_for_gnostic(headers: &HeaderMap) -> bool {
     [GNOSTIC_ASKED, GNOSTIC].iter().any(|media| first.eq_ignore_ascii_case(media))
 }
 
+/// Sends a compressed document, as it is to whom can read it so.
 fn unpacked(
     headers: &HeaderMap,
     document: &Document,
@@ -302,9 +306,7 @@ fn unpacked(
     gzip: bool,
 ) -> Response<Body> {
     let mut response = if same_etag(headers, &document.etag) {
-        let mut response = Response::new(empty());
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-        response
+        not_modified()
     } else if gzip {
         negotiate::respond_packed(Output::default(), document.bytes.clone())
     } else {
