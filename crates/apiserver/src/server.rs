@@ -20,7 +20,7 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use rustls_pki_types::CertificateDer;
 use skeg_api::{Kind, Kinds, Status};
 use skeg_base::{Clock, Random};
-use skeg_store::{Revision, Store, Watch};
+use skeg_store::{Revision, Store};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -87,7 +87,7 @@ impl ApiServer {
         random: Random,
     ) -> Result<Arc<Self>, OpenError> {
         let stats = Arc::new(Stats::default());
-        let (cache, watch) = Cache::open(store.clone(), config.kinds.clone(), stats.clone()).await?;
+        let cache = Cache::open(store.clone(), config.kinds.clone(), stats.clone()).await?;
         let seams = Seams { reader: cache.clone(), kinds: config.kinds, store, clock, random };
         let server = Arc::new(ApiServer {
             routes: Routes::new(seams.kinds.clone(), &cache),
@@ -102,8 +102,9 @@ impl ApiServer {
             failed: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
-        server.tasks.spawn(server.clone().follow(watch));
-        server.tasks.spawn(server.clone().keep());
+        server.tasks.spawn(server.clone().follow());
+        let opened = (tokio::time::Instant::now(), server.cache.revision());
+        server.tasks.spawn(server.clone().keep(opened));
         Ok(server)
     }
 
@@ -154,8 +155,8 @@ impl ApiServer {
         self.tasks.wait().await;
     }
 
-    async fn follow(self: Arc<Self>, watch: Watch) {
-        let run = self.cache.run(watch);
+    async fn follow(self: Arc<Self>) {
+        let run = self.cache.run();
         let ended = tokio::select! {
             biased;
             ended = run => ended,
@@ -175,13 +176,13 @@ impl ApiServer {
         self.compact_every.send_replace(interval);
     }
 
-    /// Bookmarks each minute; compaction each five, or as set.
-    async fn keep(self: Arc<Self>) {
-        let mut bookmarks =
-            tokio::time::interval_at(tokio::time::Instant::now() + BOOKMARK_EVERY, BOOKMARK_EVERY);
+    /// Bookmarks each minute; compaction each five, or as set; counted from when the server was
+    /// opened, at which revision.
+    async fn keep(self: Arc<Self>, opened: (tokio::time::Instant, u64)) {
+        let mut bookmarks = tokio::time::interval_at(opened.0 + BOOKMARK_EVERY, BOOKMARK_EVERY);
         bookmarks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut every = self.compact_every.subscribe();
-        let (mut compacted, mut keep_from) = (tokio::time::Instant::now(), self.cache.revision());
+        let (mut compacted, mut keep_from) = opened;
         loop {
             let due = compacted + *every.borrow_and_update();
             tokio::select! {

@@ -16,11 +16,13 @@ use skeg_api::{Gvr, Kind, Kinds};
 use skeg_base::{HashMap, new_map};
 use skeg_store::{Change, Error, Record, Revision, Store, Watch, WatchItem};
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 pub const ROOT: &str = "/registry/";
 /// How long a reader waits for a revision that the store has but the cache not yet.
@@ -37,12 +39,30 @@ pub enum CacheError {
 pub struct Cache {
     store: Arc<dyn Store>,
     kinds: Arc<Kinds>,
+    /// Locked before everything else.
+    feed: Mutex<Feed>,
+    /// A writer came upon the end of the feed.
+    stalled: Notify,
     table: RwLock<Table>,
     /// What writers under way know of their records, so that the feeder need not decode them.
     pending: Mutex<HashMap<Arc<str>, Vec<Expected>>>,
     applied: Arc<AtomicU64>,
     waiters: Mutex<Waiters>,
     stats: Arc<Stats>,
+}
+
+/// The watch on the store, read by whoever needs its next change first: the feeder or a writer.
+struct Feed {
+    watch: Watch,
+    /// Why it cannot go on, for the feeder to deal with.
+    stall: Option<Stall>,
+}
+
+enum Stall {
+    /// The store ended the watch.
+    Ended(Option<Error>),
+    /// A record cannot be understood.
+    Broken(CacheError),
 }
 
 /// A record under way, and what selectors see of it.
@@ -123,12 +143,12 @@ fn entry(
 }
 
 impl Cache {
-    /// Loads everything under [`ROOT`]; [`Cache::run`] then has to be spawned with the watch.
+    /// Loads everything under [`ROOT`]; [`Cache::run`] then has to be spawned.
     pub async fn open(
         store: Arc<dyn Store>,
         kinds: Arc<Kinds>,
         stats: Arc<Stats>,
-    ) -> Result<(Arc<Self>, Watch), CacheError> {
+    ) -> Result<Arc<Self>, CacheError> {
         let page = store.list(ROOT, None, None, 0).await?;
         let watch = store.watch(ROOT, page.revision).await?;
         let applied = Arc::new(AtomicU64::new(page.revision.0));
@@ -137,34 +157,74 @@ impl Cache {
         let cache = Cache {
             store,
             kinds,
+            feed: Mutex::new(Feed { watch, stall: None }),
+            stalled: Notify::new(),
             table: RwLock::new(table),
             pending: Mutex::new(new_map()),
             applied,
             waiters: Mutex::default(),
             stats,
         };
-        Ok((Arc::new(cache), watch))
+        Ok(Arc::new(cache))
     }
 
     /// Applies the store's changes until the store closes. An error means that the store's
     /// content cannot be understood.
-    pub async fn run(&self, mut watch: Watch) -> Result<(), CacheError> {
+    pub async fn run(&self) -> Result<(), CacheError> {
         loop {
-            match watch.recv().await {
-                Some(WatchItem::Changes(changes)) => self.apply(&changes)?,
-                Some(WatchItem::Progress(revision)) => self.advance(revision.0),
-                Some(WatchItem::Ended(Error::Closed)) => return Ok(()),
-                Some(WatchItem::Ended(_)) | None => {
-                    let after = Revision(self.revision());
-                    watch = match self.store.watch(ROOT, after).await {
-                        Ok(watch) => watch,
-                        Err(Error::Compacted { .. }) => self.reload().await?,
-                        Err(Error::Closed) => return Ok(()),
-                        Err(error) => return Err(error.into()),
-                    };
-                }
-            }
+            let stall = tokio::select! {
+                biased;
+                stall = poll_fn(|cx| self.poll_feed(cx)) => stall,
+                () = self.stalled.notified() => continue,
+            };
+            let watch = match stall {
+                Stall::Broken(error) => return Err(error),
+                Stall::Ended(Some(Error::Closed)) => return Ok(()),
+                Stall::Ended(_) => match self.store.watch(ROOT, Revision(self.revision())).await {
+                    Ok(watch) => watch,
+                    Err(Error::Compacted { .. }) => self.reload().await?,
+                    Err(Error::Closed) => return Ok(()),
+                    Err(error) => return Err(error.into()),
+                },
+            };
+            *self.feed.lock() = Feed { watch, stall: None };
         }
+    }
+
+    /// Applies what has come; ready when the watch cannot go on.
+    fn poll_feed(&self, cx: &mut Context<'_>) -> Poll<Stall> {
+        let mut feed = self.feed.lock();
+        loop {
+            if let Some(stall) = feed.stall.take() {
+                return Poll::Ready(stall);
+            }
+            feed.stall = match ready!(feed.watch.poll_recv(cx)) {
+                Some(item) => self.take(item),
+                None => Some(Stall::Ended(None)),
+            };
+        }
+    }
+
+    /// Applies what has come up to `revision`, so that a writer need not wait for the feeder to
+    /// be scheduled: the store publishes a change before it acknowledges it.
+    fn help(&self, revision: u64) {
+        let mut feed = self.feed.lock();
+        while self.revision() < revision && feed.stall.is_none() {
+            let Ok(item) = feed.watch.try_recv() else { return };
+            feed.stall = self.take(item);
+        }
+        if feed.stall.is_some() {
+            self.stalled.notify_one();
+        }
+    }
+
+    fn take(&self, item: WatchItem) -> Option<Stall> {
+        match item {
+            WatchItem::Changes(changes) => return self.apply(&changes).err().map(Stall::Broken),
+            WatchItem::Progress(revision) => self.advance(revision.0),
+            WatchItem::Ended(error) => return Some(Stall::Ended(Some(error))),
+        }
+        None
     }
 
     async fn reload(&self) -> Result<Watch, CacheError> {
@@ -257,6 +317,9 @@ impl Cache {
 
     /// Waits until the cache has `revision`; `false` if that takes too long.
     pub async fn wait(&self, revision: u64) -> bool {
+        if self.revision() < revision {
+            self.help(revision);
+        }
         if self.revision() >= revision {
             return true;
         }
