@@ -18,6 +18,8 @@ pub(crate) struct Resource {
     pub kind: String,
     pub namespaced: bool,
     pub verbs: Vec<String>,
+    /// All versions it is served in.
+    pub versions: Vec<String>,
 }
 
 impl Resource {
@@ -38,10 +40,15 @@ impl Served {
         self.resources.values()
     }
 
-    /// The resource of a kind, whatever version of its group an owner reference names.
+    /// The resource of a kind, in any of the versions that are served: what an owner reference in
+    /// another one means cannot be told.
     pub(crate) fn of_kind(&self, api_version: &str, kind: &str) -> Option<&Resource> {
-        let group = api_version.split_once('/').map_or("", |(group, _)| group);
-        self.iter().find(|resource| &*resource.gvr.group == group && resource.kind == kind)
+        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+        self.iter().find(|resource| {
+            &*resource.gvr.group == group
+                && resource.kind == kind
+                && resource.versions.iter().any(|served| served == version)
+        })
     }
 
     /// Adds the resources of one version, unless a preferred version has them already.
@@ -55,8 +62,10 @@ impl Served {
                 kind: found.kind,
                 namespaced: found.namespaced,
                 verbs: found.verbs,
+                versions: Vec::new(),
             };
-            self.resources.entry((group.to_owned(), found.name)).or_insert(resource);
+            let resource = self.resources.entry((group.to_owned(), found.name)).or_insert(resource);
+            resource.versions.push(version.to_owned());
         }
     }
 }
@@ -136,5 +145,6 @@ mod tests {
         assert!(all[0].has(&["list"]) && !all[0].has(&["list", "delete"]));
         assert_eq!(served.of_kind("example.com/v1", "Widget"), Some(all[0]));
         assert_eq!(served.of_kind("v1", "Widget"), None);
+        assert_eq!(served.of_kind("example.com/v9", "Widget"), None, "what v9 means nobody knows");
     }
 }

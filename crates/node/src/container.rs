@@ -219,7 +219,7 @@ fn mounts(ctx: &Context, inputs: &Inputs<'_>, lookup: &BTreeMap<&str, &str>) -> 
             Some("Bidirectional") => Propagation::Bidirectional,
             _ => Propagation::Private,
         };
-        let read_only = mount.read_only == Some(true);
+        let read_only = mount.read_only == Some(true) || volumes::is_read_only(pod, &mount.name);
         let recursive_read_only = machine::status::is_recursive(mount);
         out.push(Mount { recursive_read_only, ..bind(&mount.mount_path, source, read_only, propagation) });
     }

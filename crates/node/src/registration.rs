@@ -4,13 +4,14 @@
 use crate::host::Shortage;
 use crate::{Context, text};
 use k8s_openapi::api::core::v1::{
-    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler,
-    NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, Taint,
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, Taint,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use serde_json::{Value, json};
 use skeg_base::{Backoff, Timestamp};
 use skeg_client::{EventType, LeaseKeeper, ObjectRef, PatchKind, Result};
+use skeg_images::Image;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,11 +49,40 @@ impl Pressures {
     }
 }
 
+/// Images named in the status at most, the largest first, as upstream's kubelet has it.
+const IMAGES_MAX: usize = 50;
+
+/// What of the machine changes while the node runs.
+#[derive(PartialEq)]
+struct Seen {
+    short: Shortage,
+    images: Vec<ContainerImage>,
+}
+
+impl Seen {
+    fn look(ctx: &Context, short: Shortage) -> Self {
+        let images = ctx.images.list().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot list the images");
+            Vec::new()
+        });
+        Seen { short, images: largest(images) }
+    }
+}
+
+fn largest(mut images: Vec<Image>) -> Vec<ContainerImage> {
+    images.sort_by(|a, b| b.size_bytes.cmp(&a.size_bytes).then_with(|| a.id.cmp(&b.id)));
+    let named = images.into_iter().map(|image| ContainerImage {
+        names: Some([image.repo_digests, image.tags].concat()),
+        size_bytes: i64::try_from(image.size_bytes).ok(),
+    });
+    named.take(IMAGES_MAX).collect()
+}
+
 /// Registers the node, marks it ready, and keeps both its status and its lease fresh.
 pub async fn run(ctx: Arc<Context>, registered: tokio::sync::oneshot::Sender<()>, cancel: CancellationToken) {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(7));
     let node = loop {
-        match register(&ctx, Shortage::default()).await {
+        match register(&ctx, &Seen::look(&ctx, Shortage::default())).await {
             Ok(node) => break node,
             Err(error) => tracing::warn!(%error, "cannot register the node"),
         }
@@ -100,7 +130,7 @@ pub async fn run(ctx: Arc<Context>, registered: tokio::sync::oneshot::Sender<()>
 async fn keep_status(ctx: &Context, about: &ObjectRef, cancel: &CancellationToken) {
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
     let mut pressures = Pressures::default();
-    let mut written = Shortage::default();
+    let mut written = Seen::look(ctx, Shortage::default());
     let mut due = Instant::now() + STATUS_INTERVAL;
     let mut looks = tokio::time::interval(LOOK_INTERVAL);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -110,29 +140,30 @@ async fn keep_status(ctx: &Context, about: &ObjectRef, cancel: &CancellationToke
             _ = looks.tick() => {}
         }
         let short = pressures.shown(Shortage::read(&ctx.config.data_dir), Instant::now());
-        if short == written && Instant::now() < due {
+        let seen = Seen::look(ctx, short);
+        if seen == written && Instant::now() < due {
             continue;
         }
         let result = async {
             let node = ctx.client.api::<Node>().get("", &ctx.config.name).await?;
-            write_status(ctx, &node, short).await
+            write_status(ctx, &node, &seen).await
         };
         let result = match result.await {
             // Somebody deleted the Node object: it is made again, as upstream's kubelet does at its start.
-            Err(error) if error.is_not_found() => register(ctx, short).await.map(drop),
+            Err(error) if error.is_not_found() => register(ctx, &seen).await.map(drop),
             other => other,
         };
         due = Instant::now()
             + match result {
                 Ok(()) => {
                     backoff.reset();
-                    for (reason, changed) in changes(written, short) {
+                    for (reason, changed) in changes(written.short, short) {
                         if changed {
                             let message = format!("Node {} status is now: {reason}", ctx.config.name);
                             ctx.recorder.event(about, EventType::Normal, reason, &message);
                         }
                     }
-                    written = short;
+                    written = seen;
                     STATUS_INTERVAL
                 }
                 Err(error) => {
@@ -165,7 +196,7 @@ fn labels(ctx: &Context) -> BTreeMap<String, String> {
     labels
 }
 
-async fn register(ctx: &Context, short: Shortage) -> Result<Node> {
+async fn register(ctx: &Context, seen: &Seen) -> Result<Node> {
     let api = ctx.client.api::<Node>();
     let node = Node {
         metadata: ObjectMeta {
@@ -179,7 +210,7 @@ async fn register(ctx: &Context, short: Shortage) -> Result<Node> {
             ..Default::default()
         }),
         // Ready from the first moment: the agent registers once it can run Pods.
-        status: Some(status(ctx, None, short)),
+        status: Some(status(ctx, None, seen)),
     };
     let node = match api.create("", &node).await {
         Ok(node) => node,
@@ -196,13 +227,13 @@ async fn register(ctx: &Context, short: Shortage) -> Result<Node> {
         }
         Err(error) => return Err(error),
     };
-    write_status(ctx, &node, short).await?;
+    write_status(ctx, &node, seen).await?;
     remove_not_ready_taint(ctx).await?;
     Ok(node)
 }
 
-async fn write_status(ctx: &Context, node: &Node, short: Shortage) -> Result<()> {
-    let patch = json!({"status": status(ctx, node.status.as_ref(), short)});
+async fn write_status(ctx: &Context, node: &Node, seen: &Seen) -> Result<()> {
+    let patch = json!({"status": status(ctx, node.status.as_ref(), seen)});
     let api = ctx.client.api::<Node>();
     api.patch("", &ctx.config.name, PatchKind::Strategic, &patch, Some("status")).await.map(drop)
 }
@@ -229,7 +260,7 @@ async fn remove_not_ready_taint(ctx: &Context) -> Result<()> {
     }
 }
 
-fn status(ctx: &Context, old: Option<&NodeStatus>, short: Shortage) -> NodeStatus {
+fn status(ctx: &Context, old: Option<&NodeStatus>, seen: &Seen) -> NodeStatus {
     let amounts = |map: &BTreeMap<String, skeg_api::quantity::Quantity>| {
         Some(map.iter().map(|(k, v)| (k.clone(), v.to_text())).collect())
     };
@@ -244,7 +275,8 @@ fn status(ctx: &Context, old: Option<&NodeStatus>, short: Shortage) -> NodeStatu
         addresses: Some(addresses),
         capacity: amounts(&ctx.host.capacity),
         allocatable: amounts(&ctx.host.allocatable),
-        conditions: Some(conditions(ctx.clock.now_seconds(), old, short)),
+        conditions: Some(conditions(ctx.clock.now_seconds(), old, seen.short)),
+        images: Some(seen.images.clone()),
         daemon_endpoints: ctx.config.server.as_ref().map(|server| NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(server.port) }),
         }),
@@ -307,6 +339,26 @@ mod tests {
             let now = start + Duration::from_secs(after_s);
             assert_eq!(pressures.shown(disk(seen), now), disk(shown), "{after_s} s");
         }
+    }
+
+    #[test]
+    fn the_largest_images_are_named() {
+        let image = |n: u64| Image {
+            id: format!("sha256:{n:03}"),
+            repo_digests: vec![format!("docker.io/library/i{n}@sha256:{n:03}")],
+            tags: vec![format!("docker.io/library/i{n}:latest")],
+            size_bytes: n,
+            layers: Vec::new(),
+            config: Default::default(),
+            pinned: false,
+        };
+        let named = largest((1..=60).map(image).collect());
+        assert_eq!(named.len(), IMAGES_MAX);
+        assert_eq!(named[0].size_bytes, Some(60));
+        assert_eq!(
+            named[0].names.as_deref().unwrap(),
+            ["docker.io/library/i60@sha256:060", "docker.io/library/i60:latest"]
+        );
     }
 
     #[test]

@@ -62,9 +62,19 @@ struct FileContent {
 }
 
 enum Step {
-    EmptyDir { memory: bool, size_bytes: Option<u64> },
-    HostPath { path: PathBuf, kind: String },
-    Files(Files),
+    /// In memory with a size in bytes (0: the kernel's default), else on disk.
+    EmptyDir {
+        memory: Option<u64>,
+    },
+    HostPath {
+        path: PathBuf,
+        kind: String,
+    },
+    /// What may be secret is kept in memory.
+    Files {
+        files: Files,
+        memory: bool,
+    },
 }
 
 /// Makes or refreshes every volume. Gives the time of the next token refresh.
@@ -121,8 +131,9 @@ async fn step(
             "Memory" => true,
             other => return Err(format!("unsupported emptyDir medium \"{other}\"")),
         };
-        let size_bytes = memory.then(|| memory_size(ctx, pod, source.size_limit.as_ref()));
-        return Ok(Step::EmptyDir { memory, size_bytes });
+        return Ok(Step::EmptyDir {
+            memory: memory.then(|| memory_size(ctx, pod, source.size_limit.as_ref())),
+        });
     }
     if let Some(source) = &volume.host_path {
         return Ok(Step::HostPath {
@@ -201,7 +212,7 @@ async fn step(
             .unwrap_or_default();
         return Err(format!("unsupported volume kind \"{kind}\": this node cannot mount it"));
     }
-    Ok(Step::Files(files))
+    Ok(Step::Files { files, memory: volume.config_map.is_none() })
 }
 
 /// The size of an emptyDir in memory: the least of its own limit, the Pod's and the node's.
@@ -409,6 +420,13 @@ pub fn volume_path(ctx: &Context, pod: &Pod, volume: &Volume) -> PathBuf {
     ctx.pod_dir(text(&pod.metadata.uid)).join("volumes").join(kind).join(&volume.name)
 }
 
+/// Whether containers can only read the volume, whatever their mounts ask for: what comes from
+/// the API is the node's to write.
+pub fn is_read_only(pod: &Pod, volume_name: &str) -> bool {
+    let mut volumes = machine::spec(pod).volumes.iter().flatten();
+    volumes.any(|v| v.name == volume_name && v.host_path.is_none() && v.empty_dir.is_none())
+}
+
 /// The host path that a mount of this volume shows, after its subPath.
 pub fn mount_source(
     ctx: &Context,
@@ -474,27 +492,53 @@ fn apply(
     salt: u64,
 ) -> io::Result<()> {
     match step {
-        Step::EmptyDir { memory, size_bytes } => {
-            if path.exists() {
-                return Ok(());
-            }
-            make_dir(path, 0o777)?;
-            if memory {
-                let size = size_bytes.map_or_else(|| "mode=777".to_owned(), |n| format!("mode=777,size={n}"));
-                let flags = nix::mount::MsFlags::MS_NOSUID | nix::mount::MsFlags::MS_NODEV;
-                nix::mount::mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(size.as_str()))?;
+        Step::EmptyDir { memory } => {
+            let mut fresh = ensure_dir(path)?;
+            if let Some(size_bytes) = memory {
+                fresh |= mount_memory(path, size_bytes)?;
             }
             match fs_group {
-                Some(group) => own_tree(path, group, on_mismatch),
-                None => Ok(()),
+                Some(group) if fresh => own_tree(path, group, READ_WRITE, on_mismatch),
+                _ => Ok(()),
             }
         }
         Step::HostPath { path, kind } => host_path(&path, &kind),
-        Step::Files(files) => {
-            make_dir(path, 0o755)?;
+        Step::Files { files, memory } => {
+            ensure_dir(path)?;
+            if memory {
+                mount_memory(path, 0)?;
+            }
             write_atomically(path, &files, fs_group, stamp, salt)
         }
     }
+}
+
+/// Makes a volume's directory, open to every user as upstream's; whether it was missing.
+fn ensure_dir(path: &Path) -> io::Result<bool> {
+    let missing = !path.exists();
+    if missing {
+        make_dir(path, 0o777)?;
+    }
+    Ok(missing)
+}
+
+/// Mounts a tmpfs of `size_bytes` unless one is there (a reboot takes it away); whether it did.
+/// It never goes to swap where the kernel can promise that (Linux 6.4).
+fn mount_memory(path: &Path, size_bytes: u64) -> io::Result<bool> {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    if fs::metadata(path)?.dev() != fs::metadata(parent)?.dev() {
+        return Ok(false);
+    }
+    let flags = nix::mount::MsFlags::MS_NOSUID | nix::mount::MsFlags::MS_NODEV;
+    let mount = |options: &str| {
+        let options = format!("mode=1777,size={size_bytes}{options}");
+        nix::mount::mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(options.as_str()))
+    };
+    match mount(",noswap") {
+        Err(nix::errno::Errno::EINVAL) => mount("")?,
+        other => other?,
+    }
+    Ok(true)
 }
 
 fn host_path(path: &Path, kind: &str) -> io::Result<()> {
@@ -539,10 +583,15 @@ fn host_path(path: &Path, kind: &str) -> io::Result<()> {
     }
 }
 
-/// `fsGroup`: the group owns everything, may read and write it, and new files inherit it.
-fn own_tree(path: &Path, group: u32, on_mismatch: bool) -> io::Result<()> {
+/// What a group may do with a volume's files; with directories also enter them.
+const READ_WRITE: u32 = 0o660;
+const READ_ONLY: u32 = 0o440;
+
+/// `fsGroup`: the group owns everything, may use it, and new files inherit it.
+fn own_tree(path: &Path, group: u32, access: u32, on_mismatch: bool) -> io::Result<()> {
     let meta = fs::symlink_metadata(path)?;
-    if on_mismatch && meta.gid() == group && meta.mode() & 0o2770 == 0o2770 {
+    let of_dir = 0o2110 | access;
+    if on_mismatch && meta.gid() == group && meta.mode() & of_dir == of_dir {
         return Ok(());
     }
     std::os::unix::fs::lchown(path, None, Some(group))?;
@@ -552,11 +601,11 @@ fn own_tree(path: &Path, group: u32, on_mismatch: bool) -> io::Result<()> {
     let mode = meta.mode() & 0o7777;
     if meta.is_dir() {
         for entry in fs::read_dir(path)? {
-            own_tree(&entry?.path(), group, false)?;
+            own_tree(&entry?.path(), group, access, false)?;
         }
-        fs::set_permissions(path, fs::Permissions::from_mode(mode | 0o2770))
+        fs::set_permissions(path, fs::Permissions::from_mode(mode | of_dir))
     } else {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode | 0o660))
+        fs::set_permissions(path, fs::Permissions::from_mode(mode | access))
     }
 }
 
@@ -583,11 +632,15 @@ fn write_atomically(
             fs::create_dir_all(parent)?;
         }
         fs::write(&to, &content.bytes)?;
-        std::os::unix::fs::chown(&to, content.owner, fs_group)?;
-        fs::set_permissions(&to, fs::Permissions::from_mode(shown_mode(content, fs_group)))?;
+        std::os::unix::fs::chown(&to, content.owner, None)?;
+        fs::set_permissions(&to, fs::Permissions::from_mode(content.mode))?;
     }
     if let Some(group) = fs_group {
-        std::os::unix::fs::chown(&fresh, None, Some(group))?;
+        own_tree(&fresh, group, READ_ONLY, false)?;
+        // The volume's own directory; the rest in it is links, whose owner nobody asks for.
+        let mode = fs::metadata(dir)?.mode() & 0o7777;
+        std::os::unix::fs::chown(dir, None, Some(group))?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(mode | 0o2110 | READ_ONLY))?;
     }
     let temporary = dir.join("..data_tmp");
     let _ = fs::remove_file(&temporary);
@@ -615,7 +668,7 @@ fn write_atomically(
 
 /// With an fsGroup the group reads files too (and secrets nobody else needs to).
 fn shown_mode(content: &FileContent, fs_group: Option<u32>) -> u32 {
-    if fs_group.is_some() { content.mode | 0o440 } else { content.mode }
+    if fs_group.is_some() { content.mode | READ_ONLY } else { content.mode }
 }
 
 fn same_content(data: &Path, files: &Files, fs_group: Option<u32>) -> bool {
@@ -723,7 +776,7 @@ mod tests {
     fn groups_own_trees() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("f"), "").unwrap();
-        own_tree(dir.path(), 1234, false).unwrap();
+        own_tree(dir.path(), 1234, READ_WRITE, false).unwrap();
         let meta = fs::metadata(dir.path()).unwrap();
         assert_eq!((meta.gid(), meta.mode() & 0o2770), (1234, 0o2770));
         assert_eq!(fs::metadata(dir.path().join("f")).unwrap().gid(), 1234);

@@ -90,7 +90,8 @@ impl User {
                 result
             }
             5 | 6 => {
-                let color = self.random.below(4).to_string();
+                // Few, so that many a rollout returns to an earlier template, as `rollout undo` does.
+                let color = self.random.below(2).to_string();
                 merge(json!({"spec": {"template": {"metadata": {"annotations": {"color": color}}}}})).await
             }
             7 => merge(json!({"spec": {"paused": self.random.below(4) == 0}})).await,
@@ -188,7 +189,7 @@ impl User {
                 "replicas": 1 + self.random.below(7), "strategy": strategy,
                 "selector": {"matchLabels": {"app": name}},
                 "template": {
-                    "metadata": {"labels": {"app": name}},
+                    "metadata": {"labels": {"app": name}, "annotations": {"color": "0"}},
                     "spec": {"containers": [{"name": "c", "image": "pretend", "resources": {"requests": {"cpu": "100m"}}}]},
                 },
             },

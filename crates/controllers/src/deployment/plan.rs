@@ -152,7 +152,7 @@ struct Pass<'a> {
     dirty: BTreeMap<usize, Option<String>>,
     created: Option<usize>,
     deleted: Vec<usize>,
-    /// The order in which sets were touched.
+    /// The order in which sets were last touched: the order of the writes.
     touched: Vec<usize>,
     revision: Option<String>,
     /// The status on which the next one builds: with conditions added on the way.
@@ -194,9 +194,8 @@ impl<'a> Pass<'a> {
     }
 
     fn touch(&mut self, at: usize) -> &mut Option<String> {
-        if !self.touched.contains(&at) {
-            self.touched.push(at);
-        }
+        self.touched.retain(|touched| *touched != at);
+        self.touched.push(at);
         self.dirty.entry(at).or_default()
     }
 
@@ -302,7 +301,7 @@ impl<'a> Pass<'a> {
 
     /// One move of a rolling update: the old sets give up what availability allows, and the new one
     /// takes the room there is then. What is given up does not depend on what is taken, so that
-    /// upstream's two passes are one here.
+    /// upstream's two passes are one here. The growth is written last, when the room is there.
     fn roll(&mut self) {
         let new = self.ensure_new_set();
         if size(&self.sets[new]) > self.limits.replicas {

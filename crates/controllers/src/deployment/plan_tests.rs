@@ -54,6 +54,7 @@ impl World {
             plan(Observed { deployment: &self.deployment, sets: &sets, pods: &self.pods }, at(self.second));
         let wrote = !plan.steps.is_empty() || plan.status.is_some();
         for step in plan.steps {
+            let before = rollout::total(&self.sets);
             match step {
                 Step::Create(mut set) => {
                     self.serial += 1;
@@ -77,6 +78,9 @@ impl World {
                     self.sets.retain(|old| old.metadata.uid != set.metadata.uid);
                 }
             }
+            // Also between two writes of one pass: the next one may fail.
+            let (total, limits) = (rollout::total(&self.sets), Limits::of(&self.deployment));
+            assert!(total <= before.max(limits.replicas + limits.surge), "{total}: {:?}", self.trace);
         }
         if let Some(deployment) = plan.status {
             self.deployment = *deployment;
@@ -188,6 +192,22 @@ fn a_rolling_update_and_its_undo() {
     );
     assert_eq!((world.revision(), world.sets.len()), ("3", 2));
     assert_eq!(annotations::get(&world.sets[0].metadata, annotations::REVISION_HISTORY), Some("1"));
+}
+
+#[test]
+fn an_undo_without_surge_shrinks_before_it_grows() {
+    let mut world = World::new(json!({"replicas": 10, "strategy": {
+        "type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": "50%"}}}));
+    world.settle();
+    world.image("v2");
+    world.settle();
+    world.trace();
+    world.image("v1");
+    assert!(world.pass());
+    assert_eq!(
+        world.trace(),
+        ["Scaled down replica set rs2 from 10 to 5", "Scaled up replica set rs1 from 0 to 5"]
+    );
 }
 
 #[test]

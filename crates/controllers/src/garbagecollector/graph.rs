@@ -24,6 +24,19 @@ pub(crate) struct Identity {
     pub uid: Uid,
 }
 
+impl Identity {
+    /// The owner that a reference claims, as seen from a namespace.
+    pub(crate) fn claimed(reference: &OwnerReference, namespace: &str) -> Self {
+        Identity {
+            api_version: reference.api_version.clone(),
+            kind: reference.kind.clone(),
+            namespace: namespace.to_owned(),
+            name: reference.name.clone(),
+            uid: reference.uid.clone(),
+        }
+    }
+}
+
 /// One object of the graph.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Node {
@@ -51,8 +64,10 @@ pub(crate) enum Work {
 #[derive(Debug, Default)]
 pub(crate) struct Graph {
     nodes: BTreeMap<Uid, Node>,
-    absent: BTreeSet<(Uid, String)>,
-    absent_order: VecDeque<(Uid, String)>,
+    /// By all that a reference says: one that names a living owner wrong must not stand for those
+    /// that name it right.
+    absent: BTreeSet<Identity>,
+    absent_order: VecDeque<Identity>,
 }
 
 impl Graph {
@@ -136,13 +151,7 @@ impl Graph {
             }
             return;
         }
-        let identity = Identity {
-            api_version: owner.api_version.clone(),
-            kind: owner.kind.clone(),
-            namespace,
-            name: owner.name.clone(),
-            uid: owner.uid.clone(),
-        };
+        let identity = Identity::claimed(owner, &namespace);
         let dependents = BTreeSet::from([dependent.to_owned()]);
         self.nodes
             .insert(owner.uid.clone(), Node { identity, dependents, is_virtual: true, ..Node::default() });
@@ -168,22 +177,39 @@ impl Graph {
             }
         }
         if !node.dependents.is_empty() {
-            self.remember_absent(&node.identity.uid, &node.identity.namespace);
+            self.remember_absent(node.identity);
         }
         work.extend(node.dependents.into_iter().map(Work::Delete));
         work
     }
 
-    /// Whether an owner is known to be gone, as seen from a namespace.
-    pub(crate) fn is_absent(&self, uid: &str, namespace: &str) -> bool {
-        let has = |namespace: &str| self.absent.contains(&(uid.to_owned(), namespace.to_owned()));
-        has(namespace) || has("")
+    /// The server knows no object as the references to this virtual owner name it. Those that name
+    /// it otherwise keep it, and it is looked for as they do.
+    pub(crate) fn remove_virtual(&mut self, uid: &str) -> Vec<Work> {
+        let Some(node) = self.nodes.get(uid).filter(|node| node.is_virtual) else { return Vec::new() };
+        let claims = |dependent: &Uid| {
+            let dependent = self.nodes.get(dependent)?;
+            let reference = dependent.owners.iter().find(|owner| owner.uid == uid)?;
+            Some(Identity::claimed(reference, &dependent.identity.namespace))
+        };
+        let (absent, others): (BTreeSet<Uid>, BTreeSet<Uid>) =
+            node.dependents.iter().cloned().partition(|uid| claims(uid).is_none_or(|c| c == node.identity));
+        let Some(next) = others.first().and_then(claims) else { return self.remove(uid) };
+        let Some(node) = self.nodes.get_mut(uid) else { return Vec::new() };
+        node.dependents = others;
+        let identity = std::mem::replace(&mut node.identity, next);
+        self.remember_absent(identity);
+        absent.into_iter().chain([uid.to_owned()]).map(Work::Delete).collect()
     }
 
-    pub(crate) fn remember_absent(&mut self, uid: &str, namespace: &str) {
-        let key = (uid.to_owned(), namespace.to_owned());
-        if self.absent.insert(key.clone()) {
-            self.absent_order.push_back(key);
+    /// Whether an owner is known to be gone, as seen from a namespace.
+    pub(crate) fn is_absent(&self, reference: &OwnerReference, namespace: &str) -> bool {
+        [namespace, ""].iter().any(|of| self.absent.contains(&Identity::claimed(reference, of)))
+    }
+
+    pub(crate) fn remember_absent(&mut self, identity: Identity) {
+        if self.absent.insert(identity.clone()) {
+            self.absent_order.push_back(identity);
         }
         if self.absent_order.len() > ABSENT_MAX
             && let Some(oldest) = self.absent_order.pop_front()
@@ -234,7 +260,24 @@ mod tests {
         assert_eq!(add(&mut graph, "o", &[], json!({})), []);
         assert_eq!(add(&mut graph, "d", &[("o", false)], json!({})), []);
         assert_eq!(graph.remove("o"), [delete("d")]);
-        assert!(graph.is_absent("o", "ns") && !graph.is_absent("o", "other"));
+        let right = meta("d", &[("o", false)], json!({})).owner_references.unwrap().remove(0);
+        assert!(graph.is_absent(&right, "ns") && !graph.is_absent(&right, "other"));
+        let wrong = OwnerReference { kind: "Other".into(), ..right };
+        assert!(!graph.is_absent(&wrong, "ns"), "what is named otherwise is another object");
+    }
+
+    #[test]
+    fn a_wrong_name_of_an_owner_does_not_stand_for_the_right_one() {
+        let mut graph = Graph::default();
+        let wrong = json!([{"apiVersion": "v1", "kind": "Other", "name": "o", "uid": "o"}]);
+        assert_eq!(add(&mut graph, "d", &[], json!({"ownerReferences": wrong})), [delete("o")]);
+        add(&mut graph, "e", &[("o", false)], json!({}));
+        assert_eq!(graph.remove_virtual("o"), [delete("d"), delete("o")]);
+        let virtual_owner = graph.get("o").unwrap();
+        assert_eq!((virtual_owner.identity.kind.as_str(), virtual_owner.is_virtual), ("K", true));
+        // Its event comes after all: who names it right is its dependent.
+        add(&mut graph, "o", &[], json!({}));
+        assert_eq!(graph.remove("o"), [delete("e")]);
     }
 
     #[test]

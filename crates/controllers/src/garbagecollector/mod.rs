@@ -209,7 +209,11 @@ impl Controller {
     /// The server knows no such object. An observed one may still be on its way out of its
     /// informer: its event does the same again, and finds nothing.
     fn gone(&self, node: &graph::Node) -> Option<Duration> {
-        let work = self.graph.lock().remove(&node.identity.uid);
+        let uid = &node.identity.uid;
+        let work = {
+            let mut graph = self.graph.lock();
+            if node.is_virtual { graph.remove_virtual(uid) } else { graph.remove(uid) }
+        };
         self.enqueue(work);
         None
     }
@@ -219,7 +223,7 @@ impl Controller {
     async fn classify(&self, identity: &Identity, object: &ObjectMeta) -> Result<Option<Vec<Owner>>> {
         let mut owners = Vec::new();
         for reference in object.owner_references.iter().flatten() {
-            if self.graph.lock().is_absent(&reference.uid, &identity.namespace) {
+            if self.graph.lock().is_absent(reference, &identity.namespace) {
                 owners.push(Owner::Dangling);
                 continue;
             }
@@ -234,7 +238,7 @@ impl Controller {
             if owner == Owner::Dangling {
                 let elsewhere = {
                     let mut graph = self.graph.lock();
-                    graph.remember_absent(&reference.uid, namespace);
+                    graph.remember_absent(Identity::claimed(reference, namespace));
                     graph
                         .get(&reference.uid)
                         .is_some_and(|known| !known.is_virtual && known.identity.namespace != namespace)
