@@ -141,6 +141,16 @@ pub fn of(group: &str, kind: &str) -> Vec<Column> {
             }
         }
         ("scheduling.k8s.io", "PriorityClass") => PRIORITY_CLASS,
+        ("autoscaling", "Scale") => {
+            const {
+                &[
+                    NAME,
+                    i("Desired", |o, _| number(o, "/spec/replicas").into()),
+                    i("Available", |o, _| number(o, "/status/replicas").into()),
+                    AGE,
+                ]
+            }
+        }
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => ROLE_BINDING,
         _ => const { &[NAME, CREATED_AT] },
     };

@@ -2,8 +2,11 @@
 //! request to the server with the certificate chain of its connection; strips nothing and trusts
 //! nothing else.
 
-use crate::local::BoxError;
+use crate::local::{Body, BoxError};
 use crate::server::{ApiServer, Origin};
+use http::header::CONTENT_LENGTH;
+use http::{Method, Response};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -27,6 +30,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(120);
 /// Upstream's `--http2-max-streams-per-connection` default.
 const STREAMS_PER_CONNECTION_MAX: u32 = 250;
+/// What the headers of one request may take together, as in Go's server.
+const HEADERS_BYTES_MAX: u32 = 1 << 20;
 /// How long requests under way may take to end once the server stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pings find connections whose other end is gone, as upstream's do.
@@ -91,6 +96,15 @@ async fn accept(server: Arc<ApiServer>, listener: TcpListener, tls: TlsAcceptor,
     }
 }
 
+/// The answer to HEAD: what GET would say, without the body. HTTP/2 must not be given one.
+fn headers_only(response: Response<Body>) -> Response<Body> {
+    let (mut parts, body) = response.into_parts();
+    if let Some(length) = body.size_hint().exact() {
+        parts.headers.entry(CONTENT_LENGTH).or_insert(length.into());
+    }
+    Response::from_parts(parts, crate::local::empty())
+}
+
 async fn connection(
     server: Arc<ApiServer>,
     stream: TcpStream,
@@ -104,16 +118,23 @@ async fn connection(
     let service = service_fn(move |request: http::Request<Incoming>| {
         let (server, chain) = (server.clone(), chain.clone());
         async move {
+            let is_head = request.method() == Method::HEAD;
             let request = request.map(|body| body.map_err(BoxError::from).boxed_unsync());
-            Ok::<_, Infallible>(server.handle(request, Origin::Network(chain)).await)
+            let response = server.handle(request, Origin::Network(chain)).await;
+            Ok::<_, Infallible>(if is_head { headers_only(response) } else { response })
         }
     });
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS_TIMEOUT);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_TIMEOUT)
+        .max_buf_size(HEADERS_BYTES_MAX as usize);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .max_header_list_size(HEADERS_BYTES_MAX)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_EVERY);
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);

@@ -75,12 +75,17 @@ impl Renderer {
 
     /// As [`Renderer::one`], from an object that is decoded already.
     pub fn value(&self, object: Value, revision: u64) -> Value {
+        self.value_of(&self.served.kind, object, revision)
+    }
+
+    /// As [`Renderer::value`], of a kind that a subresource carries.
+    pub fn value_of(&self, kind: &Kind, object: Value, revision: u64) -> Value {
         match self.form {
             Form::Whole => object,
             Form::Metadata => partial(object),
             Form::Table => {
                 let list = ListMeta { revision, ..Default::default() };
-                self.table(&list, [object])
+                self.table(kind, &list, [object])
             }
         }
     }
@@ -101,15 +106,14 @@ impl Renderer {
                 "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList", "metadata": metadata,
                 "items": objects.map(partial).collect::<Vec<_>>(),
             }),
-            Form::Table => self.table(list, objects),
+            Form::Table => self.table(kind, list, objects),
         }
     }
 
-    fn table(&self, list: &ListMeta, objects: impl IntoIterator<Item = Value>) -> Value {
+    fn table(&self, kind: &Kind, list: &ListMeta, objects: impl IntoIterator<Item = Value>) -> Value {
         let mut metadata = Vec::new();
         list.write(&mut metadata);
-        let kind = &self.served.kind;
-        let plain = kind.columns.is_empty().then(|| Kind { columns: default_columns(), ..(**kind).clone() });
+        let plain = kind.columns.is_empty().then(|| Kind { columns: default_columns(), ..kind.clone() });
         let kind = plain.as_ref().unwrap_or(kind);
         let definitions = if self.headers { columns::definitions(&kind.columns) } else { json!([]) };
         let now = self.clock.now();

@@ -2,7 +2,7 @@
 
 use super::at::{At, Errors};
 use super::{resources, volume};
-use crate::field::Path;
+use crate::field::{FieldError, Path};
 use crate::names;
 use crate::quantity::Quantity;
 use serde_json::Value;
@@ -11,6 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
 const PULL_POLICIES: &[&str] = &["Always", "IfNotPresent", "Never"];
 const ONE_HANDLER: &str = "may not specify more than 1 handler type";
+const RESTART_RULES_MAX: usize = 20;
+const EXIT_CODES_MAX: usize = 255;
 const ONLY_SIDECARS: &str = "may not be set for init containers without restartPolicy=Always";
 const NOT_EPHEMERAL: &str = "cannot be set for an Ephemeral Container";
 
@@ -76,12 +78,42 @@ fn main_containers(ctx: &Context<'_>, errors: &mut Errors) {
         }
         seen.insert(name);
         lifecycle_and_probes(&at, ctx, errors);
-        if at.has("restartPolicy") {
-            errors.forbidden(at.at("restartPolicy"), "may not be set for non-init containers");
-        }
+        restarts(&at, errors);
     }
     for at in ctx.spec.items("containers") {
         unique_host_ports(&at, &mut host_ports, errors);
+    }
+}
+
+/// As [`Errors::one_of`], but what is missing is as unknown as any other value.
+fn known(at: &At<'_>, name: &str, supported: &[&str], errors: &mut Errors) {
+    if !supported.contains(&at.str(name)) {
+        errors.not_supported(at.at(name), at.str(name), supported);
+    }
+}
+
+/// A container's own restart policy, and rules that look at its exit code first.
+fn restarts(at: &At<'_>, errors: &mut Errors) {
+    errors.optional_one_of(at, "restartPolicy", &["Always", "Never", "OnFailure"]);
+    let rules = at.list("restartPolicyRules");
+    if !rules.is_empty() && !at.has("restartPolicy") {
+        errors.required(at.at("restartPolicy"), "must specify restartPolicy when restart rules are used");
+    }
+    if rules.len() > RESTART_RULES_MAX {
+        errors.push(FieldError::too_many(at.at("restartPolicyRules"), rules.len(), RESTART_RULES_MAX));
+    }
+    for rule in at.items("restartPolicyRules") {
+        known(&rule, "action", &["Restart", "RestartAllContainers"], errors);
+        if !rule.has("exitCodes") {
+            errors.required(rule.at("exitCodes"), "must be specified");
+            continue;
+        }
+        let codes = rule.child("exitCodes");
+        known(&codes, "operator", &["In", "NotIn"], errors);
+        let values = codes.list("values").len();
+        if values > EXIT_CODES_MAX {
+            errors.push(FieldError::too_many(codes.at("values"), values, EXIT_CODES_MAX));
+        }
     }
 }
 
@@ -90,7 +122,7 @@ fn init_containers(ctx: &Context<'_>, errors: &mut Errors) {
     let mut seen: BTreeSet<&str> = main.filter_map(|c| c.get("name")?.as_str()).collect();
     for at in ctx.spec.items("initContainers") {
         common(&at, ctx, errors);
-        errors.optional_one_of(&at, "restartPolicy", &["Always"]);
+        restarts(&at, errors);
         let name = at.str("name");
         if seen.contains(&name) {
             errors.duplicate(at.at("name"), name);

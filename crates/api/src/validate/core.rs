@@ -135,7 +135,7 @@ pub(super) fn config_map(value: &Value) -> Vec<FieldError> {
         }
     }
     if total > DATA_MAX_BYTES {
-        errors.push(FieldError::too_long(Path::new(""), DATA_MAX_BYTES));
+        errors.push(FieldError::too_long(Path::new("[]"), DATA_MAX_BYTES));
     }
     errors.0
 }

@@ -125,6 +125,13 @@ fn pod_and_metadata(root: &At<'_>) -> Vec<String> {
         }
         environment(&at, &mut out);
         without_effect(&at, CONTAINER_WITHOUT_EFFECT, &mut out);
+        for rule in at.items("restartPolicyRules").filter(|rule| rule.str("action") == "RestartAllContainers")
+        {
+            let path = rule.at("action");
+            out.push(format!(
+                "{path}: restarts its own container only: nodes do not restart all of a Pod together"
+            ));
+        }
         security(&at.child("securityContext"), &mut out);
         for port in
             at.items("ports").filter(|p| !p.str("hostIP").is_empty() && p.int("hostPort").unwrap_or(0) == 0)
@@ -345,7 +352,8 @@ mod tests {
             "schedulingGroup": {"podGroupName": "g"},
             "securityContext": {"seLinuxOptions": {"level": "s0"}, "appArmorProfile": {"type": "RuntimeDefault"}},
             "containers": [{"name": "c", "image": "x", "securityContext": {"windowsOptions": {"hostProcess": false}},
-                "resizePolicy": [{"resourceName": "cpu", "restartPolicy": "NotRequired"}]}],
+                "resizePolicy": [{"resourceName": "cpu", "restartPolicy": "NotRequired"}], "restartPolicy": "Never",
+                "restartPolicyRules": [{"action": "RestartAllContainers", "exitCodes": {"operator": "NotIn"}}]}],
         });
         let none = "has no effect in this cluster";
         let expected = |root: &str| {
@@ -354,6 +362,10 @@ mod tests {
                 format!("{root}securityContext.seLinuxOptions: {none}: nodes set no SELinux labels"),
                 format!("{root}securityContext.appArmorProfile: {none}: nodes apply no AppArmor profile"),
                 format!("{root}containers[0].resizePolicy: {none}: containers are not resized in place"),
+                format!(
+                    "{root}containers[0].restartPolicyRules[0].action: restarts its own container only: nodes do not restart \
+                     all of a Pod together"
+                ),
                 format!("{root}containers[0].securityContext.windowsOptions: {none}: nodes run Linux"),
             ]
         };

@@ -95,9 +95,13 @@ impl Priority {
             .map(Arc::new)
     }
 
-    fn one_default(&self, a: &Admission<'_>) -> Result<(), Status> {
+    fn check_class(&self, a: &Admission<'_>) -> Result<(), Status> {
         if !a.is("scheduling.k8s.io", "priorityclasses", "") {
             return Ok(());
+        }
+        // No other class may have such a name.
+        if a.operation == Operation::Delete && a.name.starts_with("system-") {
+            return Err(a.forbid("this is a system priority class and cannot be deleted"));
         }
         let Some(class) = a.object.as_deref().filter(|class| class["globalDefault"] == true) else {
             return Ok(());
@@ -133,10 +137,7 @@ impl Plugin for Priority {
     }
 
     fn validate<'a>(&'a self, request: &'a mut Admission<'_>) -> BoxFuture<'a, Result<(), Status>> {
-        ready(match request.operation {
-            Operation::Create | Operation::Update => self.one_default(request),
-            _ => Ok(()),
-        })
+        ready(self.check_class(request))
     }
 }
 

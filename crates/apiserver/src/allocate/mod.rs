@@ -362,7 +362,9 @@ impl Allocator for ServiceAllocator {
     }
 
     fn deleted(&self, kind: &Kind, old: &Value) {
-        if is_service(kind) {
+        // The Service of the API server comes back at once, and with its address.
+        let own = (meta::namespace(old), meta::name(old)) == ("default", "kubernetes");
+        if is_service(kind) && !own {
             let (addresses, ports) = (&self.0.ips, &self.0.ports);
             let ips = ips_of(old).into_iter().map(|ip| (addresses.clone(), number(ip)));
             let ports = ports_of(old).into_iter().map(|port| (ports.clone(), u128::from(port)));

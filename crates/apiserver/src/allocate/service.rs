@@ -2,7 +2,7 @@
 //! and which an update keeps or drops.
 
 use bytes::Bytes;
-use serde_json::Value;
+use serde_json::{Value, json};
 use skeg_api::meta;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -84,6 +84,10 @@ pub(super) fn keep_allocated(new: &mut Value, old: &Value) {
         let same = new["spec"]["clusterIP"] == old["spec"]["clusterIP"];
         if same && empty(&new["spec"]["clusterIPs"]) && !empty(&old["spec"]["clusterIPs"]) {
             new["spec"]["clusterIPs"] = old["spec"]["clusterIPs"].clone();
+        }
+        // Who changes the one form means the other too; whether it may change is validation's to say.
+        if !same && new["spec"]["clusterIPs"] == old["spec"]["clusterIPs"] {
+            new["spec"]["clusterIPs"] = json!([new["spec"]["clusterIP"]]);
         }
         for field in ["ipFamilies", "ipFamilyPolicy"] {
             if empty(&new["spec"][field]) && !empty(&old["spec"][field]) {

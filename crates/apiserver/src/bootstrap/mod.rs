@@ -1,7 +1,9 @@
 //! What every cluster has from its first moment: namespaces, default roles and bindings, priority
 //! classes and the `kubernetes` Service. Written straight to the store before the server opens, in
-//! one batch; a start that finds it all writes nothing.
-//! Upstream counterpart: the post-start hooks of `pkg/controlplane` and `pkg/registry/rbac`.
+//! one batch; a start that finds it all writes nothing. What no cluster can be without is put back
+//! as long as the server runs.
+//! Upstream counterpart: the post-start hooks of `pkg/controlplane` and `pkg/registry/rbac`, and
+//! `pkg/controlplane/controller/{kubernetesservice,systemnamespaces}`.
 
 pub mod aggregation;
 pub mod rbac;
@@ -9,14 +11,17 @@ pub mod rbac;
 use crate::cache::ROOT;
 use crate::record;
 use crate::resources;
+use crate::server::ApiServer;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use skeg_api::fieldset::{self, Tracking};
 use skeg_api::{Gvr, Kinds, meta};
-use skeg_base::{Clock, Random};
+use skeg_base::{Backoff, Clock, Random};
 use skeg_store::{Error, Expect, Revision, Store, Write};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Who managedFields names.
 const MANAGER: &str = "kube-apiserver";
@@ -61,7 +66,63 @@ pub async fn run(
     random: &Random,
     settings: &Settings,
 ) -> Result<usize, BootstrapError> {
-    let wanted = wanted(settings);
+    write(store, kinds, clock, random, wanted(settings)).await
+}
+
+/// The kinds of what is put back.
+fn maintained() -> [&'static Gvr; 4] {
+    [&resources::NAMESPACES, &resources::SERVICES, &resources::ENDPOINTS, &resources::ENDPOINT_SLICES]
+}
+
+/// Puts back what somebody deletes or changes of the system namespaces and the Service
+/// `kubernetes`, until the server stops.
+pub async fn maintain(server: Arc<ApiServer>, settings: Settings) {
+    let seams = server.seams();
+    let [mut namespaces, mut services, mut endpoints, mut slices] =
+        maintained().map(|gvr| seams.reader.changes(gvr));
+    let (_, stop) = server.tasks();
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+    let mut looked_at = Vec::new();
+    loop {
+        let wanted: Vec<_> =
+            wanted(&settings).into_iter().filter(|wanted| maintained().contains(&wanted.gvr)).collect();
+        let found: Vec<_> = wanted
+            .iter()
+            .map(|w| seams.reader.get(w.gvr, meta::namespace(&w.object), meta::name(&w.object)))
+            .collect();
+        let mut again = None;
+        if found != looked_at {
+            match write(&*seams.store, &seams.kinds, seams.clock, &seams.random, wanted).await {
+                // What was written is looked at when the cache has it.
+                Ok(_) => {
+                    backoff.reset();
+                    looked_at = found;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot put the API server's own objects back, will be retried");
+                    again = Some(backoff.next());
+                }
+            }
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            _ = namespaces.changed() => {}
+            _ = services.changed() => {}
+            _ = endpoints.changed() => {}
+            _ = slices.changed() => {}
+            () = tokio::time::sleep(again.unwrap_or_default()), if again.is_some() => {}
+        }
+    }
+}
+
+async fn write(
+    store: &dyn Store,
+    kinds: &Kinds,
+    clock: Clock,
+    random: &Random,
+    wanted: Vec<Wanted>,
+) -> Result<usize, BootstrapError> {
     let existing = existing(store, kinds, &wanted).await?;
     let mut writes = Vec::new();
     for Wanted { gvr, object, reconcile } in wanted {

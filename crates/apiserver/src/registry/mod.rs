@@ -227,13 +227,16 @@ impl Context<'_> {
                 negotiate::respond_value(code, output, &value)
             }
             Answer::Value { code, value } => {
-                let is_object =
-                    value.get("kind").and_then(Value::as_str) == Some(&*self.served.kind.gvk.kind);
-                let value = if is_object && output.form != Form::Whole {
-                    let revision = skeg_api::meta::resource_version(&value).parse().unwrap_or(0);
-                    self.renderer(output.form)?.value(value, revision)
-                } else {
-                    value
+                let named = value.get("kind").and_then(Value::as_str).unwrap_or_default();
+                let own = Some(&*self.served.kind).filter(|kind| &*kind.gvk.kind == named);
+                let kind = own.or_else(|| subresource::carried(named));
+                let value = match kind.filter(|_| output.form != Form::Whole) {
+                    Some(kind) => {
+                        let revision = skeg_api::meta::resource_version(&value).parse().unwrap_or(0);
+                        self.renderer(output.form)?.value_of(kind, value, revision)
+                    }
+                    // A Status is shown as it is.
+                    None => value,
                 };
                 negotiate::respond_value(code, output, &value)
             }

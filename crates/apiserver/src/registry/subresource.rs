@@ -47,14 +47,18 @@ pub async fn write(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> 
     }
 }
 
-/// The rows of kinds that only subresources carry, and of Binding.
-fn carried(name: &str) -> &'static Kind {
+/// The row of a kind that only subresources carry, or of Binding.
+pub(super) fn carried(name: &str) -> Option<&'static Kind> {
     static ROWS: OnceLock<Vec<Kind>> = OnceLock::new();
     let rows = ROWS.get_or_init(|| {
         let bindings = builtin::builtin().into_iter().filter(|kind| &*kind.gvk.kind == "Binding");
         builtin::subresource_kinds().into_iter().chain(bindings).collect()
     });
-    rows.iter().find(|kind| &*kind.gvk.kind == name).expect("the rows of all kinds that subresources carry")
+    rows.iter().find(|kind| &*kind.gvk.kind == name)
+}
+
+fn row(name: &str) -> Result<&'static Kind, Status> {
+    carried(name).ok_or_else(|| Status::internal(format!("no row of kind {name}")))
 }
 
 /// Reads a body of another kind than the parent's, with its defaults.
@@ -97,7 +101,7 @@ fn scale_of(object: &Value) -> Value {
 
 async fn scale(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
     let ctx = w.ctx;
-    let kind = carried("Scale");
+    let kind = row("Scale")?;
     let validation = w.options.field_validation;
     enum Source {
         Whole(Value),
@@ -142,7 +146,7 @@ async fn scale(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
 
 /// Sets the node of a Pod that has none: `pods/<name>/binding`, or a Binding by itself.
 async fn bind(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
-    let mut binding = decode_as(w, carried("Binding"), bytes)?;
+    let mut binding = decode_as(w, row("Binding")?, bytes)?;
     super::create::enter_namespace(&mut binding, true, &w.ctx.info.namespace)?;
     let name = meta::name(&binding).to_owned();
     if w.ctx.info.name.is_empty() {
@@ -176,7 +180,7 @@ async fn bind_pod(w: &mut Writing<'_>, mut binding: Value) -> Result<Answer, Sta
         binding.pointer(&format!("/target/{field}")).and_then(Value::as_str).unwrap_or_default().to_owned()
     };
     let node = target("name");
-    validate_as(carried("Binding"), &binding, &name)?;
+    validate_as(row("Binding")?, &binding, &name)?;
     w.admit(Phase::Validate, Operation::Create, Some(&mut binding), None, &name).await?;
     let now = meta::format_time(ctx.server.clock().now_seconds());
     let conflict = |why: String| Status::conflict("", "pods/binding", &name, why);
@@ -257,7 +261,7 @@ fn set_scheduled(pod: &mut Value, now: &str) {
 /// Deletes a Pod as the eviction says. There are no disruption budgets among the kinds yet, so
 /// none can refuse it.
 async fn evict(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
-    let eviction = decode_as(w, carried("Eviction"), bytes)?;
+    let eviction = decode_as(w, row("Eviction")?, bytes)?;
     let ctx = w.ctx;
     let name = meta::name(&eviction);
     if name != ctx.info.name {

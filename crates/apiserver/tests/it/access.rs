@@ -159,7 +159,7 @@ async fn a_second_start_writes_nothing() {
     let mut role = second.get(&second.admin(), path).await.expect(200);
     role["rules"] = json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]);
     second.send(&second.admin(), "PUT", path, role).await.expect(200);
-    let gone = "/apis/scheduling.k8s.io/v1/priorityclasses/system-node-critical";
+    let gone = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/system:kube-dns";
     second.send(&second.admin(), "DELETE", gone, Value::Null).await.expect(200);
     second.api.stop().await;
     let third = start(store.clone()).await;
@@ -361,11 +361,61 @@ async fn pods_and_services_get_what_they_need() {
     assert_eq!(refused["details"]["causes"][0]["field"], "spec.clusterIPs");
     let taken = cluster.send(&cluster.admin(), "POST", services, service("b", "10.96.0.1")).await;
     assert_eq!(taken.code, 422, "the address of the API server: {}", taken.text());
+    // Either form of the address says that it is to change, and it may not.
+    for other in ["10.96.0.77", "None"] {
+        let mut changed = made.clone();
+        changed["spec"]["type"] = "ClusterIP".into();
+        changed["spec"]["ports"][0]["nodePort"] = Value::Null;
+        changed["spec"]["clusterIP"] = other.into();
+        let path = format!("{services}/a");
+        let refused = cluster.send(&cluster.admin(), "PUT", &path, changed).await.expect(422);
+        let cause = &refused["details"]["causes"][0];
+        assert_eq!(cause["field"], "spec.clusterIPs[0]", "{refused}");
+        assert!(cause["message"].as_str().unwrap().contains("may not change once set"), "{refused}");
+    }
     cluster.send(&cluster.admin(), "DELETE", &format!("{services}/a"), Value::Null).await.expect(200);
     let again = async {
         while cluster.send(&cluster.admin(), "POST", services, service("b", ip)).await.code != 201 {}
     };
     tokio::time::timeout(Duration::from_secs(20), again).await.expect("the address is free again");
+    cluster.api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_cluster_can_be_without_comes_back() {
+    let cluster = cluster().await;
+    let admin = cluster.admin();
+    for path in [
+        "/api/v1/namespaces/default/services/kubernetes",
+        "/api/v1/namespaces/default/endpoints/kubernetes",
+        "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes",
+    ] {
+        let before = cluster.get(&admin, path).await.expect(200);
+        cluster.send(&admin, "DELETE", path, Value::Null).await.expect(200);
+        let back = async {
+            loop {
+                let found = cluster.get(&admin, path).await;
+                if found.code == 200 {
+                    return found.expect(200);
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        let after = tokio::time::timeout(Duration::from_secs(20), back).await.expect("it comes back");
+        assert_eq!((&after["spec"], &after["subsets"]), (&before["spec"], &before["subsets"]));
+        assert_ne!(after["metadata"]["uid"], before["metadata"]["uid"]);
+    }
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "thief"},
+        "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
+    let taken = cluster.send(&admin, "POST", "/api/v1/namespaces/default/services", service).await;
+    assert_eq!(taken.code, 422, "its address stays its own: {}", taken.text());
+    let class = "/apis/scheduling.k8s.io/v1/priorityclasses/system-node-critical";
+    let refused = cluster.send(&admin, "DELETE", class, Value::Null).await.expect(403);
+    assert_eq!(
+        refused["message"],
+        "priorityclasses.scheduling.k8s.io \"system-node-critical\" is forbidden: this is a system priority class and \
+         cannot be deleted"
+    );
     cluster.api.stop().await;
 }
 

@@ -108,6 +108,11 @@ async fn status_is_apart() {
         .await
         .expect(200);
     assert_eq!(scale["spec"]["replicas"], 4);
+    let table = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+    let scale = s.send("GET", &format!("{DEPLOYMENTS}/web/scale"), &table, "").await.expect(200);
+    let columns: Vec<_> = scale["columnDefinitions"].as_array().unwrap().iter().map(|c| &c["name"]).collect();
+    assert_eq!(columns, ["Name", "Desired", "Available", "Age"]);
+    assert_eq!(scale["rows"][0]["cells"].as_array().unwrap()[..3], [json!("web"), json!(4), json!(2)]);
     assert_eq!(s.get(&format!("{DEPLOYMENTS}/web")).await.json()["metadata"]["generation"], 2);
 }
 

@@ -131,6 +131,13 @@ async fn one_http2_connection_carries_requests_and_watches() {
     assert!(event.starts_with(b"{\"type\":\"ADDED\""), "{event:?}");
     let denied = send("GET", "/api/v1/namespaces/default/nothing", String::new()).await;
     assert_eq!(denied.status(), 404);
+    let mut head = send("HEAD", &format!("{CONFIG_MAPS}/a"), String::new()).await;
+    assert_eq!(head.status(), 200);
+    assert!(head.headers()["content-length"].to_str().unwrap().parse::<u64>().unwrap() > 100);
+    assert!(head.body_mut().frame().await.is_none());
+    // A selector of many values makes a long URL.
+    let many = format!("{CONFIG_MAPS}?labelSelector=a+in+({})", vec!["value"; 8_000].join(","));
+    assert_eq!(send("GET", &many, String::new()).await.status(), 200);
     connection.abort();
     remote.server.api.stop().await;
 }

@@ -231,7 +231,7 @@ pub fn restarts(spec: &PodSpec, container: &Container, is_init: bool, exit_code:
         let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
         let hit = if codes.operator == "NotIn" { !listed } else { listed };
         if hit {
-            return rule.action == "Restart";
+            return matches!(rule.action.as_str(), "Restart" | "RestartAllContainers");
         }
     }
     let own = container.restart_policy.as_deref();
