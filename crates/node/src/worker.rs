@@ -376,7 +376,7 @@ impl Loop {
         known.retry_at = None;
         // What an interrupted start left gives way; else the run before the last one does.
         let interrupted = known.current.as_ref().filter(|run| run.is_created());
-        let old_run = interrupted.or(known.previous.as_ref()).map(|run| run.id.clone());
+        let old_run = interrupted.or(known.previous.as_ref()).cloned();
         let start = Start {
             ctx: self.ctx.clone(),
             pod: self.pod.clone(),
@@ -1162,7 +1162,7 @@ struct Start {
     pod_ips: Vec<String>,
     qos_class: &'static str,
     /// A run whose remains can go now.
-    old_run: Option<String>,
+    old_run: Option<Run>,
 }
 
 impl Start {
@@ -1207,10 +1207,14 @@ impl Start {
         };
         let uid = text(&self.pod.metadata.uid);
         if let Some(old) = &self.old_run {
-            if let Err(error) = ctx.runtime.remove_container(uid, old).await {
+            if let Err(error) = ctx.runtime.remove_container(uid, &old.id).await {
                 tracing::debug!(%error, "cannot remove an old container");
             }
-            ctx.images.release(old);
+            let path = ctx.log_path(&self.pod, &self.container.name, old.attempt);
+            if let Err(error) = crate::logs::remove(&path) {
+                tracing::debug!(path = %path.display(), %error, "cannot remove an old log");
+            }
+            ctx.images.release(&old.id);
         }
         if let Err(error) = ctx.images.hold(&id, &obtained.image.id) {
             return not_created("CreateContainerError", error.to_string());

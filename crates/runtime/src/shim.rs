@@ -755,7 +755,7 @@ impl Shim {
     fn spawn(&mut self, config: &ContainerConfig) -> Step<Container> {
         let dir = self.layout.container(&self.uid, &config.id);
         fs::create_dir_all(&dir).at(|| format!("create {}", dir.display()))?;
-        let log = LogFile::open(&config.log_path)
+        let log = LogFile::open(&config.log_path, config.log_rotation)
             .at(|| format!("open the log file {}", config.log_path.display()))?;
         let (nodes, rules) = devices_of(config)?;
         let group = self.group(&config.id);

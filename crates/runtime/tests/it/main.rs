@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod logs;
+
 use futures_util::FutureExt;
 use skeg_runtime::*;
 use std::collections::BTreeMap;
@@ -83,6 +85,7 @@ impl HostBlueprint {
             stdin: false,
             stdin_once: false,
             log_path: self.dir.join(format!("logs/{id}.log")),
+            log_rotation: None,
             stop_signal: libc::SIGTERM,
             labels: BTreeMap::new(),
         }
@@ -116,6 +119,7 @@ impl Host {
         for applet in [
             "sh", "cat", "ls", "sleep", "echo", "id", "hostname", "mount", "tail", "dd", "grep", "nc",
             "ipcs", "stty", "ps", "true", "head", "kill", "wc", "tr", "test", "readlink", "env", "yes",
+            "seq",
         ] {
             symlink("busybox", layer.join("bin").join(applet)).unwrap();
         }
