@@ -28,7 +28,7 @@ async fn logs_are_bounded_without_an_agent() {
     config.log_rotation = Some(LogRotation { bytes_max: 10 * MIB, files_max: 5 });
     let pid = host.run("u1", config).await.pid.unwrap();
     // The agent is gone: another instance's takes its place.
-    let idle = Runtime::open(super::config(&host.path("idle"), &format!("{}i", host.id))).await.unwrap();
+    let idle = host.idle().await;
     host.runtime = idle.clone();
     std::fs::write(format!("/proc/{pid}/root/go"), "").unwrap();
     wait_pid(pid).await;
