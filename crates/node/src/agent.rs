@@ -19,9 +19,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, oneshot};
 use tokio_util::sync::CancellationToken;
 
-/// How often logs are looked at for rotation, and local storage is measured, as upstream's kubelet does.
+/// How often local storage is measured, as upstream's kubelet does.
 const STORAGE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
-const LOG_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 const INDEX_NODE: &str = "spec.nodeName";
 
 /// The running node agent.
@@ -87,7 +86,6 @@ impl Node {
         }
         tokio::spawn(agent.clone().follow_runtime(cancel.clone()));
         tokio::spawn(agent.clone().follow_api(cancel.clone()));
-        tokio::spawn(agent.clone().rotate_logs(cancel.clone()));
         tokio::spawn(agent.clone().limit_storage(cancel.clone()));
         let slices = parts.informers.of::<EndpointSlice>();
         tokio::spawn(publish_services(ctx, slices, cancel));
@@ -317,33 +315,6 @@ impl Agent {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "cannot remove left-over directories"),
             Err(error) => tracing::error!(%error, "the sweep panicked"),
-        }
-    }
-
-    async fn rotate_logs(self: Arc<Self>, cancel: CancellationToken) {
-        let mut ticks = tokio::time::interval(LOG_CHECK_INTERVAL);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = cancel.cancelled() => return,
-                _ = ticks.tick() => {}
-            }
-            for worker in self.workers() {
-                let (pod, memory) = (worker.pod(), worker.memory());
-                for (name, known) in &memory.containers {
-                    let Some(run) = known.current.as_ref().filter(|run| run.is_running()) else { continue };
-                    let path = self.ctx.log_path(&pod, name, run.attempt);
-                    match crate::logs::rotate(&path, self.ctx.clock.now()) {
-                        Ok(false) => {}
-                        Ok(true) => {
-                            if let Err(error) = self.ctx.runtime.reopen_log(&worker.uid, &run.id).await {
-                                tracing::warn!(%error, "cannot reopen a log");
-                            }
-                        }
-                        Err(error) => tracing::warn!(path = %path.display(), %error, "cannot rotate a log"),
-                    }
-                }
-            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::env::{Facts, Ordered};
 use crate::sources::Sources;
-use crate::{Context, env, etc, machine, security, text, volumes};
+use crate::{Context, env, etc, logs, machine, security, text, volumes};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use skeg_api::expansion::expand;
 use skeg_images::Image;
@@ -135,6 +135,7 @@ pub fn container_config(ctx: &Context, inputs: Inputs<'_>) -> Result<ContainerCo
         stdin: container.stdin == Some(true),
         stdin_once: container.stdin_once == Some(true),
         log_path: ctx.log_path(pod, &container.name, attempt),
+        log_rotation: Some(logs::ROTATION),
         stop_signal,
         labels: BTreeMap::from([
             (

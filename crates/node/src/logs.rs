@@ -1,9 +1,10 @@
-//! Container logs in the CRI format: read from the end, by time, followed, rotated.
+//! Container logs in the CRI format: read from the end, by time, followed through rotations.
 //! Upstream counterparts: `pkg/kubelet/kuberuntime/logs`, `pkg/kubelet/logs`.
 
 use bytes::Bytes;
 use rustix::fs::inotify;
 use skeg_base::Timestamp;
+use skeg_runtime::{LogRotation, rotated_logs};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
@@ -12,9 +13,8 @@ use std::path::{Path, PathBuf};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-/// A log is rotated beyond this size, and so many files are kept, as upstream's defaults say.
-const ROTATE_BYTES: u64 = 10 << 20;
-const FILES_MAX: usize = 5;
+/// Upstream's defaults of `containerLogMaxSize` and `containerLogMaxFiles`.
+pub const ROTATION: LogRotation = LogRotation { bytes_max: 10 << 20, files_max: 5 };
 const BLOCK: usize = 64 << 10;
 /// The longest line kept whole while reading (the runtime cuts at 16 KiB).
 const LINE_BYTES_MAX: u64 = 256 << 10;
@@ -128,9 +128,9 @@ where
             reader = next;
             continue;
         }
-        if rotated(&path, &reader.file)? {
+        next = successor(&path, &reader.file)?.map(read_on).transpose()?;
+        if next.is_some() {
             // The old file is read once more: lines came to it until there was a new one.
-            next = Some(open(&path, None)?);
             continue;
         }
         if over {
@@ -171,6 +171,10 @@ fn open(path: &Path, tail: Option<usize>) -> io::Result<Reader> {
         let at = tail_offset(&mut file, lines)?;
         file.seek(SeekFrom::Start(at))?;
     }
+    read_on(file)
+}
+
+fn read_on(file: File) -> io::Result<Reader> {
     Ok(Reader { buffer: BufReader::with_capacity(BLOCK, file.try_clone()?), file, pending: Vec::new() })
 }
 
@@ -193,13 +197,48 @@ fn read_some(reader: &mut Reader, printer: &mut Printer) -> io::Result<(Vec<u8>,
     Ok((out, true))
 }
 
-fn rotated(path: &Path, file: &File) -> io::Result<bool> {
-    match fs::metadata(path) {
-        Ok(now) => Ok(now.ino() != file.metadata()?.ino()),
-        // Between the rename and the new file, or removed with its Pod.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+/// The file that was begun after `file`, which is or was the log `path`. A reader that was left
+/// behind goes on with the oldest that is kept.
+fn successor(path: &Path, file: &File) -> io::Result<Option<File>> {
+    let there = |result: io::Result<File>| match result {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
+    };
+    let number = |file: &File| file.metadata().map(|m| m.ino());
+    // Opened before the others are listed: what is rotated between is known by its number.
+    let Some(newest) = there(File::open(path))? else {
+        // Its Pod is removed.
+        return Ok(None);
+    };
+    let read = number(file)?;
+    if read == number(&newest)? {
+        return Ok(None);
     }
+    let mut oldest = None;
+    let mut found = false;
+    for path in rotated_logs(path)? {
+        let Some(rotated) = there(File::open(path))? else { continue };
+        if found {
+            return Ok(Some(rotated));
+        }
+        found = number(&rotated)? == read;
+        oldest.get_or_insert(rotated);
+    }
+    Ok(oldest.filter(|_| !found).or(Some(newest)))
+}
+
+/// Removes all files of a log.
+pub fn remove(path: &Path) -> io::Result<()> {
+    let gone = |result: io::Result<()>| match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
+    let rotated = match rotated_logs(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    rotated.iter().map(PathBuf::as_path).chain([path]).try_for_each(|path| gone(fs::remove_file(path)))
 }
 
 /// Where the last `lines` lines begin.
@@ -249,36 +288,10 @@ pub fn tail(path: &Path, lines: usize, bytes_max: usize) -> Vec<u8> {
     all
 }
 
-/// Renames a log that grew too large and drops the oldest; the caller tells the runtime to start
-/// a new one when this says so.
-pub fn rotate(path: &Path, now: Timestamp) -> io::Result<bool> {
-    match fs::metadata(path) {
-        Ok(meta) if meta.len() >= ROTATE_BYTES => {}
-        Ok(_) => return Ok(false),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error),
-    }
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else {
-        return Ok(false);
-    };
-    fs::rename(path, dir.join(format!("{name}.{}", now.strftime("%Y%m%d-%H%M%S"))))?;
-    let mut old: Vec<PathBuf> = fs::read_dir(dir)?
-        .flatten()
-        .filter(|e| e.file_name().to_str().is_some_and(|n| n.starts_with(&format!("{name}."))))
-        .map(|e| e.path())
-        .collect();
-    old.sort();
-    let surplus = (old.len() + 1).saturating_sub(FILES_MAX);
-    for path in &old[..surplus] {
-        fs::remove_file(path)?;
-    }
-    Ok(true)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use skeg_runtime::LogFile;
     use std::time::Duration;
 
     fn log(lines: &[(&str, &str)]) -> String {
@@ -324,42 +337,88 @@ mod tests {
         assert_eq!(tail(&path, 2, 3), b"\nc\n");
     }
 
-    #[tokio::test]
-    async fn following_sees_new_lines_through_a_rotation() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("0.log");
-        fs::write(&path, log(&[("F", "a")])).unwrap();
-        let (sender, mut receiver) = mpsc::channel(4);
-        let (end, ended) = tokio::sync::oneshot::channel::<()>();
-        let options = LogOptions { follow: true, ..Default::default() };
-        let task = tokio::spawn(stream(path.clone(), options, sender, async move {
-            let _ = ended.await;
-        }));
-        let mut next = async || {
-            let part = tokio::time::timeout(Duration::from_secs(10), receiver.recv()).await.unwrap();
-            part.map(|p| String::from_utf8(p.unwrap().to_vec()).unwrap())
-        };
-        assert_eq!(next().await.unwrap(), "a\n");
-        File::options().append(true).open(&path).unwrap().write_all(log(&[("F", "b")]).as_bytes()).unwrap();
-        assert_eq!(next().await.unwrap(), "b\n");
-        fs::rename(&path, dir.path().join("0.log.old")).unwrap();
-        fs::write(dir.path().join("new"), log(&[("F", "c")])).unwrap();
-        fs::rename(dir.path().join("new"), &path).unwrap();
-        assert_eq!(next().await.unwrap(), "c\n");
-        end.send(()).unwrap();
-        assert_eq!(next().await, None);
-        task.await.unwrap().unwrap();
+    /// A log that is followed while it is written with the given limits.
+    struct Followed {
+        dir: tempfile::TempDir,
+        log: LogFile,
+        receiver: mpsc::Receiver<io::Result<Bytes>>,
+        end: tokio::sync::oneshot::Sender<()>,
+        task: tokio::task::JoinHandle<io::Result<()>>,
     }
 
-    #[test]
-    fn large_logs_are_rotated_and_the_oldest_dropped() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("0.log");
-        for n in 0..8 {
-            File::create(&path).unwrap().set_len(ROTATE_BYTES).unwrap();
-            assert!(rotate(&path, Timestamp::from_second(n).unwrap()).unwrap());
+    impl Followed {
+        fn new(rotation: LogRotation) -> Followed {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("0.log");
+            let log = LogFile::open(&path, Some(rotation)).unwrap();
+            let (sender, receiver) = mpsc::channel(4);
+            let (end, ended) = tokio::sync::oneshot::channel::<()>();
+            let options = LogOptions { follow: true, ..Default::default() };
+            let task = tokio::spawn(stream(path, options, sender, async move {
+                let _ = ended.await;
+            }));
+            Followed { dir, log, receiver, end, task }
         }
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), FILES_MAX - 1);
-        assert!(!rotate(&path, Timestamp::from_second(9).unwrap()).unwrap());
+
+        fn write(&mut self, text: &str) {
+            self.log.append(log(&[("F", text)]).as_bytes());
+        }
+
+        /// Reads until this comes, and gives all before and with it.
+        async fn until(&mut self, last: &str) -> String {
+            let mut all = String::new();
+            while !all.ends_with(last) {
+                let part = tokio::time::timeout(Duration::from_secs(10), self.receiver.recv()).await;
+                let part = part.unwrap_or_else(|_| panic!("{last:?} comes after {all:?}"));
+                all.push_str(std::str::from_utf8(&part.unwrap().unwrap()).unwrap());
+            }
+            all
+        }
+
+        fn files(&self) -> usize {
+            fs::read_dir(self.dir.path()).unwrap().count()
+        }
+    }
+
+    #[tokio::test]
+    async fn following_loses_no_line_through_rotations() {
+        // A file has room for one line: each write but the first is a rotation.
+        let mut it = Followed::new(LogRotation { bytes_max: 50, files_max: 5 });
+        it.write("a");
+        assert_eq!(it.until("a\n").await, "a\n");
+        for round in 0..10 {
+            // The reader does not run meanwhile: it is three files behind.
+            let lines = ["x", "y", "z"].map(|name| format!("{name}{round}"));
+            lines.iter().for_each(|line| it.write(line));
+            assert_eq!(it.until(&format!("z{round}\n")).await, lines.map(|line| line + "\n").concat());
+        }
+        assert_eq!(it.files(), 5);
+        // The rest comes also when the container has ended meanwhile.
+        it.write("last but one");
+        it.write("last");
+        it.end.send(()).unwrap();
+        let mut rest = Vec::new();
+        while let Some(part) = it.receiver.recv().await {
+            rest.extend(part.unwrap());
+        }
+        assert_eq!(String::from_utf8(rest).unwrap(), "last but one\nlast\n");
+        it.task.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_left_behind_goes_on_with_the_oldest_file() {
+        let mut it = Followed::new(LogRotation { bytes_max: 50, files_max: 3 });
+        it.write("a");
+        assert_eq!(it.until("a\n").await, "a\n");
+        for n in 0..9 {
+            it.write(&n.to_string());
+        }
+        assert_eq!(it.until("8\n").await, "6\n7\n8\n");
+        let path = it.dir.path().join("0.log");
+        remove(&path).unwrap();
+        remove(&path).unwrap();
+        assert_eq!(it.files(), 0);
+        it.end.send(()).unwrap();
+        it.task.await.unwrap().unwrap();
     }
 }

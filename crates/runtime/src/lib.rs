@@ -19,6 +19,7 @@ mod user;
 mod wire;
 
 use futures_util::future::BoxFuture;
+pub use log::{LogFile, rotated_logs};
 pub use runtime::{Runtime, RuntimeConfig};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -115,8 +116,6 @@ pub trait PodRuntime: Send + Sync + 'static {
     fn attach<'a>(&'a self, uid: &'a str, id: &'a str, config: ExecConfig) -> BoxFuture<'a, Result<Session>>;
     /// Connects to `127.0.0.1:port` (then `[::1]:port`) inside the sandbox's network namespace.
     fn connect<'a>(&'a self, uid: &'a str, port: u16) -> BoxFuture<'a, Result<Box<dyn Stream>>>;
-    /// Starts a new log file after the old one was renamed.
-    fn reopen_log<'a>(&'a self, uid: &'a str, id: &'a str) -> BoxFuture<'a, Result<()>>;
     /// The directory of what the container wrote into its own root, where this host has one.
     fn writable_layer(&self, uid: &str, id: &str) -> Option<PathBuf>;
     fn usage<'a>(&'a self, uid: &'a str, id: &'a str) -> BoxFuture<'a, Result<Usage>>;

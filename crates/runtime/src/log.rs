@@ -1,5 +1,8 @@
-//! Container output as log lines in the CRI form: time, stream, `F` or `P` (partial), text.
+//! Container output as log lines in the CRI form: time, stream, `F` or `P` (partial), text; and the
+//! files that they go to.
 
+use crate::sys;
+use crate::types::LogRotation;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -72,20 +75,26 @@ pub fn timestamp(ns: i64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{nanos:09}Z")
 }
 
-/// The file the lines go to.
+/// The file the lines go to, and those it left behind: `0.log`, `0.log.20260102-030405.000000006`.
 pub struct LogFile {
     path: PathBuf,
     file: File,
+    len_bytes: u64,
+    rotation: Option<LogRotation>,
+    /// Of the last file left behind; the next one is younger whatever the clock does.
+    rotated_at_ns: i64,
 }
 
 impl LogFile {
-    /// Opens for appending; makes the directories above.
-    pub fn open(path: &Path) -> io::Result<LogFile> {
+    /// Opens for appending; makes the directories above. Without `rotation` the file grows until
+    /// [`LogFile::reopen`].
+    pub fn open(path: &Path, rotation: Option<LogRotation>) -> io::Result<LogFile> {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;
         }
         let file = Self::open_file(path)?;
-        Ok(LogFile { path: path.to_owned(), file })
+        let len_bytes = file.metadata()?.len();
+        Ok(LogFile { path: path.to_owned(), file, len_bytes, rotation, rotated_at_ns: 0 })
     }
 
     fn open_file(path: &Path) -> io::Result<File> {
@@ -96,13 +105,67 @@ impl LogFile {
     /// Goes on in a new file of the same name.
     pub fn reopen(&mut self) -> io::Result<()> {
         self.file = Self::open_file(&self.path)?;
+        self.len_bytes = self.file.metadata()?.len();
         Ok(())
     }
 
-    /// A full disk loses lines; it must not stop the container.
+    /// Writes whole lines, into a new file where the present one has no room for them. A full disk
+    /// loses lines; it must not stop the container.
     pub fn append(&mut self, lines: &[u8]) {
-        let _ = self.file.write_all(lines);
+        let len_bytes = lines.len() as u64;
+        if let Some(rotation) = self.rotation
+            && self.len_bytes > 0
+            && self.len_bytes.saturating_add(len_bytes) > rotation.bytes_max
+        {
+            // What fails here (a full disk) is tried again with the next lines.
+            let _ = self.rotate(rotation.files_max);
+        }
+        if self.file.write_all(lines).is_ok() {
+            self.len_bytes = self.len_bytes.saturating_add(len_bytes);
+        }
     }
+
+    /// Readers find a file under the log's name at all times, and each file under one name or
+    /// another until its turn to go.
+    fn rotate(&mut self, files_max: usize) -> io::Result<()> {
+        let old = rotated_logs(&self.path)?;
+        let surplus = (old.len() + 2).saturating_sub(files_max.max(2)).min(old.len());
+        for path in &old[..surplus] {
+            fs::remove_file(path)?;
+        }
+        self.rotated_at_ns = sys::realtime_ns().max(self.rotated_at_ns + 1);
+        let time = timestamp(self.rotated_at_ns).replace(['-', ':', 'Z'], "").replace('T', "-");
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let left = self.path.with_file_name(format!("{name}.{time}"));
+        let next = self.path.with_file_name(format!(".{name}.next"));
+        let file = Self::open_file(&next)?;
+        match fs::hard_link(&self.path, &left) {
+            // Somebody took the file away: nothing is left behind.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
+        }
+        if let Err(e) = fs::rename(&next, &self.path) {
+            let _ = fs::remove_file(&left);
+            return Err(e);
+        }
+        (self.file, self.len_bytes) = (file, 0);
+        Ok(())
+    }
+}
+
+/// The files that a log left behind, oldest first.
+pub fn rotated_logs(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return Ok(Vec::new()) };
+    let prefix = format!("{}.", name.to_string_lossy());
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -139,5 +202,40 @@ mod tests {
         ] {
             assert_eq!(timestamp(ns), text);
         }
+    }
+
+    #[test]
+    fn large_logs_are_rotated_and_the_oldest_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        fs::write(dir.path().join("10.log"), "another's").unwrap();
+        let rotation = LogRotation { bytes_max: 10, files_max: 3 };
+        let mut log = LogFile::open(&path, Some(rotation)).unwrap();
+        let all = || -> Vec<String> {
+            let mut files = rotated_logs(&path).unwrap();
+            files.push(path.clone());
+            files.iter().map(|f| fs::read_to_string(f).unwrap()).collect()
+        };
+        let steps: [(&str, &[&str]); 7] = [
+            ("aaa\n", &["aaa\n"]),
+            ("bbbbb\n", &["aaa\nbbbbb\n"]),
+            ("c\n", &["aaa\nbbbbb\n", "c\n"]),
+            ("longer than the limit\n", &["aaa\nbbbbb\n", "c\n", "longer than the limit\n"]),
+            ("d\n", &["c\n", "longer than the limit\n", "d\n"]),
+            ("eeeeeeeee\n", &["longer than the limit\n", "d\n", "eeeeeeeee\n"]),
+            ("f\n", &["d\n", "eeeeeeeee\n", "f\n"]),
+        ];
+        for (line, files) in steps {
+            log.append(line.as_bytes());
+            assert_eq!(all(), files, "after {line:?}");
+        }
+        // A supervisor that takes the log up again knows how large it is.
+        let mut log = LogFile::open(&path, Some(rotation)).unwrap();
+        log.append(b"gggggggg\n");
+        assert_eq!(all(), ["eeeeeeeee\n", "f\n", "gggggggg\n"]);
+        fs::remove_file(&path).unwrap();
+        log.append(b"hh\n");
+        assert_eq!(all(), ["f\n", "hh\n"], "somebody took the log away");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "no other file is left or gone");
     }
 }

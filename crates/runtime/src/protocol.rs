@@ -44,6 +44,7 @@ pub enum Request {
         id: String,
         resources: Resources,
     },
+    /// From agents that rotate logs themselves: the log's file was renamed.
     ReopenLog {
         id: String,
     },

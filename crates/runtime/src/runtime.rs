@@ -767,10 +767,6 @@ impl PodRuntime for Runtime {
         })
     }
 
-    fn reopen_log<'a>(&'a self, uid: &'a str, id: &'a str) -> BoxFuture<'a, Result<()>> {
-        Box::pin(async move { self.call(uid, Request::ReopenLog { id: id.to_owned() }).await.map(drop) })
-    }
-
     fn writable_layer(&self, uid: &str, id: &str) -> Option<PathBuf> {
         let safe = state::name_is_safe(uid) && state::name_is_safe(id);
         safe.then(|| self.layout.container(uid, id).join("upper"))

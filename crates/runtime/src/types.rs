@@ -62,10 +62,22 @@ pub struct ContainerConfig {
     pub stdin_once: bool,
     /// Where stdout and stderr go, in the CRI log format.
     pub log_path: PathBuf,
+    /// None from agents that rotate logs themselves, as they once did.
+    #[serde(default)]
+    pub log_rotation: Option<LogRotation>,
     /// Signal number of a graceful stop.
     pub stop_signal: i32,
     /// Opaque to the runtime; durable.
     pub labels: BTreeMap<String, String>,
+}
+
+/// When a container's log goes on in a new file, and how many files are kept.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct LogRotation {
+    /// No file grows beyond this, but for one that a single chunk of output fills.
+    pub bytes_max: u64,
+    /// With the one that is written to; at least 2.
+    pub files_max: usize,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]

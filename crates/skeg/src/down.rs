@@ -2,9 +2,11 @@
 
 use crate::instance::Instance;
 use crate::settings::Settings;
-use crate::up;
+use crate::{forwarding, up};
 use anyhow::{Context, Result};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::path::Path;
 
 /// How long the process may take to end by itself.
 const STOP_TIMEOUT_MS: u16 = 20_000;
@@ -74,9 +76,18 @@ fn remove(instance: &Instance) -> Result<()> {
         }
         anyhow::Ok(())
     })?;
-    std::fs::remove_dir_all(&instance.run_dir).with_context(|| format!("{}", instance.run_dir.display()))?;
-    std::fs::remove_dir_all(&instance.data_dir)
-        .with_context(|| format!("{}", instance.data_dir.display()))?;
+    forwarding::give_back(&instance.run_dir)?;
+    remove_all(&instance.run_dir)?;
+    remove_all(&instance.data_dir)?;
     drop(claim);
     Ok(())
+}
+
+/// Removes a directory with all that is in it; a mount point stays, empty.
+fn remove_all(directory: &Path) -> Result<()> {
+    let is_empty = || std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none());
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() == ErrorKind::ResourceBusy && is_empty() => Ok(()),
+        other => other.with_context(|| format!("{}", directory.display())),
+    }
 }

@@ -5,6 +5,7 @@ mod cli;
 mod detach;
 mod dial;
 mod down;
+mod forwarding;
 mod image;
 mod instance;
 mod logging;

@@ -3,7 +3,7 @@
 use crate::detach::Report;
 use crate::instance::Instance;
 use crate::settings::Settings;
-use crate::{cli, image, logging, preflight, refuse};
+use crate::{cli, forwarding, image, logging, preflight, refuse};
 use anyhow::{Context, Result};
 use skeg_api::Kinds;
 use skeg_apiserver::pki::{self, Pki};
@@ -319,5 +319,6 @@ pub async fn open_network(instance: &Instance, settings: &Settings) -> Result<Ar
         dns_ip: Some(settings.dns_service_ip()),
         resolv_conf: "/etc/resolv.conf".into(),
     };
+    forwarding::note(&instance.run_dir)?;
     Network::open(config).await.context("network")
 }

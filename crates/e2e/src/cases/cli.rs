@@ -24,6 +24,7 @@ pub const CASES: &[Case] = &[
     Case { name: "image_commands", run: image_commands },
     Case { name: "instances_run_side_by_side", run: side_by_side },
     Case { name: "down_leaves_pods_and_up_finds_them", run: down_and_up },
+    Case { name: "a_purge_gives_the_host_back", run: purge_gives_back },
 ];
 
 /// The command ends with exit code 2 and one line that has `part`.
@@ -353,5 +354,32 @@ fn down_and_up(scope: &Scope<'_>) -> Result<()> {
     ensure!(id == again, "{id} became {again}");
     let kubeconfig = scope.cluster.skeg(&["kubeconfig"])?;
     ensure!(kubeconfig.contains("certificate-authority-data"), "{kubeconfig}");
+    Ok(())
+}
+
+/// On a host of its own, as far as the cluster can see: one that does not forward packets, and where
+/// the data directory is a mount point.
+fn purge_gives_back(scope: &Scope<'_>) -> Result<()> {
+    const SCRIPT: &str = r#"
+        set -e
+        mount -t tmpfs none /run
+        mount -t tmpfs none "$2"
+        ip link set lo up
+        echo 0 > /proc/sys/net/ipv4/ip_forward
+        "$1" up --detach --data-dir "$2" > /dev/null
+        echo "up: $(cat /proc/sys/net/ipv4/ip_forward)"
+        "$1" down --purge --data-dir "$2" > /dev/null
+        echo "purged: $(cat /proc/sys/net/ipv4/ip_forward) $(ls -A "$2" | wc -l) files"
+        umount "$2"
+    "#;
+    let directory = scope.cluster.scratch().join("mounted");
+    fs::create_dir_all(&directory)?;
+    let mut command = Command::new("/usr/bin/unshare");
+    command.args(["--mount", "--net", "/bin/sh", "-c", SCRIPT, "sh"]).arg(&scope.cluster.skeg).arg(directory);
+    let output = command.stdin(Stdio::null()).output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{said}{errors}");
+    ensure!(said == "up: 1\npurged: 0 0 files\n", "{said}{errors}");
     Ok(())
 }

@@ -3,267 +3,50 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use futures_util::FutureExt;
+mod host;
+mod logs;
+
+use host::*;
 use skeg_runtime::*;
-use std::collections::BTreeMap;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const TIMEOUT: Duration = Duration::from_secs(20);
-
-const DEFAULT_CAPABILITIES: [&str; 14] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "FSETID",
-    "FOWNER",
-    "MKNOD",
-    "NET_RAW",
-    "SETGID",
-    "SETUID",
-    "SETFCAP",
-    "SETPCAP",
-    "NET_BIND_SERVICE",
-    "SYS_CHROOT",
-    "KILL",
-    "AUDIT_WRITE",
-];
-const DEFAULT_CAPABILITY_BITS: &str = "00000000a80425fb";
-
-struct Host {
-    dir: tempfile::TempDir,
-    id: String,
-    runtime: Arc<Runtime>,
-}
-
-/// Configurations for the files under a directory.
-struct HostBlueprint {
-    dir: PathBuf,
-}
-
-impl HostBlueprint {
-    fn sandbox(&self, uid: &str) -> SandboxConfig {
-        SandboxConfig {
-            uid: uid.to_owned(),
-            hostname: "pod-host".to_owned(),
-            host_network: false,
-            host_pid: false,
-            host_ipc: false,
-            share_process_namespace: false,
-            sysctls: BTreeMap::new(),
-            resources: Resources::default(),
-            labels: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
-        }
+#[test]
+fn failed_and_killed_tests_leave_no_cgroup() {
+    let id = std::sync::Mutex::new(String::new());
+    let failed = std::thread::scope(|scope| {
+        let test = async {
+            let host = Host::new("fails").await;
+            host.id.clone_into(&mut id.lock().unwrap());
+            host.sandbox("u1", |_| ()).await;
+            host.run("u1", host.container("c1", &["sleep", "1000"])).await;
+            let _idle = host.idle().await;
+            assert!(host.id.is_empty(), "this failure is part of the test");
+        };
+        let run = move || {
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test)
+        };
+        scope.spawn(run).join()
+    });
+    assert!(failed.is_err());
+    let id = id.into_inner().unwrap();
+    for name in [format!("skeg-{id}"), format!("skeg-{id}-idle")] {
+        assert_eq!(walk_cgroups(&name), Vec::<PathBuf>::new());
     }
 
-    fn container(&self, id: &str, args: &[&str]) -> ContainerConfig {
-        ContainerConfig {
-            id: id.to_owned(),
-            name: id.to_owned(),
-            attempt: 0,
-            layers: vec![self.dir.join("layer")],
-            args: args.iter().map(|a| (*a).to_owned()).collect(),
-            env: vec![("PATH".to_owned(), "/bin".to_owned())],
-            cwd: "/".to_owned(),
-            user: User::default(),
-            mounts: vec![],
-            devices: vec![],
-            resources: Resources::default(),
-            security: Security {
-                privileged: false,
-                capabilities: DEFAULT_CAPABILITIES.iter().map(|c| format!("CAP_{c}")).collect(),
-                no_new_privileges: false,
-                seccomp: Seccomp::RuntimeDefault,
-                read_only_root: false,
-                unmasked_proc: false,
-            },
-            tty: false,
-            stdin: false,
-            stdin_once: false,
-            log_path: self.dir.join(format!("logs/{id}.log")),
-            stop_signal: libc::SIGTERM,
-            labels: BTreeMap::new(),
-        }
+    let mut dead = std::process::Command::new("/bin/true").spawn().unwrap();
+    dead.wait().unwrap();
+    let (dead, alive) = (format!("skeg-t{}x", dead.id()), format!("skeg-t{}sweep", std::process::id()));
+    let root = cgroup_roots().into_iter().rfind(|root| root.join("cgroup.procs").exists()).unwrap();
+    for name in [&dead, &alive] {
+        std::fs::create_dir_all(root.join(name).join("podu1/c1")).unwrap();
     }
-}
-
-fn busybox() -> Option<PathBuf> {
-    ["/bin/busybox", "/usr/bin/busybox"].iter().map(PathBuf::from).find(|p| p.exists())
-}
-
-fn config(dir: &Path, id: &str) -> RuntimeConfig {
-    RuntimeConfig {
-        id: id.to_owned(),
-        run_dir: dir.join("run"),
-        data_dir: dir.join("data"),
-        exe: PathBuf::from(env!("CARGO_BIN_EXE_skeg-runtime-helper")),
-    }
-}
-
-impl Host {
-    async fn new(name: &str) -> Host {
-        // SAFETY: always succeeds.
-        assert_eq!(unsafe { libc::geteuid() }, 0, "these tests need root");
-        let dir = tempfile::tempdir().unwrap();
-        let id = format!("t{}{name}", std::process::id());
-        let layer = dir.path().join("layer");
-        for sub in ["bin", "etc", "tmp"] {
-            std::fs::create_dir_all(layer.join(sub)).unwrap();
-        }
-        std::fs::copy(busybox().expect("busybox-static is installed"), layer.join("bin/busybox")).unwrap();
-        for applet in [
-            "sh", "cat", "ls", "sleep", "echo", "id", "hostname", "mount", "tail", "dd", "grep", "nc",
-            "ipcs", "stty", "ps", "true", "head", "kill", "wc", "tr", "test", "readlink", "env", "yes",
-        ] {
-            symlink("busybox", layer.join("bin").join(applet)).unwrap();
-        }
-        std::fs::write(
-            layer.join("etc/passwd"),
-            "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33:web:/var/www:/bin/sh\n",
-        )
-        .unwrap();
-        std::fs::write(layer.join("etc/group"), "root:x:0:\nwww:x:33:\nextra:x:50:web\n").unwrap();
-        let runtime = Runtime::open(config(dir.path(), &id)).await.unwrap();
-        Host { dir, id, runtime }
-    }
-
-    /// Forgets everything known and opens again, as a restarted agent does.
-    async fn restart(&mut self) {
-        self.runtime = Runtime::open(config(self.dir.path(), &self.id)).await.unwrap();
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    async fn sandbox(&self, uid: &str, change: impl FnOnce(&mut SandboxConfig)) -> SandboxStatus {
-        let mut config = self.blueprint().sandbox(uid);
-        change(&mut config);
-        self.runtime.create_sandbox(config).await.unwrap()
-    }
-
-    fn blueprint(&self) -> HostBlueprint {
-        HostBlueprint { dir: self.dir.path().to_owned() }
-    }
-
-    fn container(&self, id: &str, args: &[&str]) -> ContainerConfig {
-        self.blueprint().container(id, args)
-    }
-
-    async fn run(&self, uid: &str, config: ContainerConfig) -> ContainerStatus {
-        let id = config.id.clone();
-        let created = self.runtime.create_container(uid, config).await.unwrap();
-        assert_eq!(created.state, ContainerState::Created);
-        let started = self.runtime.start_container(uid, &id).await.unwrap();
-        assert!(started.started_at_ns.is_some());
-        started
-    }
-
-    async fn wait_exit(&self, uid: &str, id: &str) -> ContainerStatus {
-        self.wait(uid, |s| s.containers.iter().any(|c| c.id == id && c.state == ContainerState::Exited))
-            .await
-            .containers
-            .into_iter()
-            .find(|c| c.id == id)
-            .unwrap()
-    }
-
-    async fn wait(&self, uid: &str, wanted: impl Fn(&SandboxStatus) -> bool) -> SandboxStatus {
-        let mut events = self.runtime.events();
-        tokio::time::timeout(TIMEOUT, async {
-            loop {
-                let status = self.runtime.sandbox(uid).await.unwrap();
-                if wanted(&status) {
-                    return status;
-                }
-                events.recv().await.unwrap();
-            }
-        })
-        .await
-        .unwrap_or_else(|_| {
-            panic!(
-                "not reached in time: {:?}",
-                self.runtime.sandboxes().now_or_never().map(|all| all.unwrap_or_default())
-            )
-        })
-    }
-
-    /// Runs a shell script to its end: exit status and log texts.
-    async fn script(&self, uid: &str, id: &str, script: &str) -> (ContainerStatus, String) {
-        self.run(uid, self.container(id, &["sh", "-c", script])).await;
-        let status = self.wait_exit(uid, id).await;
-        (status, self.log(id))
-    }
-
-    fn log(&self, id: &str) -> String {
-        log_text(&self.path(&format!("logs/{id}.log")))
-    }
-
-    async fn exec(&self, uid: &str, id: &str, script: &str) -> ExecOutput {
-        let args = ["sh", "-c", script].map(str::to_owned).to_vec();
-        self.runtime.exec_sync(uid, id, args, TIMEOUT, 64 * 1024).await.unwrap()
-    }
-
-    /// Removes the instance and checks that nothing of it is left.
-    async fn finish(&self) {
-        self.runtime.purge().await.unwrap();
-        let cgroups = walk_cgroups(&format!("skeg-{}", self.id));
-        assert!(cgroups.is_empty(), "{cgroups:?}");
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let dir = self.dir.path().to_str().unwrap();
-        assert!(!mounts.contains(dir), "{mounts}");
-        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line).into_owned();
-            assert!(!line.contains(dir), "{line}");
-        }
-        assert_eq!(std::fs::read_dir(self.path("data")).unwrap().count(), 0);
-    }
-}
-
-impl Drop for Host {
-    /// A failed test leaves nothing running either.
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let config = config(self.dir.path(), &self.id);
-            let purge = async move { Runtime::open(config).await?.purge().await };
-            let purge = move || {
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(purge)
-            };
-            if let Ok(Err(e)) = std::thread::spawn(purge).join() {
-                eprintln!("purge: {e}");
-            }
-        }
-    }
-}
-
-/// The texts of a CRI log.
-fn log_text(path: &Path) -> String {
-    let mut text = String::new();
-    for line in std::fs::read_to_string(path).unwrap_or_default().lines() {
-        let mut fields = line.splitn(4, ' ');
-        let (_, _, tag, rest) = (fields.next(), fields.next(), fields.next(), fields.next());
-        text.push_str(rest.unwrap_or_default());
-        if tag == Some("F") {
-            text.push('\n');
-        }
-    }
-    text
-}
-
-fn walk_cgroups(name: &str) -> Vec<PathBuf> {
-    let mut found = vec![];
-    let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
-    roots.extend(std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|e| e.path()));
-    for root in roots {
-        let dir = root.join(name);
-        if dir.exists() {
-            found.push(dir);
-        }
-    }
-    found
+    sweep();
+    assert_eq!(walk_cgroups(&dead), Vec::<PathBuf>::new());
+    assert_eq!(walk_cgroups(&alive), [root.join(&alive)], "its process lives");
+    remove_cgroups(|name| name == alive);
+    assert!(walk_cgroups(&alive).is_empty());
 }
 
 #[tokio::test]
@@ -297,16 +80,6 @@ async fn exit_codes_and_logs() {
     assert_eq!(host.runtime.sandbox("u1").await.unwrap().containers.len(), 2);
     assert!(!host.path("data/sandboxes/u1/containers/c1").exists());
     host.finish().await;
-}
-
-async fn wait_log(host: &Host, id: &str, text: &str) {
-    tokio::time::timeout(TIMEOUT, async {
-        while !host.log(id).contains(text) {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    })
-    .await
-    .unwrap_or_else(|_| panic!("{text:?} appears in the log of {id}: {}", host.log(id)));
 }
 
 #[tokio::test]
@@ -738,7 +511,7 @@ async fn agent_restart_leaves_containers_alone() {
         assert!(raw > 0);
         raw as i32
     };
-    host.runtime = Runtime::open(config(&host.path("other"), &format!("{}x", host.id))).await.unwrap();
+    host.runtime = host.idle().await;
     std::fs::write(format!("/proc/{pid}/root/go"), "").unwrap();
     let mut poll = libc::pollfd { fd: pidfd, events: libc::POLLIN, revents: 0 };
     // SAFETY: one valid pollfd.
@@ -877,7 +650,7 @@ async fn killed_at_any_moment() {
     host.sandbox("p0", |_| ()).await;
     host.run("p0", host.container("a", &["true"])).await;
     let unit_ms = started.elapsed().as_millis() as u64 + 5;
-    let idle = Runtime::open(config(&host.path("idle"), &format!("{}i", host.id))).await.unwrap();
+    let idle = host.idle().await;
     let started = tokio::time::Instant::now();
     for _ in 0..25 {
         // On a slow host a few rounds do.

@@ -1,0 +1,177 @@
+//! The Pod's status: when it is written, and the patch that does it.
+
+use super::Loop;
+use super::done::Done;
+use crate::machine;
+use crate::machine::status::status;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use serde_json::{Value, json};
+use skeg_client::PatchKind;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Changes that nobody waits for are written together after this long.
+const STATUS_DELAY: Duration = Duration::from_millis(150);
+
+/// While a Pod ends, its last status says it all.
+const STATUS_DELAY_ENDING: Duration = Duration::from_secs(1);
+
+impl Loop {
+    pub(super) fn status(&self) -> PodStatus {
+        let host_ips: Vec<String> = self.ctx.config.addresses.iter().map(ToString::to_string).collect();
+        let host_network = machine::spec(&self.pod).host_network == Some(true);
+        let mut out = status(
+            &self.pod,
+            self.stored.as_ref(),
+            &self.memory,
+            &host_ips,
+            self.qos_class,
+            self.ctx.clock.now_seconds(),
+        );
+        if host_network && out.pod_ip.is_none() && !self.memory.pod_ips.is_empty() {
+            out.pod_ip = host_ips.first().cloned();
+        }
+        out
+    }
+
+    /// Writes the status now, or says when.
+    pub(super) fn consider_status(&mut self) -> Option<Instant> {
+        if self.status_writing || self.gone || self.finishing {
+            return None;
+        }
+        let next = self.status();
+        if self.stored.as_ref() == Some(&next) {
+            self.status_due = None;
+            self.memory.terminal_stored = is_terminal(&next);
+            return None;
+        }
+        let ending = machine::is_deleting(&self.pod);
+        let now = Instant::now();
+        let due = if !ending && urgent(self.stored.as_ref(), &next) && self.status_backoff.failures() == 0 {
+            now
+        } else {
+            *self.status_due.get_or_insert(now + if ending { STATUS_DELAY_ENDING } else { STATUS_DELAY })
+        };
+        if due > now {
+            return Some(due);
+        }
+        self.status_due = None;
+        self.status_writing = true;
+        let body = patch(&self.worker.uid, self.stored.as_ref(), &next);
+        let (ctx, ns, name) = (self.ctx.clone(), self.about.namespace.clone(), self.about.name.clone());
+        self.ops.spawn(async move {
+            let api = ctx.client.api::<Pod>();
+            let result = api.patch(&ns, &name, PatchKind::Strategic, &body, Some("status")).await.map(drop);
+            Done::Status { written: Box::new(next), result }
+        });
+        None
+    }
+
+    pub(super) fn status_written(&mut self, written: PodStatus, result: skeg_client::Result<()>) {
+        self.status_writing = false;
+        match result {
+            Ok(()) => {
+                self.status_backoff.reset();
+                self.memory.terminal_stored = is_terminal(&written);
+                self.stored = Some(written);
+            }
+            // Gone, or another Pod of that name: the informer will say so.
+            Err(error) if error.is_not_found() || error.is_conflict() => {
+                self.status_due = Some(Instant::now() + self.status_backoff.next());
+            }
+            Err(error) => {
+                tracing::warn!(pod = self.about.name, %error, "cannot write a Pod's status");
+                self.status_due = Some(Instant::now() + self.status_backoff.next());
+            }
+        }
+    }
+}
+
+pub(super) fn is_terminal(status: &PodStatus) -> bool {
+    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
+}
+
+/// Changes that somebody is likely to wait for.
+fn urgent(old: Option<&PodStatus>, new: &PodStatus) -> bool {
+    let ready = |s: &PodStatus| {
+        let found = s.conditions.iter().flatten().find(|c| c.type_ == "Ready");
+        found.is_some_and(|c| c.status == "True")
+    };
+    let states = |s: &PodStatus| -> Vec<(String, Option<String>, bool)> {
+        let all = s.container_statuses.iter().flatten().chain(s.init_container_statuses.iter().flatten());
+        all.into_iter()
+            .map(|c| {
+                let state = c.state.clone().unwrap_or_default();
+                let waiting = state.waiting.and_then(|w| w.reason);
+                let waiting = waiting.filter(|r| r != "ContainerCreating" && r != "PodInitializing");
+                (c.name.clone(), waiting, state.terminated.is_some())
+            })
+            .collect()
+    };
+    match old {
+        None => new.phase.as_deref() != Some("Pending") || ready(new),
+        Some(old) => {
+            (old.phase != new.phase && is_terminal(new))
+                || ready(old) != ready(new)
+                || states(old) != states(new)
+        }
+    }
+}
+
+/// A strategic merge patch from what is stored to what is true.
+pub(super) fn patch(uid: &str, old: Option<&PodStatus>, new: &PodStatus) -> Value {
+    let mut status = serde_json::to_value(new).unwrap_or_default();
+    if let (Some(old), Some(fields)) = (old, status.as_object_mut()) {
+        // What is not said any more has to be taken back.
+        let said = [
+            ("reason", old.reason.is_some() && new.reason.is_none()),
+            ("message", old.message.is_some() && new.message.is_none()),
+            ("podIP", old.pod_ip.is_some() && new.pod_ip.is_none()),
+            ("podIPs", old.pod_ips.is_some() && new.pod_ips.is_none()),
+        ];
+        for (field, cleared) in said {
+            if cleared {
+                fields.insert(field.to_owned(), Value::Null);
+            }
+        }
+        // Lists of addresses merge by address: another one replaces the list.
+        if old.pod_ips.is_some()
+            && old.pod_ips != new.pod_ips
+            && let Some(Value::Array(list)) = fields.get_mut("podIPs")
+        {
+            list.push(json!({"$patch": "replace"}));
+        }
+        // Conditions carry their removed fields as nulls.
+        if let Some(Value::Array(conditions)) = fields.get_mut("conditions") {
+            for condition in conditions {
+                if let Some(fields) = condition.as_object_mut() {
+                    for field in ["reason", "message"] {
+                        fields.entry(field).or_insert(Value::Null);
+                    }
+                }
+            }
+        }
+    }
+    json!({"metadata": {"uid": uid}, "status": status})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patches_take_back_what_is_not_said_any_more() {
+        let old =
+            PodStatus { reason: Some("X".into()), pod_ip: Some("10.0.0.1".into()), ..Default::default() };
+        let new = PodStatus {
+            phase: Some("Running".into()),
+            pod_ip: Some("10.0.0.1".into()),
+            ..Default::default()
+        };
+        let patch = patch("u", Some(&old), &new);
+        assert_eq!(
+            patch,
+            json!({"metadata": {"uid": "u"}, "status": {"phase": "Running", "podIP": "10.0.0.1", "reason": null}})
+        );
+    }
+}

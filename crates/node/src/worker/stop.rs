@@ -1,0 +1,114 @@
+//! One graceful stop of one container.
+
+use super::Worker;
+use super::runs::wait_exit;
+use crate::hook::Place;
+use crate::machine::Run;
+use crate::{Context, hook};
+use k8s_openapi::api::core::v1::Container;
+use skeg_client::{EventType, ObjectRef};
+use skeg_runtime as runtime;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// What a process gets at least after its preStop hook used the grace up.
+const GRACE_AFTER_HOOK: Duration = Duration::from_secs(2);
+
+/// A process that SIGKILL does not end so soon is stuck in the kernel; tried again later.
+const KILL_WAIT: Duration = Duration::from_secs(30);
+
+/// One graceful stop of one container.
+pub(super) struct Stop {
+    pub(super) ctx: Arc<Context>,
+    pub(super) worker: Arc<Worker>,
+    pub(super) about: ObjectRef,
+    pub(super) container: Container,
+    pub(super) run: Run,
+    pub(super) pod_ip: String,
+    pub(super) message: String,
+    pub(super) grace: i64,
+    pub(super) leaving: bool,
+}
+
+impl Stop {
+    pub(super) async fn run(self) -> Result<(), String> {
+        let ctx = &self.ctx;
+        let (uid, id) = (&self.worker.uid, &self.run.id);
+        let path = format!("spec.containers{{{}}}", self.container.name);
+        if !self.message.is_empty() {
+            let message = match self.message.as_str() {
+                "Stopping container" => format!("Stopping container {}", self.container.name),
+                other => other.to_owned(),
+            };
+            ctx.recorder.event_at(&self.about, &path, EventType::Normal, "Killing", &message);
+        }
+        let began = Instant::now();
+        // Whoever deletes the Pod again with a shorter grace shortens this stop too.
+        let mut shorter = self.worker.grace.subscribe();
+        let mut deadline = began + Duration::from_secs(self.grace.max(0) as u64);
+        let hook = self.container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref());
+        if let Some(handler) = hook.filter(|_| self.grace > 0 && self.run.is_running()) {
+            let place =
+                Place { runtime: &*ctx.runtime, uid, id, container: &self.container, pod_ip: &self.pod_ip };
+            let whole = Duration::from_secs(self.grace.max(0) as u64);
+            let hook = hook::lifecycle(&place, handler, whole);
+            tokio::pin!(hook);
+            loop {
+                tokio::select! {
+                    result = &mut hook => {
+                        if let Err(why) = result {
+                            tracing::debug!(container = self.container.name, why, "preStop hook failed");
+                            ctx.recorder.event_at(&self.about, &path, EventType::Warning, "FailedPreStopHook", "PreStopHook failed");
+                        }
+                        break;
+                    }
+                    () = wait_exit(ctx, uid, id) => return Ok(()),
+                    Ok(()) = shorter.changed() => {
+                        deadline = self.shortened(*shorter.borrow_and_update(), began, deadline);
+                        if deadline <= Instant::now() { break; }
+                    }
+                }
+            }
+            if deadline > began {
+                deadline = deadline.max(Instant::now() + GRACE_AFTER_HOOK.min(whole));
+            }
+        }
+        let gone = |error: &runtime::Error| {
+            matches!(error, runtime::Error::NoSandbox(_) | runtime::Error::NoContainer(_))
+        };
+        if deadline > Instant::now() && self.run.is_running() {
+            match ctx.runtime.signal_container(uid, id, self.run.stop_signal).await {
+                Err(error) if gone(&error) => return Ok(()),
+                Err(error) => tracing::debug!(%error, "cannot signal a container"),
+                Ok(()) => {}
+            }
+            loop {
+                tokio::select! {
+                    () = wait_exit(ctx, uid, id) => return Ok(()),
+                    () = tokio::time::sleep_until(deadline) => break,
+                    Ok(()) = shorter.changed() => {
+                        deadline = self.shortened(*shorter.borrow_and_update(), began, deadline);
+                    }
+                }
+            }
+        }
+        match ctx.runtime.signal_container(uid, id, libc::SIGKILL).await {
+            Err(error) if gone(&error) => return Ok(()),
+            Err(error) => return Err(error.to_string()),
+            Ok(()) => {}
+        }
+        tokio::time::timeout(KILL_WAIT, wait_exit(ctx, uid, id))
+            .await
+            .map_err(|_| format!("container {} does not end", self.container.name))
+    }
+
+    fn shortened(&self, grace: Option<i64>, began: Instant, deadline: Instant) -> Instant {
+        match grace.and_then(|g| u64::try_from(g).ok()) {
+            Some(seconds) if self.leaving || seconds == 0 => {
+                deadline.min(began + Duration::from_secs(seconds))
+            }
+            _ => deadline,
+        }
+    }
+}
