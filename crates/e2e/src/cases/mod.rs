@@ -4,18 +4,32 @@ mod cli;
 mod counts;
 mod durability;
 mod guest;
+mod images;
 mod kubectl;
 mod leaks;
 mod network;
 mod pods;
+mod probes;
 mod restart;
 mod rollout;
+mod security;
+mod volumes;
 
-use crate::Case;
+use crate::{Case, Scope};
+use anyhow::Result;
 use serde_json::{Value, json};
 
 /// Cases that share one cluster.
-pub const SHARED: &[&[Case]] = &[rollout::CASES, kubectl::CASES, pods::CASES, network::CASES];
+pub const SHARED: &[&[Case]] = &[
+    rollout::CASES,
+    kubectl::CASES,
+    pods::CASES,
+    security::CASES,
+    images::CASES,
+    volumes::CASES,
+    probes::CASES,
+    network::CASES,
+];
 
 /// Cases that start and end clusters of their own.
 pub const ALONE: &[&[Case]] = &[restart::CASES, cli::CASES, counts::CASES, durability::CASES];
@@ -57,4 +71,33 @@ fn deployment(name: &str, replicas: u32) -> Value {
             },
         },
     })
+}
+
+fn started(scope: &Scope<'_>, pod: &Value) -> Result<()> {
+    scope.apply(pod)?;
+    scope.wait_ready(pod["metadata"]["name"].as_str().unwrap_or_default())
+}
+
+fn status(scope: &Scope<'_>, pod: &str) -> Result<Value> {
+    Ok(scope.get(&["pod", pod])?["status"].clone())
+}
+
+/// The host's process id of a Pod's `sleep`, found by the Pod's name in its environment: the name
+/// must be no other case's.
+fn find_process(pod: &str) -> Result<i32> {
+    let marker = format!("HOSTNAME={pod}\0");
+    for entry in std::fs::read_dir("/proc")? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let Ok(pid) = name.parse::<i32>() else { continue };
+        let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let environ = read("environ");
+        let mounts = String::from_utf8_lossy(&read("mountinfo")).into_owned();
+        if environ.windows(marker.len()).any(|window| window == marker.as_bytes())
+            && mounts.contains("skeg-e2e-")
+            && read("cmdline").starts_with(b"sleep\x001000")
+        {
+            return Ok(pid);
+        }
+    }
+    anyhow::bail!("no process of {pod}")
 }

@@ -1,0 +1,219 @@
+//! What a container is given: environment, volumes, and how much of the disk it may take.
+
+use super::{pod, started, status};
+use crate::cluster::eventually;
+use crate::{Case, Scope};
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+pub const CASES: &[Case] = &[
+    Case { name: "environment", run: environment },
+    Case { name: "volumes", run: volumes },
+    Case { name: "configmap_volume_follows_changes", run: configmap_updates },
+    Case { name: "missing_configmap_is_told", run: missing_configmap },
+    Case { name: "mount_options", run: mount_options },
+    Case { name: "local_storage_limits_evict", run: local_storage },
+];
+
+fn environment(scope: &Scope<'_>) -> Result<()> {
+    scope.kubectl(&["create", "configmap", "map", "--from-literal=color=red", "--from-literal=SIZE=xl"])?;
+    scope.kubectl(&["create", "secret", "generic", "key", "--from-literal=password=hunter2"])?;
+    let mut shown = pod("shown", &[("main", "env; echo args $0 $1; sleep 1000")]);
+    shown["spec"]["containers"][0]["command"] =
+        json!(["sh", "-c", "env; echo arg $(PLAIN) $$(PLAIN) $(UNKNOWN); sleep 1000"]);
+    shown["spec"]["containers"][0]["resources"] = json!({"limits": {"memory": "64Mi", "cpu": "500m"}});
+    shown["spec"]["containers"][0]["envFrom"] = json!([
+        {"prefix": "P_", "configMapRef": {"name": "map"}}, {"prefix": "S_", "secretRef": {"name": "key"}},
+        {"configMapRef": {"name": "none", "optional": true}}, {"secretRef": {"name": "none", "optional": true}},
+    ]);
+    shown["spec"]["containers"][0]["env"] = json!([
+        {"name": "PLAIN", "value": "one"}, {"name": "TWICE", "value": "$(PLAIN)-$(PLAIN)"},
+        {"name": "COLOR", "valueFrom": {"configMapKeyRef": {"name": "map", "key": "color"}}},
+        {"name": "PASSWORD", "valueFrom": {"secretKeyRef": {"name": "key", "key": "password"}}},
+        {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+        {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        {"name": "LABEL", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app']"}}},
+        {"name": "MEMORY", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory"}}},
+        {"name": "CPU", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu", "divisor": "1m"}}},
+        {"name": "OPTIONAL", "valueFrom": {"configMapKeyRef": {"name": "none", "key": "x", "optional": true}}},
+    ]);
+    started(scope, &shown)?;
+    let log = scope.kubectl(&["logs", "shown"])?;
+    let ip = status(scope, "shown")?["podIP"].as_str().unwrap_or_default().to_owned();
+    for line in [
+        "PLAIN=one",
+        "TWICE=one-one",
+        "COLOR=red",
+        "PASSWORD=hunter2",
+        "POD_NAME=shown",
+        &format!("POD_IP={ip}"),
+        "NODE=e2e-node",
+        "LABEL=shown",
+        "MEMORY=67108864",
+        "CPU=500",
+        "P_color=red",
+        "P_SIZE=xl",
+        "S_password=hunter2",
+        "HOSTNAME=shown",
+        "KUBERNETES_SERVICE_PORT=443",
+    ] {
+        ensure!(log.lines().any(|found| found == line), "{line} is not in: {log}");
+    }
+    ensure!(!log.contains("OPTIONAL"), "{log}");
+    // $(UNKNOWN) stays, and the shell runs it as a command that is not there.
+    ensure!(log.contains("arg one"), "{log}");
+    Ok(())
+}
+
+fn volumes(scope: &Scope<'_>) -> Result<()> {
+    scope.kubectl(&["create", "configmap", "map", "--from-literal=color=red"])?;
+    scope.kubectl(&["create", "secret", "generic", "key", "--from-literal=password=hunter2"])?;
+    let mut many = pod("many", &[("main", "sleep 1000")]);
+    many["metadata"]["labels"]["tier"] = "x".into();
+    many["spec"]["volumes"] = json!([
+        {"name": "map", "configMap": {"name": "map", "items": [{"key": "color", "path": "deep/colour", "mode": 0o400}]}},
+        {"name": "key", "secret": {"secretName": "key", "defaultMode": 0o440}},
+        {"name": "info", "downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}},
+        {"name": "all", "projected": {"sources": [{"configMap": {"name": "map"}}, {"secret": {"name": "key"}}]}},
+        {"name": "ram", "emptyDir": {"medium": "Memory", "sizeLimit": "8Mi"}},
+        {"name": "host", "hostPath": {"path": "/etc/debian_version", "type": "File"}},
+    ]);
+    many["spec"]["containers"][0]["volumeMounts"] = json!([
+        {"name": "map", "mountPath": "/map"}, {"name": "key", "mountPath": "/key", "readOnly": true}, {"name": "info", "mountPath": "/info"},
+        {"name": "all", "mountPath": "/all"}, {"name": "ram", "mountPath": "/ram"}, {"name": "host", "mountPath": "/version"},
+        {"name": "all", "mountPath": "/single", "subPath": "color"},
+    ]);
+    started(scope, &many)?;
+    let sh = |script: &str| scope.exec("many", &["sh", "-c", script]);
+    ensure!(
+        sh("cat /map/deep/colour /key/password /all/color /all/password /single")?
+            == "redhunter2redhunter2red"
+    );
+    ensure!(sh("cat /info/labels")? == "app=\"many\"\ntier=\"x\"", "{}", sh("cat /info/labels")?);
+    ensure!(sh("stat -L -c %a /map/deep/colour /key/password")? == "400\n440\n");
+    let ram = sh("grep ' /ram ' /proc/mounts")?;
+    ensure!(ram.contains("tmpfs") && ram.contains("size=8192k"), "{ram}");
+    ensure!(sh("cat /version")? == std::fs::read_to_string("/etc/debian_version")?);
+    let token = sh("ls /var/run/secrets/kubernetes.io/serviceaccount")?;
+    ensure!(token == "ca.crt\nnamespace\ntoken\n", "{token}");
+    Ok(())
+}
+
+fn configmap_updates(scope: &Scope<'_>) -> Result<()> {
+    scope.kubectl(&["create", "configmap", "map", "--from-literal=color=red"])?;
+    let mut reader = pod("reader", &[("main", "sleep 1000")]);
+    reader["spec"]["volumes"] = json!([{"name": "map", "configMap": {"name": "map"}}]);
+    reader["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "map", "mountPath": "/map"}]);
+    started(scope, &reader)?;
+    scope.kubectl(&["patch", "configmap", "map", "-p", r#"{"data":{"color":"blue"}}"#])?;
+    eventually("the file follows", || {
+        Ok((scope.exec("reader", &["cat", "/map/color"])? == "blue").then_some(()))
+    })
+}
+
+fn missing_configmap(scope: &Scope<'_>) -> Result<()> {
+    let mut waits = pod("waits", &[("main", "sleep 1000")]);
+    waits["spec"]["containers"][0]["env"] =
+        json!([{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "later", "key": "x"}}}]);
+    scope.apply(&waits)?;
+    scope.wait_for(
+        "pod/waits",
+        "{.status.containerStatuses[0].state.waiting.reason}=CreateContainerConfigError",
+    )?;
+    let message =
+        scope.jsonpath(&["pod", "waits"], "{.status.containerStatuses[0].state.waiting.message}")?;
+    ensure!(message == "configmap \"later\" not found", "{message}");
+    scope.kubectl(&["create", "configmap", "later", "--from-literal=x=1"])?;
+    scope.wait_ready("waits")
+}
+
+fn mount_options(scope: &Scope<'_>) -> Result<()> {
+    let shared = scope.cluster.scratch().join("propagation");
+    std::fs::create_dir_all(&shared)?;
+    let mount = |args: &[&str], at: &std::path::Path| -> Result<()> {
+        ensure!(std::process::Command::new(args[0]).args(&args[1..]).arg(at).status()?.success(), "{args:?}");
+        Ok(())
+    };
+    mount(&["mount", "-t", "tmpfs", "propagation"], &shared)?;
+    let tested = (|| {
+        mount(&["mount", "--make-shared"], &shared)?;
+        std::fs::create_dir(shared.join("from-host"))?;
+        std::fs::create_dir(shared.join("from-pod"))?;
+        std::fs::create_dir(shared.join("inner"))?;
+        mount(&["mount", "-t", "tmpfs", "inner"], &shared.join("inner"))?;
+        let mut mounts = pod("mounts", &[("main", "sleep 1000"), ("other", "sleep 1000")]);
+        mounts["spec"]["volumes"] =
+            json!([{"name": "data", "emptyDir": {}}, {"name": "host", "hostPath": {"path": shared}}]);
+        mounts["spec"]["containers"][0]["env"] =
+            json!([{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]);
+        mounts["spec"]["containers"][0]["volumeMounts"] = json!([
+            {"name": "data", "mountPath": "/data"}, {"name": "data", "mountPath": "/fixed", "readOnly": true},
+            {"name": "data", "mountPath": "/own", "subPathExpr": "$(POD_NAME)/deep"},
+            {"name": "host", "mountPath": "/none"}, {"name": "host", "mountPath": "/slave", "mountPropagation": "HostToContainer"},
+            {"name": "host", "mountPath": "/outer", "readOnly": true},
+            {"name": "host", "mountPath": "/all", "readOnly": true, "recursiveReadOnly": "Enabled"},
+        ]);
+        mounts["spec"]["containers"][1]["securityContext"] = json!({"privileged": true});
+        mounts["spec"]["containers"][1]["volumeMounts"] =
+            json!([{"name": "host", "mountPath": "/both", "mountPropagation": "Bidirectional"}]);
+        started(scope, &mounts)?;
+        let sh = |container: &str, script: &str| {
+            scope.kubectl(&["exec", "mounts", "-c", container, "--", "sh", "-c", script])
+        };
+        let seen = sh("main", "touch /own/x; ls /data/mounts/deep; touch /fixed/y 2>&1 || true")?;
+        ensure!(seen.starts_with("x\n") && seen.contains("Read-only file system"), "{seen}");
+        let seen = sh("main", "touch /outer/inner/a && echo writable; touch /all/inner/b 2>&1 || true")?;
+        ensure!(seen.starts_with("writable\n") && seen.contains("Read-only file system"), "{seen}");
+        let shown = status(scope, "mounts")?["containerStatuses"][0]["volumeMounts"].clone();
+        let all = shown.as_array().and_then(|all| all.iter().find(|m| m["mountPath"] == "/all"));
+        ensure!(all.is_some_and(|m| m["recursiveReadOnly"] == "Enabled"), "{shown}");
+        mount(&["mount", "-t", "tmpfs", "host"], &shared.join("from-host"))?;
+        std::fs::write(shared.join("from-host/file"), "")?;
+        let seen = sh("main", "ls /slave/from-host; echo -; ls /none/from-host")?;
+        ensure!(seen == "file\n-\n", "{seen}");
+        sh("other", "mount -t tmpfs pod /both/from-pod && touch /both/from-pod/file")?;
+        ensure!(shared.join("from-pod/file").exists(), "a mount of a Bidirectional container is the host's");
+        // A link out of the volume is no sub-path.
+        std::os::unix::fs::symlink("/etc", shared.join("out"))?;
+        let mut escape = pod("escape", &[("main", "sleep 1000")]);
+        escape["spec"]["volumes"] = json!([{"name": "host", "hostPath": {"path": shared}}]);
+        escape["spec"]["containers"][0]["volumeMounts"] =
+            json!([{"name": "host", "mountPath": "/etc-of-host", "subPath": "out"}]);
+        scope.apply(&escape)?;
+        scope.wait_for(
+            "pod/escape",
+            "{.status.containerStatuses[0].state.waiting.reason}=CreateContainerConfigError",
+        )?;
+        scope.kubectl(&["delete", "pod", "--all", "--timeout=60s"]).map(drop)
+    })();
+    let unmounted = mount(&["umount", "--recursive"], &shared);
+    tested.and(unmounted)
+}
+
+fn local_storage(scope: &Scope<'_>) -> Result<()> {
+    let mut greedy = pod("greedy", &[("main", "head -c 3000000 /dev/zero > /cache/big; sleep 1000")]);
+    greedy["spec"]["volumes"] = json!([{"name": "cache", "emptyDir": {"sizeLimit": "1Mi"}}]);
+    greedy["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "cache", "mountPath": "/cache"}]);
+    let mut writer = pod("writer", &[("main", "head -c 3000000 /dev/zero > /big; sleep 1000")]);
+    writer["spec"]["containers"][0]["resources"] = json!({"limits": {"ephemeral-storage": "1Mi"}});
+    let mut modest = pod("modest", &[("main", "echo little > /little; sleep 1000")]);
+    modest["spec"]["containers"][0]["resources"] = json!({"limits": {"ephemeral-storage": "1Mi"}});
+    for pod in [&modest, &greedy, &writer] {
+        scope.apply(pod)?;
+    }
+    for (name, why) in [
+        ("greedy", "Usage of EmptyDir volume \"cache\" exceeds the limit \"1Mi\""),
+        ("writer", "exceeds the total limit of containers 1Mi"),
+    ] {
+        scope.wait_for(&format!("pod/{name}"), "{.status.reason}=Evicted")?;
+        let status = status(scope, name)?;
+        ensure!(status["phase"] == "Failed", "{status}");
+        ensure!(status["message"].as_str().is_some_and(|text| text.contains(why)), "{status}");
+        let conditions = status["conditions"].as_array().context("conditions")?;
+        let target =
+            conditions.iter().find(|c| c["type"] == "DisruptionTarget").context("DisruptionTarget")?;
+        ensure!(target["reason"] == "TerminationByKubelet", "{target}");
+    }
+    scope.wait_ready("modest")
+}
