@@ -123,6 +123,7 @@ fn prepare(edge: &Edge, issuer: String) -> Result<Prepared, SetupError> {
 }
 
 fn hooks(seams: &Seams, addresses: Arc<Addresses>, edge: Option<Prepared>) -> Hooks {
+    let local_superusers = edge.is_none();
     let authorizer = Arc::new(Union::new(seams.reader.clone()));
     let mut endpoints: Vec<Arc<dyn Endpoint>> =
         vec![Arc::new(Discovery::new(seams.kinds.clone())), Arc::new(Metrics)];
@@ -144,6 +145,7 @@ fn hooks(seams: &Seams, addresses: Arc<Addresses>, edge: Option<Prepared>) -> Ho
         }
     };
     Hooks {
+        local_superusers,
         authenticator,
         admission: admission::chain(&seams.reader, &authorizer, &seams.random),
         authorizer,

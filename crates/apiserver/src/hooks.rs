@@ -89,6 +89,9 @@ pub struct Hooks {
     pub admission: Vec<Arc<dyn Plugin>>,
     pub endpoints: Vec<Arc<dyn Endpoint>>,
     pub allocators: Vec<Arc<dyn Allocator>>,
+    /// Whether components of this process may be superusers: only where nobody comes in from
+    /// outside, as in tests.
+    pub local_superusers: bool,
 }
 
 /// What the hooks are made from, given to the function in [`crate::Config`] once the cache is

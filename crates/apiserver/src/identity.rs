@@ -70,6 +70,11 @@ impl Identity {
         &self.0.extra
     }
 
+    pub(crate) fn without_group(&self, group: &str) -> Self {
+        let groups = self.groups().iter().filter(|own| *own != group).cloned().collect();
+        Self::new(self.user().to_owned(), self.uid().to_owned(), groups, self.extra().clone())
+    }
+
     pub fn in_group(&self, group: &str) -> bool {
         self.0.groups.iter().any(|g| g == group)
     }

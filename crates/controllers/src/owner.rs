@@ -138,6 +138,9 @@ fn release_patch(owner_uid: &str, object: &ObjectMeta) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use k8s_openapi::api::apps::v1::ReplicaSet;
+    use k8s_openapi::api::core::v1::Pod;
+    use skeg_client::{Body, BoxError, Client};
 
     fn object(labels: &str, owner: Option<&str>, deleting: bool) -> ObjectMeta {
         let mut meta = json!({"name": "x", "uid": "x", "labels": {"app": labels}});
@@ -148,6 +151,46 @@ mod tests {
             meta["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
         }
         serde_json::from_value(meta).unwrap()
+    }
+
+    /// The cache shows an owner that lives; the server knows better.
+    #[tokio::test]
+    async fn an_owner_that_ends_or_was_replaced_adopts_nothing() {
+        let deleting = json!({"name": "o", "uid": "u", "deletionTimestamp": "2026-01-01T00:00:00Z"});
+        for (live, adopts) in [
+            (json!({"name": "o", "uid": "u"}), true),
+            (deleting, false),
+            (json!({"name": "o", "uid": "another"}), false),
+        ] {
+            let service = tower::service_fn(move |request: http::Request<Body>| {
+                let answer = match *request.method() {
+                    http::Method::GET => json!({"metadata": live}),
+                    _ => json!({"metadata": {"name": "p", "uid": "p"}}),
+                };
+                let body = http_body_util::Full::new(answer.to_string().into());
+                let body =
+                    http_body_util::BodyExt::boxed_unsync(http_body_util::BodyExt::map_err(body, |never| {
+                        match never {}
+                    }));
+                std::future::ready(Ok::<_, BoxError>(http::Response::new(body)))
+            });
+            let client = Client::new(service);
+            let mut owner = ReplicaSet::default();
+            owner.metadata.name = Some("o".into());
+            owner.metadata.uid = Some("u".into());
+            let pod = Pod { metadata: object("a", None, false), ..Pod::default() };
+            let (owners, objects) = (client.api::<ReplicaSet>(), client.api::<Pod>());
+            let claims = Claims {
+                owner: &owner,
+                owners: &owners,
+                objects: &objects,
+                metadata: |pod: &Pod| &pod.metadata,
+                adopted: |pod| pod,
+            };
+            let selector = LabelSelector::from_labels([("app", "a")]);
+            let claimed = claims.claim(&selector, vec![Arc::new(pod)]).await.unwrap();
+            assert_eq!(claimed.len(), usize::from(adopts));
+        }
     }
 
     #[test]

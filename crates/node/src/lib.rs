@@ -21,6 +21,7 @@ mod registration;
 mod security;
 mod server;
 mod services;
+mod shown;
 mod sources;
 mod storage;
 mod volumes;

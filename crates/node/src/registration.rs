@@ -2,6 +2,7 @@
 //! Upstream counterparts: `kubelet_node_status.go`, `nodelease`.
 
 use crate::host::Shortage;
+use crate::shown::says;
 use crate::{Context, text};
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
@@ -141,17 +142,21 @@ async fn keep_status(ctx: &Context, about: &ObjectRef, cancel: &CancellationToke
         }
         let short = pressures.shown(Shortage::read(&ctx.config.data_dir), Instant::now());
         let seen = Seen::look(ctx, short);
-        if seen == written && Instant::now() < due {
-            continue;
-        }
         let result = async {
             let node = ctx.client.api::<Node>().get("", &ctx.config.name).await?;
-            write_status(ctx, &node, &seen).await
+            let old = node.status.as_ref();
+            // Somebody else may have changed what the node said of itself.
+            let shown = old.is_some_and(|old| says(old, &status(ctx, Some(old), &seen)));
+            if shown && seen == written && Instant::now() < due {
+                return Ok(false);
+            }
+            write_status(ctx, &node, &seen).await.map(|()| true)
         };
         let result = match result.await {
+            Ok(false) => continue,
             // Somebody deleted the Node object: it is made again, as upstream's kubelet does at its start.
             Err(error) if error.is_not_found() => register(ctx, &seen).await.map(drop),
-            other => other,
+            other => other.map(drop),
         };
         due = Instant::now()
             + match result {

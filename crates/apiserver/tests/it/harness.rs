@@ -129,6 +129,7 @@ async fn open(
     let config = Config {
         kinds: Arc::new(Kinds::new(skeg_api::builtin::builtin())),
         hooks: Box::new(move |_| Hooks {
+            local_superusers: true,
             authenticator,
             authorizer: Arc::new(AllBut),
             admission,

@@ -479,6 +479,28 @@ async fn a_namespace_has_its_defaults_and_ends_with_all_its_content() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_owner_in_another_namespace_is_told_of() {
+    let cluster = Cluster::start().await;
+    let api = &cluster.api;
+    api.send(Method::POST, "/api/v1/namespaces", json!({"metadata": {"name": "other"}}));
+    let maps = |namespace: &str| format!("/api/v1/namespaces/{namespace}/configmaps");
+    let owner = api.send(Method::POST, &maps("other"), json!({"metadata": {"name": "owner"}}));
+    let reference =
+        json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner["metadata"]["uid"]}]);
+    api.wait("the owner is known", |state| state.get("configmaps", "other", "owner").is_some()).await;
+    cluster.settled().await;
+    let dependent = json!({"metadata": {"name": "dependent", "ownerReferences": reference}});
+    api.send(Method::POST, &maps("default"), dependent);
+    api.wait("told", |state| {
+        state.list("events").iter().any(|event| {
+            event["reason"] == "OwnerRefInvalidNamespace" && event["involvedObject"]["name"] == "dependent"
+        })
+    })
+    .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_kind_that_comes_later_is_collected() {
     let cluster = Cluster::start().await;
     cluster.settled().await;
@@ -588,6 +610,9 @@ async fn a_silent_node_loses_its_pods() {
     );
     // The node is removed: nobody is left to end the Pod.
     api.send(Method::DELETE, "/api/v1/nodes/silent", json!({}));
+    let start = tokio::time::Instant::now();
     api.wait("collected", |state| state.list("pods").is_empty()).await;
+    let seconds = start.elapsed().as_secs();
+    assert!((40..46).contains(&seconds), "the node could have come back for 40 s: {seconds}");
     cluster.stop().await;
 }

@@ -29,7 +29,7 @@ pub(super) enum Done {
     Volumes(Result<Option<Timestamp>, VolumeError>),
     Started { container: String, attempt: u32, outcome: Box<StartOutcome> },
     Stopped { container: String, result: Result<(), String> },
-    Status { written: Box<PodStatus>, result: skeg_client::Result<()> },
+    Status { written: Box<PodStatus>, result: skeg_client::Result<u64> },
     Finished(Result<(), String>),
 }
 

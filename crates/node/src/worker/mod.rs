@@ -27,7 +27,7 @@ use skeg_base::{Backoff, Timestamp};
 use skeg_client::{EventType, ObjectRef, object_ref};
 use skeg_runtime as runtime;
 use start::Start;
-use status::{is_terminal, patch};
+use status::{is_terminal, patch, revision};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -145,6 +145,8 @@ struct Loop {
     volume_refresh_at: Option<Timestamp>,
     volumes_refreshing: bool,
     stored: Option<PodStatus>,
+    /// The version of the Pod that has it.
+    stored_revision: u64,
     status_writing: bool,
     status_due: Option<Instant>,
     status_backoff: Backoff,
@@ -221,6 +223,7 @@ impl Loop {
             volume_refresh_at: None,
             volumes_refreshing: false,
             stored: pod.status.clone().filter(|s| s.start_time.is_some()),
+            stored_revision: revision(&pod),
             status_writing: false,
             status_due: None,
             status_backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(30)),
@@ -247,6 +250,7 @@ impl Loop {
         self.gone = mail.gone;
         let evicted = mail.evicted.clone().filter(|_| self.memory.ended.is_none());
         drop(mail);
+        self.look_at_shown();
         if let Some(message) = evicted {
             self.event(EventType::Warning, machine::EVICTED, &message);
             self.memory.ended = Some(Ended { phase: "Failed", reason: machine::EVICTED.into(), message });

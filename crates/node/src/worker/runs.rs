@@ -4,8 +4,9 @@ use super::Loop;
 use super::done::Done;
 use super::probes::last_told;
 use super::sandbox::create_sandbox;
+use super::status::end_told_by;
 use crate::container::{LABEL_IMAGE, LABEL_IMAGE_ID};
-use crate::machine::{ContainerMemory, Ended, Memory, Run, Sandbox};
+use crate::machine::{ContainerMemory, Memory, Run, Sandbox};
 use crate::{Context, container, machine, text};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use skeg_base::Timestamp;
@@ -120,13 +121,7 @@ pub(super) fn remembered(pod: &Pod) -> Memory {
     let mut memory = Memory::default();
     let Some(status) = &pod.status else { return memory };
     memory.pod_ips = status.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect();
-    if let Some(phase) = status.phase.as_deref().filter(|p| matches!(*p, "Succeeded" | "Failed")) {
-        memory.ended = Some(Ended {
-            phase: if phase == "Failed" { "Failed" } else { "Succeeded" },
-            reason: text(&status.reason).to_owned(),
-            message: text(&status.message).to_owned(),
-        });
-    }
+    memory.ended = end_told_by(status);
     let all =
         status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
     for known in all {

@@ -2,8 +2,10 @@
 
 use super::Loop;
 use super::done::Done;
-use crate::machine;
 use crate::machine::status::status;
+use crate::machine::{self, Ended};
+use crate::shown::says;
+use crate::text;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use serde_json::{Value, json};
 use skeg_client::PatchKind;
@@ -61,19 +63,37 @@ impl Loop {
         let (ctx, ns, name) = (self.ctx.clone(), self.about.namespace.clone(), self.about.name.clone());
         self.ops.spawn(async move {
             let api = ctx.client.api::<Pod>();
-            let result = api.patch(&ns, &name, PatchKind::Strategic, &body, Some("status")).await.map(drop);
+            let result = api.patch(&ns, &name, PatchKind::Strategic, &body, Some("status")).await;
+            let result = result.map(|pod| revision(&pod));
             Done::Status { written: Box::new(next), result }
         });
         None
     }
 
-    pub(super) fn status_written(&mut self, written: PodStatus, result: skeg_client::Result<()>) {
+    /// Looks at the status as the API shows it: what somebody else changed of it is written again,
+    /// and a Pod that somebody else declared ended does end.
+    pub(super) fn look_at_shown(&mut self) {
+        let revision = revision(&self.pod);
+        let (Some(stored), Some(shown)) = (&self.stored, &self.pod.status) else { return };
+        if self.status_writing || revision <= self.stored_revision || says(shown, stored) {
+            return;
+        }
+        if self.memory.ended.is_none() && !is_terminal(stored) {
+            self.memory.ended = end_told_by(shown);
+        }
+        self.stored = Some(shown.clone());
+        self.stored_revision = revision;
+    }
+
+    pub(super) fn status_written(&mut self, written: PodStatus, result: skeg_client::Result<u64>) {
         self.status_writing = false;
         match result {
-            Ok(()) => {
+            Ok(revision) => {
                 self.status_backoff.reset();
                 self.memory.terminal_stored = is_terminal(&written);
                 self.stored = Some(written);
+                self.stored_revision = revision;
+                self.look_at_shown();
             }
             // Gone, or another Pod of that name: the informer will say so.
             Err(error) if error.is_not_found() || error.is_conflict() => {
@@ -85,6 +105,17 @@ impl Loop {
             }
         }
     }
+}
+
+/// The version of the object, as a number.
+pub(super) fn revision(pod: &Pod) -> u64 {
+    text(&pod.metadata.resource_version).parse().unwrap_or(0)
+}
+
+/// The end of the Pod, where the API shows that it has ended.
+pub(super) fn end_told_by(status: &PodStatus) -> Option<Ended> {
+    let phase = ["Succeeded", "Failed"].into_iter().find(|phase| status.phase.as_deref() == Some(phase))?;
+    Some(Ended { phase, reason: text(&status.reason).to_owned(), message: text(&status.message).to_owned() })
 }
 
 pub(super) fn is_terminal(status: &PodStatus) -> bool {
