@@ -22,7 +22,7 @@ pub fn demo() -> Result<()> {
 
     // "On an empty data directory": what an earlier demo left is removed first, and nothing else.
     let marker = Path::new(DATA_DIR).join(MARKER);
-    if Path::new(DATA_DIR).exists() {
+    if std::fs::read_dir(DATA_DIR).is_ok_and(|mut entries| entries.next().is_some()) {
         if !marker.exists() {
             bail!(
                 "{DATA_DIR} holds a cluster that no demo made: `skeg down --purge` removes it, with all its data"

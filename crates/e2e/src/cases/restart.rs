@@ -12,6 +12,7 @@ use std::time::Duration;
 pub const CASES: &[Case] = &[
     Case { name: "containers_outlive_the_server", run: containers_outlive },
     Case { name: "kills_during_a_rollout", run: kills_during_a_rollout },
+    Case { name: "statuses_are_kept_true", run: statuses_are_kept_true },
 ];
 
 /// What the API tells of each web Pod, and by which link it is connected.
@@ -50,6 +51,36 @@ fn containers_outlive(scope: &Scope<'_>) -> Result<()> {
     ensure!(scope.kubectl(&["logs", "ends"])? == "leaving\n");
     let after = web_pods(scope)?;
     ensure!(before == after, "{before:?} became {after:?}");
+    Ok(())
+}
+
+/// What somebody else writes to a status does not stay, and a Pod declared ended does end.
+fn statuses_are_kept_true(scope: &Scope<'_>) -> Result<()> {
+    scope.apply(&pod("told", &[("main", "sleep 1000")]))?;
+    scope.apply(&pod("ended", &[("main", "sleep 1000")]))?;
+    scope.wait_ready("told")?;
+    scope.wait_ready("ended")?;
+    let patch = |what: &str, status: Value| {
+        let body = json!({"status": status}).to_string();
+        scope.kubectl(&["patch", what, "--subresource=status", "--type=merge", "-p", &body])
+    };
+    let ip = scope.jsonpath(&["pod", "told"], "{.status.podIP}")?;
+    patch(
+        "pod/told",
+        json!({"podIP": "192.0.2.1", "podIPs": [{"ip": "192.0.2.1"}], "containerStatuses": []}),
+    )?;
+    scope.wait_for("pod/told", &format!("{{.status.podIP}}={ip}"))?;
+    scope.wait_for("pod/told", "{.status.containerStatuses[0].ready}=true")?;
+    patch("pod/ended", json!({"phase": "Failed", "reason": "Told"}))?;
+    scope.wait_for("pod/ended", "{.status.containerStatuses[0].state.terminated.exitCode}=137")?;
+    ensure!(scope.jsonpath(&["pod", "ended"], "{.status.phase} {.status.reason}")? == "Failed Told");
+    let node = scope.jsonpath(&["nodes"], "{.items[0].metadata.name}")?;
+    let node = format!("node/{node}");
+    let cpu = scope.jsonpath(&[&node], "{.status.allocatable.cpu}")?;
+    patch(&node, json!({"allocatable": {"cpu": "7m"}}))?;
+    scope.wait_for(&node, &format!("{{.status.allocatable.cpu}}={cpu}"))?;
+    let images = scope.jsonpath(&[&node], "{.status.images[*].names[*]}")?;
+    ensure!(images.contains("busybox"), "{images}");
     Ok(())
 }
 

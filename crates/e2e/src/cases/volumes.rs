@@ -11,6 +11,7 @@ pub const CASES: &[Case] = &[
     Case { name: "volumes", run: volumes },
     Case { name: "configmap_volume_follows_changes", run: configmap_updates },
     Case { name: "missing_configmap_is_told", run: missing_configmap },
+    Case { name: "volumes_from_the_api_are_read_only", run: volumes_from_the_api },
     Case { name: "mount_options", run: mount_options },
     Case { name: "local_storage_limits_evict", run: local_storage },
 ];
@@ -63,6 +64,34 @@ fn environment(scope: &Scope<'_>) -> Result<()> {
     ensure!(!log.contains("OPTIONAL"), "{log}");
     // $(UNKNOWN) stays, and the shell runs it as a command that is not there.
     ensure!(log.contains("arg one"), "{log}");
+    Ok(())
+}
+
+/// What may be secret is never on a disk, and no container changes what the API says.
+fn volumes_from_the_api(scope: &Scope<'_>) -> Result<()> {
+    scope.kubectl(&["create", "configmap", "map", "--from-literal=color=red"])?;
+    scope.kubectl(&["create", "secret", "generic", "key", "--from-literal=password=hunter2"])?;
+    let mut reader = pod("reader", &[("main", "sleep 1000")]);
+    reader["spec"]["volumes"] = json!([
+        {"name": "map", "configMap": {"name": "map"}},
+        {"name": "key", "secret": {"secretName": "key"}},
+        {"name": "info", "downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}},
+        {"name": "all", "projected": {"sources": [{"secret": {"name": "key"}}]}},
+    ]);
+    let mounts =
+        ["map", "key", "info", "all"].map(|name| json!({"name": name, "mountPath": format!("/{name}")}));
+    reader["spec"]["containers"][0]["volumeMounts"] = json!(mounts);
+    started(scope, &reader)?;
+    let mounted = scope.exec("reader", &["cat", "/proc/mounts"])?;
+    for (name, in_memory) in [("map", false), ("key", true), ("info", true), ("all", true)] {
+        let line = mounted.lines().find(|line| line.contains(&format!(" /{name} "))).context("a mount")?;
+        ensure!(line.starts_with("tmpfs ") == in_memory, "{line}");
+        let written = scope.exec("reader", &["sh", "-c", &format!("echo x > /{name}/x")]);
+        let refusal = written.err().with_context(|| format!("/{name} can be written"))?;
+        ensure!(format!("{refusal:#}").contains("Read-only file system"), "{refusal:#}");
+        let mode = scope.exec("reader", &["stat", "-c", "%a", &format!("/{name}")])?;
+        ensure!(mode.trim() == if in_memory { "1777" } else { "777" }, "/{name}: {mode}");
+    }
     Ok(())
 }
 
