@@ -14,7 +14,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{BufReader, Read};
+use std::io::{BufReader, ErrorKind, Read};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -95,7 +95,16 @@ fn extract(archive: &Path, to: &Path) -> Result<PathBuf> {
     let mut reader = BufReader::with_capacity(256 << 10, file);
     let mut tar = tar::Archive::new(decompressed(&mut reader)?);
     fs::create_dir(to).map_err(io(format!("create {}", to.display())))?;
-    let bad = |e: std::io::Error| Error::Invalid(format!("{}: {e}", archive.display()));
+    // What the archive's reader says of a header that makes no sense holds that header.
+    let bad = |e: std::io::Error| match e.kind() {
+        ErrorKind::Other | ErrorKind::InvalidData | ErrorKind::InvalidInput | ErrorKind::UnexpectedEof => {
+            Error::Invalid(format!(
+                "{} is no archive of an image, or is damaged: make one with `docker save` or `skopeo copy`",
+                archive.display()
+            ))
+        }
+        _ => io(format!("extract {}", archive.display()))(e),
+    };
     let mut links = Vec::new();
     for (n, entry) in tar.entries().map_err(bad)?.enumerate() {
         let mut entry = entry.map_err(bad)?;

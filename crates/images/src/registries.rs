@@ -73,7 +73,8 @@ impl Registries {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        let parsed: Registries = serde_saphyr::from_str(text).map_err(|e| Error::Config(e.to_string()))?;
+        let parsed: Registries =
+            serde_saphyr::from_str(text).map_err(|e| Error::Config(e.without_snippet().to_string()))?;
         for mirror in parsed.mirrors.values() {
             for endpoint in &mirror.endpoint {
                 if split_url(endpoint).is_none() {

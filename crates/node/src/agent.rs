@@ -35,6 +35,8 @@ pub(crate) struct Agent {
     /// Sandboxes found at start, until their Pod's worker takes them.
     found: Mutex<BTreeMap<String, SandboxStatus>>,
     nodes: Informer<NodeObject>,
+    /// A Pod came whose local storage is limited.
+    limited: Notify,
     handle: Handle,
 }
 
@@ -77,6 +79,7 @@ impl Node {
             workers: Mutex::default(),
             found: Mutex::new(found.into_iter().map(|s| (s.config.uid.clone(), s)).collect()),
             nodes: parts.informers.of::<NodeObject>(),
+            limited: Notify::new(),
             handle: Handle::current(),
         });
         let (told, registered) = oneshot::channel();
@@ -206,8 +209,12 @@ impl Agent {
     }
 
     fn raise(self: &Arc<Self>, pod: Arc<Pod>, gone: bool, birth: Birth) {
+        let limited = storage::is_limited(&pod);
         let worker = Worker::new(pod, gone);
         self.workers.lock().insert(worker.uid.clone(), worker.clone());
+        if limited {
+            self.limited.notify_one();
+        }
         let agent = self.clone();
         self.handle.spawn(async move {
             let uid = worker.uid.clone();
@@ -318,20 +325,24 @@ impl Agent {
         }
     }
 
-    /// Evicts Pods that take more local storage than their limits say.
+    /// Evicts Pods that take more local storage than their limits say. Does nothing while no such
+    /// Pod runs.
     async fn limit_storage(self: Arc<Self>, cancel: CancellationToken) {
         let mut ticks = tokio::time::interval(STORAGE_CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let limited = |worker: &Arc<Worker>| {
+            let pod = worker.pod();
+            storage::is_limited(&pod) && !machine::is_finished(&pod, &worker.memory())
+        };
         loop {
+            let idle = !self.workers().iter().any(limited);
             tokio::select! {
                 () = cancel.cancelled() => return,
-                _ = ticks.tick() => {}
+                () = self.limited.notified(), if idle => continue,
+                _ = ticks.tick(), if !idle => {}
             }
-            for worker in self.workers() {
+            for worker in self.workers().into_iter().filter(limited) {
                 let (pod, memory) = (worker.pod(), worker.memory());
-                if machine::is_finished(&pod, &memory) || !storage::is_limited(&pod) {
-                    continue;
-                }
                 let ctx = self.ctx.clone();
                 let measured = tokio::task::spawn_blocking(move || storage::excess(&ctx, &pod, &memory));
                 match measured.await {

@@ -445,11 +445,19 @@ pub fn mount_source(
     }
 }
 
+fn leaves_volume(sub: &Path) -> io::Error {
+    let why = format!(
+        "subPath {:?} leads out of the volume: name a path inside it, not through a link or `..` that leaves it",
+        sub.display().to_string()
+    );
+    io::Error::new(io::ErrorKind::InvalidInput, why)
+}
+
 /// Resolves `sub` inside `volume` without leaving it, making directories that are missing.
 fn sub_path_source(volume: &Path, sub: &str) -> io::Result<PathBuf> {
     let sub = Path::new(sub);
     if !sub.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "subPath must stay inside its volume"));
+        return Err(leaves_volume(sub));
     }
     let root = rustix::fs::openat(CWD, volume, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let open = |path: &Path| {
@@ -461,13 +469,18 @@ fn sub_path_source(volume: &Path, sub: &str) -> io::Result<PathBuf> {
             Mode::empty(),
             ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
         )
+        .map_err(|error| match error {
+            // RESOLVE_BENEATH says so of every way out.
+            rustix::io::Errno::XDEV => leaves_volume(sub),
+            other => other.into(),
+        })
     };
     let mut made = PathBuf::new();
     let mut at = open(Path::new("."))?;
     for part in sub.components().filter(|c| matches!(c, Component::Normal(_))) {
         made.push(part);
         at = match open(&made) {
-            Err(rustix::io::Errno::NOENT) => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 rustix::fs::mkdirat(&at, Path::new(part.as_os_str()), Mode::from_raw_mode(0o750))?;
                 open(&made)?
             }
@@ -760,8 +773,10 @@ mod tests {
         let found = sub_path_source(&volume, "x/y").unwrap();
         assert_eq!(found, volume.canonicalize().unwrap().join("x/y"));
         symlink("/etc", volume.join("out")).unwrap();
-        assert!(sub_path_source(&volume, "out").is_err());
-        assert!(sub_path_source(&volume, "../w").is_err());
+        for sub in ["out", "out/passwd", "../w", "/etc"] {
+            let error = sub_path_source(&volume, sub).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("subPath {sub:?} leads out of the volume: ")), "{error}");
+        }
     }
 
     #[test]

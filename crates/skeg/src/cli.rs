@@ -56,10 +56,10 @@ pub struct Up {
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
     /// Addresses of Pods [default: 10.42.0.0/16]
-    #[arg(long, value_name = "CIDR")]
+    #[arg(long, value_name = "CIDR", value_parser = settings::range)]
     pub pod_cidr: Option<ipnet::Ipv4Net>,
     /// Addresses of Services [default: 10.43.0.0/16]
-    #[arg(long, value_name = "CIDR")]
+    #[arg(long, value_name = "CIDR", value_parser = settings::range)]
     pub service_cidr: Option<ipnet::Ipv4Net>,
     /// Mirrors and credentials of image registries (registries.yaml)
     #[arg(long, value_name = "FILE")]

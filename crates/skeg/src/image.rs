@@ -21,6 +21,12 @@ pub fn open(instance: &Instance, settings: Option<&Settings>) -> Result<Arc<Imag
 }
 
 pub fn image(instance: &Instance, command: Command) -> Result<()> {
+    if matches!(command, Command::List | Command::Remove { .. }) && !instance.data_dir.exists() {
+        refuse!(
+            "--data-dir {}: there is no such directory: name a cluster's, or make one with `skeg up`",
+            instance.data_dir.display()
+        );
+    }
     instance.create_directories()?;
     let images = open(instance, Settings::load(instance)?.as_ref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

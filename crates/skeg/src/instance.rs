@@ -88,15 +88,20 @@ impl Instance {
 
     /// Makes the directories, readable by root alone; also those that were there before.
     pub fn create_directories(&self) -> Result<()> {
-        for directory in [&self.data_dir, &self.run_dir] {
+        let make = |directory: &Path| {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
                 .create(directory)
                 .and_then(|()| fs::set_permissions(directory, fs::Permissions::from_mode(0o700)))
-                .with_context(|| format!("cannot make {}", directory.display()))?;
+        };
+        if let Err(error) = make(&self.data_dir) {
+            refuse!(
+                "--data-dir {} cannot be made: {error}: name a directory on a disk of this host",
+                self.data_dir.display()
+            );
         }
-        Ok(())
+        make(&self.run_dir).with_context(|| format!("cannot make {}", self.run_dir.display()))
     }
 
     /// Claims the instance for this process, until the lock is dropped.

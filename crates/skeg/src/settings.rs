@@ -4,8 +4,8 @@ use crate::cli::Up;
 use crate::instance::Instance;
 use crate::refuse;
 use anyhow::{Context, Result};
-use ipnet::Ipv4Net;
-use serde::{Deserialize, Serialize};
+use ipnet::{IpNet, Ipv4Net};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -15,12 +15,29 @@ use std::path::PathBuf;
 struct ConfigFile {
     listen: Option<SocketAddr>,
     node_name: Option<String>,
+    #[serde(deserialize_with = "optional_range")]
     pod_cidr: Option<Ipv4Net>,
+    #[serde(deserialize_with = "optional_range")]
     service_cidr: Option<Ipv4Net>,
     registries: Option<PathBuf>,
     max_pods: Option<u32>,
     seccomp_default: Option<bool>,
     compaction_interval_seconds: Option<u32>,
+}
+
+/// A range of addresses as flags and the configuration file spell it.
+pub fn range(text: &str) -> Result<Ipv4Net, String> {
+    const LIKE: &str = "name a range such as 10.42.0.0/16";
+    match text.parse() {
+        Ok(IpNet::V4(range)) => Ok(range),
+        Ok(IpNet::V6(_)) => Err(format!("IPv4 only for now: {LIKE}")),
+        Err(_) => Err(format!("no range of addresses: {LIKE}")),
+    }
+}
+
+fn optional_range<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Ipv4Net>, D::Error> {
+    let parse = |text: String| range(&text).map_err(|why| D::Error::custom(format!("{text:?}: {why}")));
+    Option::<String>::deserialize(deserializer)?.map(parse).transpose()
 }
 
 /// What a run of the cluster goes by. Kept in the data directory for the commands that find the
@@ -88,12 +105,13 @@ pub fn resolve(flags: &Up, instance: &Instance) -> Result<Settings> {
     let file = match &flags.config {
         None => ConfigFile::default(),
         Some(path) => {
-            let Ok(text) = std::fs::read_to_string(path) else {
-                refuse!("--config {}: the file cannot be read", path.display());
+            let text = match std::fs::read_to_string(path) {
+                Ok(text) => text,
+                Err(error) => refuse!("--config {}: the file cannot be read: {error}", path.display()),
             };
             match serde_saphyr::from_str(&text) {
                 Ok(file) => file,
-                Err(error) => refuse!("--config {}: {error}", path.display()),
+                Err(error) => refuse!("--config {}: {}", path.display(), error.without_snippet()),
             }
         }
     };
@@ -187,6 +205,7 @@ fn check(settings: &Settings) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::UserError;
 
     fn resolve_flags(flags: &Up) -> Result<Settings> {
         let directory = tempfile::tempdir().unwrap();
@@ -219,8 +238,31 @@ mod tests {
         ] {
             let flags = Up { node_name: flags.node_name.clone().or(Some("n".into())), ..flags };
             let error = resolve_flags(&flags).unwrap_err();
-            assert!(error.downcast_ref::<crate::UserError>().is_some_and(|e| e.0.contains(part)), "{error}");
+            assert!(error.downcast_ref::<UserError>().is_some_and(|e| e.0.contains(part)), "{error}");
         }
+    }
+
+    #[test]
+    fn a_bad_entry_of_the_file_is_told_with_its_reason() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.yaml");
+        for (text, part) in [
+            ("podCird: 10.9.0.0/16", "unknown field `podCird`"),
+            ("maxPods: 3\npodCidr: fd00::/64", "\"fd00::/64\": IPv4 only for now: name a range such as"),
+            ("serviceCidr: 10.0.0.0", "\"10.0.0.0\": no range of addresses: name a range such as"),
+            ("maxPods: many", "line 1"),
+            ("root:x:0:0:secret", "expected mapping"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let error = resolve_flags(&Up { config: Some(path.clone()), ..Up::default() }).unwrap_err();
+            let UserError(said) = error.downcast_ref().unwrap();
+            assert!(
+                said.starts_with(&format!("--config {}: ", path.display())) && said.contains(part),
+                "{said}"
+            );
+            assert!(!said.contains("secret"), "{said}");
+        }
+        assert_eq!(range("10.0.0.0/8").unwrap().to_string(), "10.0.0.0/8");
     }
 
     #[test]

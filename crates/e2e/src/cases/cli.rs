@@ -52,6 +52,13 @@ fn wrong_use(scope: &Scope<'_>) -> Result<()> {
     let services = format!("{service}/24");
     let port = format!("127.0.0.1:{}", free_port()?);
     let free = ["--pod-cidr=10.252.0.0/16", "--service-cidr=10.253.0.0/24"];
+    let config = |name: &str, text: &str| -> Result<String> {
+        let path = scope.cluster.scratch().join(name);
+        fs::write(&path, text)?;
+        Ok(format!("--config={}", path.display()))
+    };
+    let bad_config = config("bad.yaml", "podCird: 10.9.0.0/16\n")?;
+    let ipv6_config = config("ipv6.yaml", "maxPods: 3\npodCidr: fd00::/64\n")?;
     let before = Traces::of_host()?;
     for (args, part) in [
         (&["up", "--no-such-flag"][..], "unexpected argument '--no-such-flag' found; "),
@@ -63,7 +70,18 @@ fn wrong_use(scope: &Scope<'_>) -> Result<()> {
             &["up", "--detach", "--pod-cidr=10.9.0.0/16", "--service-cidr=10.9.3.0/24"],
             "choose ranges that do not",
         ),
-        (&["up", "--detach", "--config=/no/such/file"], "--config /no/such/file: the file cannot be read"),
+        (
+            &["up", "--detach", "--config=/no/such/file"],
+            "--config /no/such/file: the file cannot be read: No such",
+        ),
+        (&["up", "--detach", &bad_config], "unknown field `podCird`"),
+        (&["up", "--detach", &ipv6_config], "\"fd00::/64\": IPv4 only for now: name a range such as"),
+        (
+            &["up", "--detach", "--pod-cidr=fd00::/64"],
+            "IPv4 only for now: name a range such as 10.42.0.0/16; see",
+        ),
+        (&["image", "list"], "there is no such directory: name a cluster's"),
+        (&["image", "remove", "nginx"], "there is no such directory: name a cluster's"),
         (&["up", "--detach", "--registries=/no/such/file"], "--registries /no/such/file"),
         (&["up", "--detach", "--max-pods=0"], "a node takes at least one Pod"),
         (&["up", "--detach", "--listen=127.0.0.1:0"], "name a port"),
@@ -86,6 +104,9 @@ fn wrong_use(scope: &Scope<'_>) -> Result<()> {
     }
     // What was refused left nothing on the host either.
     before.wait_until_as_before(Traces::of_host)?;
+    let mut nowhere = Command::new(&scope.cluster.skeg);
+    nowhere.args(["up", "--detach", "--data-dir=/proc/x", free[0], free[1], "--listen", &port]);
+    refused(&mut nowhere, "--data-dir /proc/x cannot be made: No such file or directory")?;
     // Twice on one data directory.
     let mut again = Command::new(&scope.cluster.skeg);
     again.args(["up", "--detach", "--data-dir"]).arg(&scope.cluster.data_dir);
@@ -320,6 +341,11 @@ fn image_commands(scope: &Scope<'_>) -> Result<()> {
     };
     gone(&["image", "remove", "docker.io/library/nginx:latest"], "no such image")?;
     gone(&["image", "import", "/no/such/archive"], "/no/such/archive")?;
+    // What is in a file that is no archive is not shown.
+    gone(
+        &["image", "import", "/etc/passwd"],
+        "invalid image: /etc/passwd is no archive of an image, or is damaged: make",
+    )?;
     gone(&["image", "pull", "Not//A//Name"], "invalid reference format")?;
     gone(&["image", "pull", &format!("{}/none/such:1", registry.host())], "")?;
     let imported = cluster.skeg(&["image", "import", &cluster.archive("nginx").to_string_lossy()])?;

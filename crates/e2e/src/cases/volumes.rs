@@ -214,6 +214,9 @@ fn mount_options(scope: &Scope<'_>) -> Result<()> {
             "pod/escape",
             "{.status.containerStatuses[0].state.waiting.reason}=CreateContainerConfigError",
         )?;
+        let why =
+            scope.jsonpath(&["pod", "escape"], "{.status.containerStatuses[0].state.waiting.message}")?;
+        ensure!(why.contains("subPath \"out\" leads out of the volume: name a path inside it"), "{why}");
         scope.kubectl(&["delete", "pod", "--all", "--timeout=60s"]).map(drop)
     })();
     let unmounted = mount(&["umount", "--recursive"], &shared);

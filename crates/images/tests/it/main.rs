@@ -641,6 +641,7 @@ async fn what_is_no_image_is_not_imported() {
     std::fs::write(&secret, "secret").unwrap();
     let bad = [
         file("empty", b""),
+        file("text", "root:x:0:0:secret:/root:/bin/sh\n".repeat(100).as_bytes()),
         file(
             "noise",
             &(0..100_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect::<Vec<_>>(),
@@ -675,7 +676,8 @@ async fn what_is_no_image_is_not_imported() {
         let images = open(data.path(), "");
         let result = images.import(&path, None).await;
         let Err(error) = result else { panic!("{} was imported", path.display()) };
-        assert!(!error.to_string().is_empty());
+        let error = error.to_string();
+        assert!(!error.is_empty() && !error.contains("secret:"), "{error}");
         assert!(images.list().unwrap().is_empty());
         nothing_is_left(&images, data.path()).await;
     }
