@@ -9,6 +9,7 @@ mod cases;
 mod cluster;
 #[allow(dead_code, reason = "shared with the benchmark, which uses all of it")]
 mod http;
+mod registry;
 mod traces;
 
 use anyhow::{Context, Result};

@@ -7,6 +7,9 @@ mod cluster;
 #[path = "../../http.rs"]
 #[allow(dead_code, reason = "shared with the suite")]
 mod http;
+#[path = "../../registry.rs"]
+#[allow(dead_code, reason = "shared with the suite, which uses all of it")]
+mod registry;
 
 use anyhow::{Context, Result, bail, ensure};
 use cluster::Cluster;
