@@ -2,7 +2,7 @@
 
 use super::pod;
 use crate::cluster::{Cluster, free_port};
-use crate::traces::Traces;
+use crate::traces::{Instance, Traces};
 use crate::{Case, Scope};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -52,7 +52,8 @@ fn wrong_use(scope: &Scope<'_>) -> Result<()> {
     let services = format!("{service}/24");
     let port = format!("127.0.0.1:{}", free_port()?);
     let free = ["--pod-cidr=10.252.0.0/16", "--service-cidr=10.253.0.0/24"];
-    let before = Traces::of_host()?;
+    let instance = Instance::at(&other)?;
+    let before = Traces::of_instance(&instance)?;
     for (args, part) in [
         (&["up", "--no-such-flag"][..], "unexpected argument '--no-such-flag' found; "),
         (&["up", "--node-nam=x"], "a similar argument exists: '--node-name'"),
@@ -85,7 +86,7 @@ fn wrong_use(scope: &Scope<'_>) -> Result<()> {
         ensure!(!other.exists(), "{args:?} left {}", other.display());
     }
     // What was refused left nothing on the host either.
-    before.wait_until_as_before(Traces::of_host)?;
+    before.wait_until_as_before(|| Traces::of_instance(&instance))?;
     // Twice on one data directory.
     let mut again = Command::new(&scope.cluster.skeg);
     again.args(["up", "--detach", "--data-dir"]).arg(&scope.cluster.data_dir);
