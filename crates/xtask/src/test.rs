@@ -127,6 +127,8 @@ pub fn test(unit_only: bool, e2e_only: bool, only: Option<&str>) -> Result<()> {
         if everything {
             let shown = phases.run("demo", || Ok(demo::check(&binary)))?;
             results.note("demo::three_pods_serve_and_its_last_words_hold", shown);
+            let whole = phases.run("a little of the benchmark", || Ok(bench_is_whole()))?;
+            results.note("bench::every_figure_is_measured", whole);
         }
     }
     if everything {
@@ -312,7 +314,7 @@ fn crate_tests(binaries: &[TestBinary], results: &mut Results) -> Result<()> {
 }
 
 fn end_to_end(only: Option<&str>, results: &mut Results) -> Result<()> {
-    let mut run = suite("skeg-e2e")?;
+    let mut run = suite("skeg-e2e", "dev")?;
     if only.is_none_or(|only| "cgroup2_guest".contains(only)) {
         let guest = guest::prepare(&target().join("release/skeg"))?;
         run.env("SKEG_GUEST_KERNEL", guest.kernel).env("SKEG_GUEST_INITRD", guest.initrd);
@@ -325,25 +327,51 @@ fn end_to_end(only: Option<&str>, results: &mut Results) -> Result<()> {
 pub fn bench() -> Result<()> {
     setup::setup()?;
     release_binary()?;
-    run(&mut suite("bench")?)
+    run(&mut suite("bench", "release")?)
+}
+
+/// What one run of the benchmark must print, each at the begin of a line.
+const FIGURES: [&str; 21] = [
+    "exec on an empty directory → API ready, p50",
+    "exec on an empty directory → node Ready, p50",
+    "idle: PSS of all skeg processes",
+    "idle: share of a core",
+    "Pod create → Ready, p50",
+    "Pod create → Ready, p90",
+    "Pod delete → gone, p50",
+    "Pod delete → gone, p90",
+    "Deployment 1 → 30 Ready",
+    "rolling update of 30",
+    "per Pod: PSS beyond the container's own",
+    "per Pod: change of MemAvailable",
+    "durable create of 1 KiB, one connection, p50",
+    "create of 1 KiB, 32 connections",
+    "GET, 32 connections",
+    "LIST of 500, identity, unchanged",
+    "LIST of 500, identity, changing",
+    "LIST of 500, gzip, unchanged",
+    "LIST of 500, gzip, changing",
+    "  CPU of all skeg processes a request",
+    "writes per Pod to Ready, beyond Events",
+];
+
+/// A little of the benchmark, for what it prints: its figures are no measure.
+fn bench_is_whole() -> Result<()> {
+    let said = output(suite("bench", "dev")?.arg("--tiny"))?;
+    let missing: Vec<&str> =
+        FIGURES.into_iter().filter(|name| !said.lines().any(|line| line.starts_with(name))).collect();
+    if !missing.is_empty() {
+        bail!("the benchmark does not print {}; it says:\n{said}", missing.join(", "));
+    }
+    Ok(())
 }
 
 /// A program of the `e2e` crate with its surroundings.
-fn suite(binary: &str) -> Result<std::process::Command> {
+fn suite(binary: &str, profile: &str) -> Result<std::process::Command> {
     images::build_all()?;
     let mut run = command("cargo");
-    run.args([
-        "run",
-        "--quiet",
-        "--locked",
-        "--profile",
-        if binary == "bench" { "release" } else { "dev" },
-        "--package",
-        "skeg-e2e",
-        "--bin",
-        binary,
-        "--",
-    ]);
+    run.args(["run", "--quiet", "--locked", "--profile", profile, "--package", "skeg-e2e", "--bin", binary]);
+    run.arg("--");
     run.env("SKEG_BINARY", target().join("release/skeg")).env("SKEG_IMAGES", target().join("images"));
     run.env("KUBECTL", setup::kubectl()?);
     Ok(run)
