@@ -46,8 +46,8 @@ impl Instance {
 
 impl Traces {
     /// What belongs to no instance, and could be changed by one: mounts of the system's own trees,
-    /// links, rules, settings of the network. Forwarding is not among them: it stays on, since nobody
-    /// knows who else relies on it by then; the kernel sets how redirects are taken along with it.
+    /// links, rules, settings of the network. Forwarding is not among them, as another instance may
+    /// need it by then; the kernel sets how redirects are taken along with it.
     pub fn of_host() -> Result<Traces> {
         let mut traces = Traces(BTreeMap::new());
         let system =
