@@ -154,6 +154,28 @@ pub struct Kind {
 }
 
 impl Kind {
+    /// A row as a custom resource has it where its definition says no more: of a namespace, with all
+    /// verbs and a generation, no status, stored under its group.
+    pub fn custom(gvk: Gvk, plural: &str, schema: Schema) -> Kind {
+        Kind {
+            list_kind: format!("{}List", gvk.kind).into(),
+            plural: plural.into(),
+            singular: gvk.kind.to_lowercase().into(),
+            short_names: Vec::new(),
+            categories: Vec::new(),
+            namespaced: true,
+            verbs: ALL_VERBS,
+            subresources: Vec::new(),
+            name_rule: NameRule::Subdomain,
+            has_generation: true,
+            storage: Some(format!("{}/{plural}/", gvk.group).into()),
+            schema,
+            columns: Vec::new(),
+            strategy: Strategy::default(),
+            gvk,
+        }
+    }
+
     pub fn gvr(&self) -> Gvr {
         Gvr {
             group: self.gvk.group.clone(),

@@ -14,6 +14,7 @@ pub mod intstr;
 pub mod kinds;
 pub mod meta;
 pub mod names;
+pub mod object_meta;
 pub mod openapi;
 pub mod patch;
 pub mod pod;

@@ -10,7 +10,7 @@ use crate::auth::token::{KeyError, Signer};
 use crate::bootstrap::{self, BootstrapError, aggregation};
 use crate::discovery::Discovery;
 use crate::health::Health;
-use crate::hooks::{Authenticator, Authorizer, Endpoint, Hooks, Seams};
+use crate::hooks::{Authenticator, Authorizer, Endpoint, Hooks, Nobody, Seams};
 use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::pki::{Pki, PkiError};
@@ -170,19 +170,6 @@ impl Authenticator for Gate {
             impersonation::resolve(asker, &request.headers, |asked| self.authorizer.decide(asked))
         });
         Box::pin(std::future::ready(identity))
-    }
-}
-
-/// Without an edge, every request from a network is a mistake.
-struct Nobody;
-
-impl Authenticator for Nobody {
-    fn authenticate<'a>(
-        &'a self,
-        _request: &'a http::request::Parts,
-        _certificates: &'a [CertificateDer<'static>],
-    ) -> BoxFuture<'a, Result<Identity, Status>> {
-        Box::pin(std::future::ready(Err(Status::unauthorized())))
     }
 }
 

@@ -26,6 +26,19 @@ pub trait Authenticator: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<Identity, Status>>;
 }
 
+/// Lets nobody in: without an edge, every request from a network is a mistake.
+pub struct Nobody;
+
+impl Authenticator for Nobody {
+    fn authenticate<'a>(
+        &'a self,
+        _request: &'a http::request::Parts,
+        _certificates: &'a [CertificateDer<'static>],
+    ) -> BoxFuture<'a, Result<Identity, Status>> {
+        Box::pin(std::future::ready(Err(Status::unauthorized())))
+    }
+}
+
 /// Who may. Called for every request, of any origin.
 pub trait Authorizer: Send + Sync + 'static {
     fn authorize(&self, attributes: &Attributes<'_>) -> Decision;

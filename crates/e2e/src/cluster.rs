@@ -1,10 +1,11 @@
 //! One cluster under test, and kubectl on it.
 
 use crate::Scope;
+use crate::registry::Registry;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -288,7 +289,7 @@ impl Drop for Cluster {
     }
 }
 
-fn text(args: &[&str], output: &Output) -> Result<String> {
+pub fn text(args: &[&str], output: &Output) -> Result<String> {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     if !output.status.success() {
         bail!("`{}`: {}\n{}{}", args.join(" "), output.status, head(&out, 3000), head(&err, 3000));
@@ -383,6 +384,15 @@ impl Scope<'_> {
         bail!("the watch of {} ended without it", what.join(" "))
     }
 
+    /// Waits for an Event about an object of this name, with this reason, that says `part`.
+    pub fn event(&self, name: &str, reason: &str, part: &str) -> Result<()> {
+        let selector = format!("--field-selector=reason={reason},involvedObject.name={name}");
+        let says = |event: &Value| event["message"].as_str().is_some_and(|message| message.contains(part));
+        self.watch_until(&["events", &selector], says)
+            .with_context(|| format!("an Event {reason} of {name} that says {part:?}"))
+            .map(drop)
+    }
+
     /// Runs a command in a Pod's first container.
     pub fn exec(&self, pod: &str, command: &[&str]) -> Result<String> {
         self.kubectl(&[&["exec", pod, "--"], command].concat())
@@ -420,75 +430,6 @@ impl Watch {
 }
 
 impl Drop for Watch {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Debian's registry on a loopback port, with and without a password.
-pub struct Registry {
-    child: Child,
-    pub port: u16,
-    log: PathBuf,
-}
-
-impl Registry {
-    /// `auth` is the registry's own setting of that name; empty: everybody may push and pull.
-    pub fn start(directory: &Path, auth: &str) -> Result<Self> {
-        let port = free_port()?;
-        let (config, log) = (directory.join("registry.yml"), directory.join("registry.log"));
-        let storage = directory.join("registry");
-        std::fs::write(
-            &config,
-            format!(
-                "version: 0.1\nlog: {{accesslog: {{disabled: false}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n{auth}\n",
-                storage.display()
-            ),
-        )?;
-        let mut child = ends_with_us(Command::new("docker-registry").arg("serve").arg(&config))
-            .stdin(Stdio::null())
-            .stdout(File::create(&log)?)
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("docker-registry: install Debian's package")?;
-        let mut lines = BufReader::new(child.stderr.take().context("piped")?).lines();
-        let registry = Registry { child, port, log };
-        let listens = lines.by_ref().map_while(Result::ok).any(|line| line.contains("listening on"));
-        ensure!(listens, "the registry does not listen on port {port}");
-        // Whatever else it says must not fill the pipe.
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
-        Ok(registry)
-    }
-
-    pub fn host(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
-    }
-
-    /// A mirror `mirrored.example` in front of it shows that mirrors work.
-    fn registries_yaml(&self) -> String {
-        format!("mirrors:\n  mirrored.example:\n    endpoint: [\"http://{}\"]\n", self.host())
-    }
-
-    /// Pushes an OCI archive under a name, with `user:password` where one is asked for.
-    pub fn push(&self, archive: &Path, name: &str, credentials: Option<&str>) -> Result<()> {
-        let source = format!("oci-archive:{}", archive.display());
-        let target = format!("docker://{}/{name}", self.host());
-        let credentials = credentials.map(|pair| format!("--dest-creds={pair}"));
-        let mut args = vec!["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"];
-        args.extend(credentials.as_deref());
-        args.extend([source.as_str(), &target]);
-        text(&args, &Command::new("skopeo").args(&args).output()?).map(|_| ())
-    }
-
-    /// How many blobs were asked for since the registry started.
-    pub fn blob_fetches(&self) -> Result<usize> {
-        let log = std::fs::read_to_string(&self.log)?;
-        Ok(log.lines().filter(|line| line.contains("\"GET /v2/") && line.contains("/blobs/")).count())
-    }
-}
-
-impl Drop for Registry {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

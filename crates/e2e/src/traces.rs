@@ -5,7 +5,7 @@ use crate::cluster::{Cluster, eventually};
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Things by their kind.
@@ -16,44 +16,85 @@ pub struct Traces(BTreeMap<&'static str, BTreeSet<String>>);
 const MOVING_FILES: [&str; 5] =
     ["store.db", "skeg.log", "skeg.pid", "network/addresses/last", "settings.json"];
 
+/// Whose traces: an instance's data directory, and the id that its names carry.
+pub struct Instance {
+    data_dir: PathBuf,
+    pub id: String,
+}
+
+impl Instance {
+    /// The id is a hash of the directory's path, whether anything ever ran there or not.
+    pub fn at(data_dir: &Path) -> Result<Self> {
+        let parent = data_dir.parent().context("a directory that is not the root")?.canonicalize()?;
+        let data_dir = parent.join(data_dir.file_name().context("a name")?);
+        let hash = skeg_base::hash_of(&data_dir.as_os_str().as_encoded_bytes());
+        Ok(Instance { data_dir, id: format!("{:08x}", (hash ^ (hash >> 32)) & 0xffff_ffff) })
+    }
+
+    fn owns(&self, text: &str) -> bool {
+        text.contains(&format!("skeg-{}", self.id)) || text.contains(&*self.data_dir.to_string_lossy())
+    }
+
+    /// The bridge; the host's end of a Pod's link is in it, or in none and then nobody's.
+    fn owns_link(&self, name: &str) -> bool {
+        let bridge = format!("skeg{:08x}", skeg_base::hash_of(&self.id.as_str()) as u32);
+        let master = fs::read_link(format!("/sys/class/net/{name}/master"));
+        let master = master.ok().and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+        name == bridge || name.starts_with("skegv") && master.is_none_or(|master| master == bridge)
+    }
+}
+
 impl Traces {
-    /// What anybody could have left: namespaces, mounts, links, tables, and what carries the
-    /// name of this suite's or of any instance.
+    /// What belongs to no instance, and could be changed by one: mounts of the system's own trees,
+    /// links, rules, settings of the network. Forwarding is not among them, as another instance may
+    /// need it by then; the kernel sets how redirects are taken along with it.
     pub fn of_host() -> Result<Traces> {
         let mut traces = Traces(BTreeMap::new());
-        traces.put("network namespaces", network_namespaces()?);
-        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-        // Root, mount point and type; ids are given again.
-        traces.put(
-            "mounts",
-            mounts.lines().map(|line| {
-                let columns: Vec<&str> = line.split(' ').collect();
-                let kind = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next());
-                format!("{} {} {}", columns[3], columns[4], kind.unwrap_or_default())
-            }),
-        );
-        traces.put("links", names("/sys/class/net"));
-        traces.put("run directories", names("/run").into_iter().filter(|name| name.starts_with("skeg")));
+        let system =
+            |line: &String| ["/sys", "/proc", "/dev"].iter().any(|tree| line.contains(&format!(" {tree}")));
+        traces.put("mounts", mounts()?.into_iter().filter(system));
+        traces.put("links", names("/sys/class/net").into_iter().filter(|name| !name.starts_with("skeg")));
+        traces.put("rules", rules(|table| !table.starts_with("skeg-"))?);
+        traces.put("network namespaces", network_namespaces("self"));
+        for folder in ["net/ipv4/conf/all", "net/ipv4/conf/default", "net/ipv4/conf/lo", "net/bridge"] {
+            let settings = names(format!("/proc/sys/{folder}")).into_iter();
+            let settings = settings.filter(|name| name != "forwarding" && name != "accept_redirects");
+            let read = |name: String| {
+                let value = fs::read_to_string(format!("/proc/sys/{folder}/{name}")).unwrap_or_default();
+                format!("{folder}/{name}={}", value.trim())
+            };
+            traces.put("settings", settings.map(read));
+        }
+        Ok(traces)
+    }
+
+    /// And what carries one instance's name: of others that run meanwhile nothing is seen.
+    pub fn of_instance(instance: &Instance) -> Result<Traces> {
+        let mut traces = Traces::of_host()?;
+        traces.put("mounts", mounts()?.into_iter().filter(|line| instance.owns(line)));
+        traces.put("links", names("/sys/class/net").into_iter().filter(|name| instance.owns_link(name)));
+        traces.put("run directories", names("/run").into_iter().filter(|name| instance.owns(name)));
         let mut cgroups = BTreeSet::new();
         walk(Path::new("/sys/fs/cgroup"), &mut |path, metadata| {
             let text = path.to_string_lossy();
-            if metadata.is_dir() && text.contains("/skeg-") {
+            if metadata.is_dir() && instance.owns(&text) {
                 cgroups.insert(text.into_owned());
             }
         });
         traces.put("cgroups", cgroups);
-        traces.put("processes", processes()?);
-        let rules = Command::new("nft").args(["list", "ruleset"]).output().context("nft")?;
-        traces.put(
-            "nftables",
-            String::from_utf8_lossy(&rules.stdout).lines().map(|line| line.trim().to_owned()),
-        );
+        for (pid, line) in processes(instance) {
+            traces.put("network namespaces", network_namespaces(&pid));
+            // The server is told from containers, supervisors and helpers by its command.
+            traces.put("processes", (!line.contains(" up ")).then(|| format!("{pid} {line}")));
+        }
+        let table = format!("skeg-{}", instance.id);
+        traces.put("rules", rules(|name| name == table)?);
         Ok(traces)
     }
 
     /// And what one cluster holds: its files with their sizes, its addresses, its API objects.
     pub fn of_cluster(cluster: &Cluster) -> Result<Traces> {
-        let mut traces = Traces::of_host()?;
+        let mut traces = Traces::of_instance(&Instance::at(&cluster.data_dir)?)?;
         traces.put("addresses", names(cluster.data_dir.join("network/addresses")));
         let mut files = BTreeSet::new();
         // The running server's own scratch directory carries its process id.
@@ -76,6 +117,11 @@ impl Traces {
 
     fn put(&mut self, kind: &'static str, things: impl IntoIterator<Item = String>) {
         self.0.entry(kind).or_default().extend(things);
+    }
+
+    /// How many things of a kind there are.
+    pub fn count(&self, kind: &str) -> usize {
+        self.0.get(kind).map_or(0, BTreeSet::len)
     }
 
     /// What is there now and was not before. Something that went is no leak.
@@ -129,20 +175,40 @@ fn process_ids() -> impl Iterator<Item = String> {
     names("/proc").into_iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// Namespaces that a process is in, a descriptor holds or a mount pins.
-fn network_namespaces() -> Result<BTreeSet<String>> {
-    let mut found = BTreeSet::new();
-    for pid in process_ids() {
-        let links = names(format!("/proc/{pid}/fd")).into_iter().map(|fd| format!("/proc/{pid}/fd/{fd}"));
-        for link in links.chain([format!("/proc/{pid}/ns/net")]) {
-            let target = fs::read_link(link).unwrap_or_default().to_string_lossy().into_owned();
-            found.extend(target.starts_with("net:[").then_some(target));
+/// Root, mount point and type of each mount; ids are given again.
+fn mounts() -> Result<Vec<String>> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let line = |line: &str| {
+        let columns: Vec<&str> = line.split(' ').collect();
+        let kind = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next());
+        format!("{} {} {}", columns[3], columns[4], kind.unwrap_or_default())
+    };
+    Ok(mounts.lines().map(line).collect())
+}
+
+/// The lines of the nftables tables whose name is chosen.
+fn rules(chosen: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    let rules = Command::new("nft").args(["list", "ruleset"]).output().context("nft")?;
+    let mut lines = Vec::new();
+    let mut table = String::new();
+    for line in String::from_utf8_lossy(&rules.stdout).lines() {
+        // `table FAMILY NAME {`
+        if let Some(head) = line.strip_prefix("table ") {
+            table = head.split(' ').nth(1).unwrap_or_default().to_owned();
+        }
+        if chosen(&table) {
+            lines.push(format!("{table}: {}", line.trim()));
         }
     }
-    for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
-        found.extend(line.split(' ').find(|column| column.starts_with("net:[")).map(str::to_owned));
-    }
-    Ok(found)
+    Ok(lines)
+}
+
+/// Network namespaces that a process is in or holds a descriptor of.
+fn network_namespaces(pid: &str) -> BTreeSet<String> {
+    let links = names(format!("/proc/{pid}/fd")).into_iter().map(|fd| format!("/proc/{pid}/fd/{fd}"));
+    let targets =
+        links.chain([format!("/proc/{pid}/ns/net")]).map(|link| fs::read_link(link).unwrap_or_default());
+    targets.map(|target| target.display().to_string()).filter(|target| target.starts_with("net:[")).collect()
 }
 
 /// A process in an instance's cgroup.
@@ -174,18 +240,16 @@ pub fn in_cgroups(instance: &str) -> Result<Vec<Process>> {
     Ok(found)
 }
 
-/// Containers, in an instance's cgroup; supervisors and helpers, which are the binary's. The server
-/// is told from them by its command.
-fn processes() -> Result<BTreeSet<String>> {
-    let mut found = BTreeSet::new();
-    for pid in process_ids() {
+/// Every process of an instance with its command: in one of its cgroups, or started for its data
+/// directory. Their helpers, and kubectl of this suite, are none of them.
+fn processes(instance: &Instance) -> Vec<(String, String)> {
+    let of_instance = |pid: String| {
         let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
         let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        let ours = exe.file_name().is_some_and(|name| name == "skeg" || name == "skeg (deleted)");
+        let skeg = exe.file_name().is_some_and(|name| name == "skeg" || name == "skeg (deleted)");
         let line = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
-        if String::from_utf8_lossy(&read("cgroup")).contains("/skeg-") || (ours && !line.contains(" up ")) {
-            found.insert(format!("{pid} {line}"));
-        }
-    }
-    Ok(found)
+        let inside = instance.owns(&String::from_utf8_lossy(&read("cgroup")));
+        (inside || skeg && instance.owns(&line)).then_some((pid, line))
+    };
+    process_ids().filter_map(of_instance).collect()
 }

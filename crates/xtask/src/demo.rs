@@ -1,10 +1,10 @@
 //! `make demo`: a Deployment of three real nginx Pods, from nothing to a fetched page.
 
-use crate::host::{command, output, release_binary, root, run};
+use crate::host::{command, output, release_binary, root, run, target};
 use crate::{images, setup};
 use anyhow::{Context, Result, bail};
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -14,12 +14,15 @@ const DATA_DIR: &str = "/var/lib/skeg";
 /// In it: the cluster is a demo's.
 const MARKER: &str = "demo";
 
+/// The demo's last two lines, as a shell takes them.
+struct Words {
+    use_it: String,
+    stop_it: String,
+}
+
 pub fn demo() -> Result<()> {
     setup::setup()?;
-    let kubectl = setup::kubectl()?;
     let skeg = release_binary()?;
-    let archives = images::build_all()?;
-
     // "On an empty data directory": what an earlier demo left is removed first, and nothing else.
     let marker = Path::new(DATA_DIR).join(MARKER);
     if std::fs::read_dir(DATA_DIR).is_ok_and(|mut entries| entries.next().is_some()) {
@@ -29,18 +32,55 @@ pub fn demo() -> Result<()> {
             );
         }
         step("removing the cluster of an earlier demo");
-        run(command(&skeg).args(["down", "--purge", "--data-dir", DATA_DIR]))?;
+        purge(&skeg, Path::new(DATA_DIR))?;
     }
-    step("starting the cluster");
-    run(command(&skeg).args(["up", "--detach", "--data-dir", DATA_DIR]))?;
+    let words = show(&skeg, Path::new(DATA_DIR), &[])?;
     std::fs::write(&marker, "made by `make demo`, which removes it when it runs again\n")?;
-    step("making the nginx image available");
-    run(command(&skeg).args(["image", "import", "--data-dir", DATA_DIR]).arg(&archives[0]))?;
+    println!("\nuse it:   {}\nstop it:  {}", words.use_it, words.stop_it);
+    Ok(())
+}
 
-    let kubeconfig = format!("{DATA_DIR}/kubeconfig");
+/// The demo in a data directory of its own, beside whatever runs here: what it says at its end is
+/// done too.
+pub fn check(skeg: &Path) -> Result<()> {
+    let data_dir = target().join("demo");
+    purge(skeg, &data_dir)?;
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let listen = format!("--listen=127.0.0.1:{port}");
+    let result =
+        show(skeg, &data_dir, &[&listen, "--pod-cidr=10.179.0.0/16", "--service-cidr=10.97.60.0/24"])
+            .and_then(|words| {
+                let pods = output(command("sh").args(["-c", &words.use_it]))?;
+                if pods.lines().filter(|line| line.contains(" Running ")).count() != 3 {
+                    bail!("`{}` shows other than three running Pods:\n{pods}", words.use_it);
+                }
+                run(command("sh").args(["-c", &words.stop_it]))?;
+                if data_dir.exists() {
+                    bail!("`{}` left {}", words.stop_it, data_dir.display());
+                }
+                Ok(())
+            });
+    let purged = purge(skeg, &data_dir);
+    result.and(purged)
+}
+
+fn purge(skeg: &Path, data_dir: &Path) -> Result<()> {
+    run(command(skeg).args(["down", "--purge", "--data-dir"]).arg(data_dir))
+}
+
+/// Starts a cluster, runs the example on it and fetches a page from each Pod.
+fn show(skeg: &Path, data_dir: &Path, flags: &[&str]) -> Result<Words> {
+    let archives = images::build_all()?;
+    let program = setup::kubectl()?;
+    step("starting the cluster");
+    run(command(skeg).args(["up", "--detach", "--data-dir"]).arg(data_dir).args(flags))?;
+    step("making the nginx image available");
+    run(command(skeg).args(["image", "import", "--data-dir"]).arg(data_dir).arg(&archives[0]))?;
+
+    let kubeconfig = data_dir.join("kubeconfig");
     let kubectl = |args: &[&str]| -> Command {
-        let mut command = command(&kubectl);
-        command.args(["--kubeconfig", &kubeconfig]).args(args);
+        let mut command = command(&program);
+        command.arg("--kubeconfig").arg(&kubeconfig).args(args);
         command
     };
     step("kubectl apply -f examples/deployment.yaml");
@@ -65,14 +105,15 @@ pub fn demo() -> Result<()> {
     if fetched != 3 {
         bail!("expected three Pods, found {fetched}");
     }
-    let binary = skeg.strip_prefix(root()).unwrap_or(&skeg).display();
-    println!("\nuse it:   export KUBECONFIG={kubeconfig}; {} get pods", kubectl_name(&kubectl(&[])));
-    println!("stop it:  {binary} down --purge");
-    Ok(())
-}
-
-fn kubectl_name(command: &Command) -> String {
-    command.get_program().to_string_lossy().into_owned()
+    let binary = skeg.strip_prefix(root()).unwrap_or(skeg).display();
+    let which = match data_dir.to_str() {
+        Some(DATA_DIR) => String::new(),
+        _ => format!(" --data-dir {}", data_dir.display()),
+    };
+    Ok(Words {
+        use_it: format!("export KUBECONFIG={}; {} get pods", kubeconfig.display(), program.display()),
+        stop_it: format!("{binary} down --purge{which}"),
+    })
 }
 
 fn step(text: &str) {

@@ -85,6 +85,16 @@ const IMAGES: &[Image] = &[
         ports: &[],
         stop_signal: "",
     },
+    // Speaks HTTPS and gRPC's health protocol.
+    Image {
+        name: "etcd",
+        packages: &["etcd-server", "libc6", "busybox-static"],
+        files: &[],
+        entrypoint: &[],
+        cmd: &["etcd"],
+        ports: &["2379/tcp"],
+        stop_signal: "",
+    },
     Image {
         name: "busybox",
         packages: &["busybox-static"],

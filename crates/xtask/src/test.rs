@@ -1,7 +1,7 @@
 //! `make test`: lint, every test of every crate, the end-to-end suite, coverage of COMPAT.md.
 
 use crate::host::{command, output, release_binary, root, run, target};
-use crate::{coverage, guest, images, setup};
+use crate::{coverage, demo, guest, images, setup};
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,6 +15,8 @@ const CONTAINER_CASES_MIN: usize = 40;
 
 /// The release binary's size at most.
 const BINARY_BYTES_MAX: u64 = 40 << 20;
+/// How long a changed crate may take to be checked, on two cores.
+const INCREMENTAL_CHECK_MAX: Duration = Duration::from_secs(30);
 /// Lines of a failed program's output that are shown.
 const REPORT_LINES_MAX: usize = 400;
 
@@ -88,12 +90,17 @@ struct Phases {
 impl Phases {
     fn run<T>(&mut self, name: &'static str, phase: impl FnOnce() -> Result<T>) -> Result<T> {
         println!("\n=== {name}");
-        #[expect(clippy::disallowed_methods, reason = "a developer command times its phases")]
-        let start = std::time::Instant::now();
-        let result = phase();
-        self.times.push((name, start.elapsed()));
+        let (result, time) = timed(phase);
+        self.times.push((name, time));
         result
     }
+}
+
+fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    #[expect(clippy::disallowed_methods, reason = "a developer command times its phases")]
+    let start = std::time::Instant::now();
+    let result = work();
+    (result, start.elapsed())
 }
 
 pub fn test(unit_only: bool, e2e_only: bool, only: Option<&str>) -> Result<()> {
@@ -105,6 +112,7 @@ pub fn test(unit_only: bool, e2e_only: bool, only: Option<&str>) -> Result<()> {
         phases.run("lint", || {
             results.note("lint::rustfmt", rustfmt());
             results.note("lint::clippy", clippy());
+            results.note("lint::an_incremental_check_takes_seconds", incremental_check());
             Ok(())
         })?;
     }
@@ -116,6 +124,12 @@ pub fn test(unit_only: bool, e2e_only: bool, only: Option<&str>) -> Result<()> {
         let binary = phases.run("build release binary", release_binary)?;
         results.note("release::the_binary_has_at_most_40_mb", small_enough(&binary));
         phases.run("end-to-end tests", || end_to_end(only, &mut results))?;
+        if everything {
+            let shown = phases.run("demo", || Ok(demo::check(&binary)))?;
+            results.note("demo::three_pods_serve_and_its_last_words_hold", shown);
+            let whole = phases.run("a little of the benchmark", || Ok(bench_is_whole()))?;
+            results.note("bench::every_figure_is_measured", whole);
+        }
     }
     if everything {
         results.note("skips::each_is_named_with_its_feature", results.check_skips());
@@ -231,6 +245,20 @@ fn clippy() -> Result<()> {
     run(command("cargo").args(args))
 }
 
+/// Checks a crate that many others build on, as one does who has just changed it.
+fn incremental_check() -> Result<()> {
+    let check =
+        || run(command("cargo").args(["check", "--quiet", "--locked", "--package", "skeg-apiserver"]));
+    check()?;
+    run(command("touch").arg(root().join("crates/apiserver/src/lib.rs")))?;
+    let (result, time) = timed(check);
+    println!("an incremental check took {:.1} s", time.as_secs_f64());
+    if time > INCREMENTAL_CHECK_MAX {
+        bail!("an incremental check took {time:.1?}, at most {INCREMENTAL_CHECK_MAX:?} are allowed");
+    }
+    result
+}
+
 /// A test executable and the crate it tests.
 struct TestBinary {
     crate_name: String,
@@ -286,7 +314,7 @@ fn crate_tests(binaries: &[TestBinary], results: &mut Results) -> Result<()> {
 }
 
 fn end_to_end(only: Option<&str>, results: &mut Results) -> Result<()> {
-    let mut run = suite("skeg-e2e")?;
+    let mut run = suite("skeg-e2e", "dev")?;
     if only.is_none_or(|only| "cgroup2_guest".contains(only)) {
         let guest = guest::prepare(&target().join("release/skeg"))?;
         run.env("SKEG_GUEST_KERNEL", guest.kernel).env("SKEG_GUEST_INITRD", guest.initrd);
@@ -299,25 +327,51 @@ fn end_to_end(only: Option<&str>, results: &mut Results) -> Result<()> {
 pub fn bench() -> Result<()> {
     setup::setup()?;
     release_binary()?;
-    run(&mut suite("bench")?)
+    run(&mut suite("bench", "release")?)
+}
+
+/// What one run of the benchmark must print, each at the begin of a line.
+const FIGURES: [&str; 21] = [
+    "exec on an empty directory → API ready, p50",
+    "exec on an empty directory → node Ready, p50",
+    "idle: PSS of all skeg processes",
+    "idle: share of a core",
+    "Pod create → Ready, p50",
+    "Pod create → Ready, p90",
+    "Pod delete → gone, p50",
+    "Pod delete → gone, p90",
+    "Deployment 1 → 30 Ready",
+    "rolling update of 30",
+    "per Pod: PSS beyond the container's own",
+    "per Pod: change of MemAvailable",
+    "durable create of 1 KiB, one connection, p50",
+    "create of 1 KiB, 32 connections",
+    "GET, 32 connections",
+    "LIST of 500, identity, unchanged",
+    "LIST of 500, identity, changing",
+    "LIST of 500, gzip, unchanged",
+    "LIST of 500, gzip, changing",
+    "  CPU of all skeg processes a request",
+    "writes per Pod to Ready, beyond Events",
+];
+
+/// A little of the benchmark, for what it prints: its figures are no measure.
+fn bench_is_whole() -> Result<()> {
+    let said = output(suite("bench", "dev")?.arg("--tiny"))?;
+    let missing: Vec<&str> =
+        FIGURES.into_iter().filter(|name| !said.lines().any(|line| line.starts_with(name))).collect();
+    if !missing.is_empty() {
+        bail!("the benchmark does not print {}; it says:\n{said}", missing.join(", "));
+    }
+    Ok(())
 }
 
 /// A program of the `e2e` crate with its surroundings.
-fn suite(binary: &str) -> Result<std::process::Command> {
+fn suite(binary: &str, profile: &str) -> Result<std::process::Command> {
     images::build_all()?;
     let mut run = command("cargo");
-    run.args([
-        "run",
-        "--quiet",
-        "--locked",
-        "--profile",
-        if binary == "bench" { "release" } else { "dev" },
-        "--package",
-        "skeg-e2e",
-        "--bin",
-        binary,
-        "--",
-    ]);
+    run.args(["run", "--quiet", "--locked", "--profile", profile, "--package", "skeg-e2e", "--bin", binary]);
+    run.arg("--");
     run.env("SKEG_BINARY", target().join("release/skeg")).env("SKEG_IMAGES", target().join("images"));
     run.env("KUBECTL", setup::kubectl()?);
     Ok(run)
@@ -409,6 +463,48 @@ mod tests {
             results.read("e2e", &format!("containers t{n} 1"));
         }
         results.check_containers().unwrap();
+    }
+
+    /// Runs `.ci/run` with doubles of all that it calls, `seconds` after its start. Returns whether
+    /// it succeeded, what it said, and what it called.
+    fn ci(make: &str, seconds: u64) -> (bool, String, String) {
+        let directory = tempfile::tempdir().unwrap();
+        let bin = directory.path().join("release");
+        fs::create_dir(&bin).unwrap();
+        let calls = directory.path().join("calls");
+        let note = format!("echo $(basename $0) $* >> {}", calls.display());
+        // What else runs on this machine must not be taken for what the demo left.
+        let nothing = ["ls", "find", "grep", "nft"].map(|name| (name, "exit 1"));
+        let doubles = [("make", format!("{note}; {make}")), ("skeg", note)];
+        let nothing = nothing.map(|(name, script)| (name, script.to_owned()));
+        for (name, script) in doubles.into_iter().chain(nothing) {
+            let path = bin.join(name);
+            fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+            fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+        let output = command(root().join(".ci/run"))
+            .env("PATH", path)
+            .env("CARGO_TARGET_DIR", directory.path())
+            .env("SECONDS", seconds.to_string())
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        (output.status.success(), said, fs::read_to_string(calls).unwrap())
+    }
+
+    #[test]
+    fn ci_runs_both_commands_with_the_time_of_each_within_45_minutes() {
+        let (ok, said, calls) = ci("true", 0);
+        assert_eq!((ok, calls.as_str()), (true, "make test\nmake demo\nskeg down --purge\n"), "{said}");
+        let phases: Vec<&str> = said.lines().filter_map(|line| line.split(": ").next()).collect();
+        assert_eq!(phases, ["--- make test", "--- make demo", "--- purge", "--- all"], "{said}");
+        assert!(said.lines().all(|line| line.ends_with(" s")), "{said}");
+        let (ok, said, _) = ci("true", 45 * 60 + 1);
+        assert!(!ok && said.contains("at most 2700 s"), "{said}");
+        let (ok, said, calls) = ci("exit 3", 0);
+        assert_eq!((ok, calls.as_str()), (false, "make test\n"), "{said}");
+        assert!(said.starts_with("--- make test: "), "a phase that failed has a time too: {said}");
     }
 
     #[test]

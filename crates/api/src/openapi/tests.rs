@@ -1,6 +1,6 @@
 use super::*;
 use crate::builtin::builtin;
-use crate::kinds::{ALL_VERBS, Kinds, NameRule, Strategy};
+use crate::kinds::Kinds;
 use crate::schema::Schema;
 
 fn v3(snapshot: &Snapshot, group: &str, version: &str) -> Value {
@@ -125,23 +125,8 @@ fn a_kind_registered_later_is_described() {
     let kinds = Kinds::new(builtin());
     let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "description": "What is wanted.",
         "properties": {"size": {"type": "integer"}}}}});
-    kinds.insert(Kind {
-        gvk: crate::Gvk::new("example.com", "v1", "Widget"),
-        list_kind: "WidgetList".into(),
-        plural: "widgets".into(),
-        singular: "widget".into(),
-        short_names: vec![],
-        categories: vec![],
-        namespaced: true,
-        verbs: ALL_VERBS,
-        subresources: vec![],
-        name_rule: NameRule::Subdomain,
-        has_generation: true,
-        storage: Some("example.com/widgets/".into()),
-        schema: Schema::from_openapi("Widget", &schema).unwrap(),
-        columns: vec![],
-        strategy: Strategy::default(),
-    });
+    let schema = Schema::from_openapi("Widget", &schema).unwrap();
+    kinds.insert(Kind::custom(crate::Gvk::new("example.com", "v1", "Widget"), "widgets", schema));
     let document = v3(&kinds.snapshot(), "example.com", "v1");
     check_references(&document, &document);
     let widget = &document["components"]["schemas"]["com.example.v1.Widget"];

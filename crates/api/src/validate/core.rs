@@ -3,7 +3,7 @@
 use super::at::{At, Errors};
 use super::{affinity, resources};
 use crate::field::{FieldError, Path};
-use crate::{meta, names};
+use crate::{meta, names, object_meta};
 use base64::Engine;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -18,7 +18,7 @@ pub(super) fn namespace(value: &Value) -> Vec<FieldError> {
     for finalizer in spec.strings("finalizers") {
         let path = spec.at("finalizers");
         errors.each(&path, finalizer, names::is_qualified_name(finalizer));
-        errors.extend(names::standard_finalizer(finalizer, &path));
+        errors.extend(object_meta::standard_finalizer(finalizer, &path));
     }
     errors.0
 }

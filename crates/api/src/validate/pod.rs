@@ -4,8 +4,7 @@ use super::at::{At, Errors, same};
 use super::container::{self, Context};
 use super::{affinity, resources, volume};
 use crate::field::{FieldError, Path};
-use crate::names;
-use crate::{meta, pod};
+use crate::{meta, names, object_meta, pod};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 
@@ -54,7 +53,8 @@ pub(super) fn validate_create(value: &Value) -> Vec<FieldError> {
 pub(super) fn template(at: &At<'_>, errors: &mut Errors) {
     let (metadata, spec) = (at.child("metadata"), at.child("spec"));
     errors.extend(names::validate_labels(metadata.value.get("labels"), &at.at("labels")));
-    errors.extend(names::validate_annotations(metadata.value.get("annotations"), &at.at("annotations")));
+    errors
+        .extend(object_meta::validate_annotations(metadata.value.get("annotations"), &at.at("annotations")));
     pod_annotations(at, &spec, &at.at("annotations"), errors);
     pod_spec(&spec, "", false, errors);
     if !spec.list("ephemeralContainers").is_empty() {

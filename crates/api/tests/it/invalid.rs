@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 use skeg_api::field::FieldError;
 use skeg_api::kinds::Kind;
-use skeg_api::{GroupVersion, Gvk, builtin, meta, names, validate};
+use skeg_api::{GroupVersion, Gvk, builtin, meta, object_meta, validate};
 use std::collections::BTreeMap;
 
 const TABLE: &str = include_str!("../../testdata/invalid.yaml");
@@ -43,7 +43,7 @@ fn create(kind: &Kind, mut object: Value) -> (Value, Vec<FieldError>) {
     (kind.strategy.default)(&mut object);
     (kind.strategy.prepare_create)(&mut object);
     let mut errors = match kind.storage {
-        Some(_) => names::validate_object_meta(&object, kind.namespaced, kind.name_rule),
+        Some(_) => object_meta::validate_object_meta(&object, kind.namespaced, kind.name_rule),
         None => Vec::new(),
     };
     errors.extend((kind.strategy.validate)(&object));
@@ -54,8 +54,8 @@ fn create(kind: &Kind, mut object: Value) -> (Value, Vec<FieldError>) {
 fn update(kind: &Kind, mut new: Value, old: &Value) -> Vec<FieldError> {
     (kind.strategy.default)(&mut new);
     (kind.strategy.prepare_update)(&mut new, old);
-    let mut errors = names::validate_object_meta_update(&new, old);
-    errors.extend(names::validate_object_meta(&new, kind.namespaced, kind.name_rule));
+    let mut errors = object_meta::validate_object_meta_update(&new, old);
+    errors.extend(object_meta::validate_object_meta(&new, kind.namespaced, kind.name_rule));
     errors.extend((kind.strategy.validate)(&new));
     errors.extend((kind.strategy.validate_update)(&new, old));
     errors

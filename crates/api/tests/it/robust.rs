@@ -5,7 +5,7 @@ use crate::invalid::{Rows, table};
 use proptest::prelude::*;
 use serde_json::Value;
 use skeg_api::fieldset::{FieldSet, Tracking, track};
-use skeg_api::{names, patch, pod};
+use skeg_api::{object_meta, patch, pod};
 
 fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
@@ -72,8 +72,8 @@ proptest! {
             (strategy.prepare_create)(&mut new);
             (strategy.prepare_update)(&mut new, old);
             (strategy.prepare_status)(&mut new, old);
-            names::validate_object_meta(&new, kind.namespaced, kind.name_rule);
-            names::validate_object_meta_update(&new, old);
+            object_meta::validate_object_meta(&new, kind.namespaced, kind.name_rule);
+            object_meta::validate_object_meta_update(&new, old);
             (strategy.validate)(&new);
             (strategy.validate_create)(&new);
             (strategy.validate_update)(&new, old);

@@ -110,28 +110,12 @@ impl Admission<'_> {
 pub(crate) mod testing {
     use super::*;
     use futures_util::FutureExt;
-    use skeg_api::kinds::NameRule;
+    use skeg_api::Gvk;
     use skeg_api::schema::Schema;
-    use skeg_api::{Gvk, kinds::Strategy};
 
     pub fn kind(group: &str, kind: &str, plural: &str, namespaced: bool) -> Kind {
-        Kind {
-            gvk: Gvk::new(group, "v1", kind),
-            list_kind: format!("{kind}List").into(),
-            plural: plural.into(),
-            singular: kind.to_lowercase().into(),
-            short_names: vec![],
-            categories: vec![],
-            namespaced,
-            verbs: skeg_api::kinds::ALL_VERBS,
-            subresources: vec![],
-            name_rule: NameRule::Subdomain,
-            has_generation: false,
-            storage: Some(format!("{plural}/").into()),
-            schema: Schema::any(),
-            columns: vec![],
-            strategy: Strategy::default(),
-        }
+        let storage = Some(format!("{plural}/").into());
+        Kind { namespaced, storage, ..Kind::custom(Gvk::new(group, "v1", kind), plural, Schema::any()) }
     }
 
     /// One write for one plugin.

@@ -4,7 +4,7 @@ use super::object::{Decoded, Unstored};
 use super::{Answer, Part, Writing};
 use crate::admission::{Operation, Phase};
 use http::StatusCode;
-use skeg_api::{Reason, Status, Value, meta, names};
+use skeg_api::{Reason, Status, Value, meta, names, object_meta};
 use skeg_store::Expect;
 use std::sync::Arc;
 
@@ -48,7 +48,7 @@ pub async fn create(w: &mut Writing<'_>, decoded: Decoded) -> Result<Answer, Sta
     if kind.has_generation {
         meta::set_generation(&mut object, 1);
     }
-    let mut errors = names::validate_object_meta(&object, kind.namespaced, kind.name_rule);
+    let mut errors = object_meta::validate_object_meta(&object, kind.namespaced, kind.name_rule);
     errors.extend(decoded.invalid);
     errors.extend((kind.strategy.validate)(&object));
     errors.extend((kind.strategy.validate_create)(&object));

@@ -7,7 +7,7 @@ use crate::cache::Entry;
 use http::StatusCode;
 use serde_json::Map;
 use skeg_api::field::FieldError;
-use skeg_api::{Kind, Status, Value, meta, names};
+use skeg_api::{Kind, Status, Value, meta, object_meta};
 use skeg_store::{Expect, Revision};
 use std::sync::Arc;
 
@@ -267,10 +267,10 @@ fn keep_all_but_status(kind: &Kind, new: &mut Value, old: &Value) {
 }
 
 fn validate(kind: &Kind, part: Part, new: &Value, old: &Value) -> Vec<FieldError> {
-    let mut errors = names::validate_object_meta_update(new, old);
+    let mut errors = object_meta::validate_object_meta_update(new, old);
     match part {
         Part::Main => {
-            errors.extend(names::validate_object_meta(new, kind.namespaced, kind.name_rule));
+            errors.extend(object_meta::validate_object_meta(new, kind.namespaced, kind.name_rule));
             errors.extend((kind.strategy.validate)(new));
             errors.extend((kind.strategy.validate_update)(new, old));
         }

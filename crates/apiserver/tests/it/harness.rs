@@ -7,25 +7,14 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use skeg_api::{Kinds, Status};
 use skeg_apiserver::admission::Plugin;
-use skeg_apiserver::hooks::{Allocator, Authenticator, Authorizer};
+use skeg_apiserver::assembly::{self, Setup};
+use skeg_apiserver::hooks::{Authenticator, Authorizer, Nobody};
 use skeg_apiserver::request::{Attributes, Decision};
-use skeg_apiserver::{ApiServer, Body, Config, Hooks, Identity, LocalService};
+use skeg_apiserver::{ApiServer, Body, Config, Hooks, Identity, LocalService, bootstrap};
 use skeg_base::{Clock, Random};
 use skeg_store::Memory;
 use std::sync::Arc;
 use std::time::Duration;
-
-struct Nobody;
-
-impl Authenticator for Nobody {
-    fn authenticate<'a>(
-        &'a self,
-        _request: &'a http::request::Parts,
-        _certificates: &'a [rustls_pki_types::CertificateDer<'static>],
-    ) -> BoxFuture<'a, Result<Identity, Status>> {
-        Box::pin(std::future::ready(Err(Status::unauthorized())))
-    }
-}
 
 /// Takes every request from the network as the same user.
 pub struct Everybody;
@@ -93,36 +82,47 @@ pub async fn start_on(store: Arc<dyn skeg_store::Store>) -> Server {
 }
 
 pub async fn start_with(store: Arc<dyn skeg_store::Store>, authenticator: Arc<dyn Authenticator>) -> Server {
-    open(store, authenticator, Vec::new(), Vec::new(), Clock::system(), Random::seeded(1)).await
+    open(store, authenticator, Vec::new(), Clock::system(), Random::seeded(1)).await
 }
 
 /// With admission plugins; requests from the network are let in.
 pub async fn start_plugged(plugins: Vec<Arc<dyn Plugin>>) -> Server {
     let store = Arc::new(Memory::new());
-    open(store, Arc::new(Everybody), plugins, Vec::new(), Clock::system(), Random::seeded(1)).await
+    open(store, Arc::new(Everybody), plugins, Clock::system(), Random::seeded(1)).await
 }
 
 /// A server of the simulation.
 pub async fn start_at(clock: Clock, random: Random) -> Server {
-    open(Arc::new(Memory::new()), Arc::new(Nobody), Vec::new(), Vec::new(), clock, random).await
+    open(Arc::new(Memory::new()), Arc::new(Nobody), Vec::new(), clock, random).await
 }
 
 pub async fn start_at_store(store: Arc<dyn skeg_store::Store>, random: Random) -> Server {
-    open(store, Arc::new(Nobody), Vec::new(), Vec::new(), Clock::system(), random).await
+    open(store, Arc::new(Nobody), Vec::new(), Clock::system(), random).await
 }
 
-pub async fn start_allocating(
-    store: Arc<dyn skeg_store::Store>,
-    allocators: Vec<Arc<dyn Allocator>>,
-) -> Server {
-    open(store, Arc::new(Nobody), Vec::new(), allocators, Clock::system(), Random::seeded(1)).await
+/// With everything that plugs into a server of the product, but for a network.
+pub async fn start_assembled(store: Arc<dyn skeg_store::Store>) -> Server {
+    let setup = Setup {
+        edge: None,
+        cluster_domain: "cluster.local".into(),
+        service_range: "10.96.0.0/16".parse().unwrap(),
+        bootstrap: bootstrap::Settings {
+            service_ip: [10, 96, 0, 1].into(),
+            endpoints: vec![[10, 0, 0, 1].into()],
+            port: 6443,
+        },
+    };
+    let kinds = Arc::new(Kinds::new(skeg_api::builtin::builtin()));
+    let opened = assembly::open(setup, kinds, store, Clock::system(), Random::seeded(1)).await;
+    let api = opened.unwrap().server;
+    let service = api.client_service(Identity::system("tester", &["system:masters"]));
+    Server { api, service }
 }
 
 async fn open(
     store: Arc<dyn skeg_store::Store>,
     authenticator: Arc<dyn Authenticator>,
     admission: Vec<Arc<dyn Plugin>>,
-    allocators: Vec<Arc<dyn Allocator>>,
     clock: Clock,
     random: Random,
 ) -> Server {
@@ -134,7 +134,7 @@ async fn open(
             authorizer: Arc::new(AllBut),
             admission,
             endpoints: Vec::new(),
-            allocators,
+            allocators: Vec::new(),
         }),
     };
     let api = ApiServer::open(config, store, clock, random).await.unwrap();

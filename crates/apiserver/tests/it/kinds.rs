@@ -2,7 +2,7 @@
 
 use crate::harness::*;
 use serde_json::{Value, json};
-use skeg_api::kinds::{ALL_VERBS, Cell, Column, Kind, NameRule, Strategy, Subresource};
+use skeg_api::kinds::{Cell, Column, Kind, Subresource};
 use skeg_api::schema::Schema;
 use skeg_api::{Gvk, Gvr};
 use std::sync::Arc;
@@ -14,20 +14,9 @@ fn widget() -> Kind {
         "spec": {"type": "object", "properties": {"size": {"type": "integer"}}},
         "status": {"type": "object", "properties": {"ready": {"type": "boolean"}}},
     }});
+    let schema = Schema::from_openapi("Widget", &schema).unwrap();
     Kind {
-        gvk: Gvk::new("example.com", "v1", "Widget"),
-        list_kind: "WidgetList".into(),
-        plural: "widgets".into(),
-        singular: "widget".into(),
-        short_names: Vec::new(),
-        categories: Vec::new(),
-        namespaced: true,
-        verbs: ALL_VERBS,
         subresources: vec![Subresource { name: "status", gvk: None, verbs: &["get", "patch", "update"] }],
-        name_rule: NameRule::Subdomain,
-        has_generation: true,
-        storage: Some("example.com/widgets/".into()),
-        schema: Schema::from_openapi("Widget", &schema).unwrap(),
         columns: vec![Column {
             name: "Size".into(),
             kind: "integer",
@@ -36,7 +25,7 @@ fn widget() -> Kind {
             priority: 0,
             cell: Cell::Path("spec.size".into()),
         }],
-        strategy: Strategy::default(),
+        ..Kind::custom(Gvk::new("example.com", "v1", "Widget"), "widgets", schema)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::pod;
 use crate::cluster::{Cluster, free_port};
-use crate::traces::Traces;
+use crate::traces::{Instance, Traces};
 use crate::{Case, Scope};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -59,7 +59,8 @@ fn wrong_use(scope: &Scope<'_>) -> Result<()> {
     };
     let bad_config = config("bad.yaml", "podCird: 10.9.0.0/16\n")?;
     let ipv6_config = config("ipv6.yaml", "maxPods: 3\npodCidr: fd00::/64\n")?;
-    let before = Traces::of_host()?;
+    let instance = Instance::at(&other)?;
+    let before = Traces::of_instance(&instance)?;
     for (args, part) in [
         (&["up", "--no-such-flag"][..], "unexpected argument '--no-such-flag' found; "),
         (&["up", "--node-nam=x"], "a similar argument exists: '--node-name'"),
@@ -103,7 +104,7 @@ fn wrong_use(scope: &Scope<'_>) -> Result<()> {
         ensure!(!other.exists(), "{args:?} left {}", other.display());
     }
     // What was refused left nothing on the host either.
-    before.wait_until_as_before(Traces::of_host)?;
+    before.wait_until_as_before(|| Traces::of_instance(&instance))?;
     let mut nowhere = Command::new(&scope.cluster.skeg);
     nowhere.args(["up", "--detach", "--data-dir=/proc/x", free[0], free[1], "--listen", &port]);
     refused(&mut nowhere, "--data-dir /proc/x cannot be made: No such file or directory")?;

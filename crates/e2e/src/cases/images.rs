@@ -1,7 +1,7 @@
 //! Where images come from: registries, mirrors, credentials, indexes, and what is told when they do not.
 
 use super::{pod, started};
-use crate::cluster::{Registry, eventually};
+use crate::registry::{Registry, Tokens};
 use crate::{Case, Scope};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -9,7 +9,9 @@ use serde_json::json;
 pub const CASES: &[Case] = &[
     Case { name: "image_pull_errors", run: image_pull_errors },
     Case { name: "images_from_a_registry", run: images_from_a_registry },
+    Case { name: "an_index_is_read_by_platform", run: index },
     Case { name: "a_private_image_needs_its_secret", run: private_image },
+    Case { name: "a_token_is_fetched_with_the_secret", run: token },
 ];
 
 fn image_pull_errors(scope: &Scope<'_>) -> Result<()> {
@@ -23,10 +25,8 @@ fn image_pull_errors(scope: &Scope<'_>) -> Result<()> {
     scope.watch_until(&["pod", "missing"], |pod| {
         pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "ImagePullBackOff"
     })?;
-    eventually("the Failed event", || {
-        let text = scope.kubectl(&["get", "events", "--field-selector=reason=Failed"])?;
-        Ok((text.contains("Failed to pull image") && text.contains("ErrImagePull")).then_some(()))
-    })?;
+    scope.event("missing", "Failed", "Failed to pull image")?;
+    scope.event("missing", "Failed", "Error: ErrImagePull")?;
     let mut never = pod("never", &[("main", "true")]);
     never["spec"]["containers"][0]["image"] = "registry.example/absent:1".into();
     never["spec"]["containers"][0]["imagePullPolicy"] = "Never".into();
@@ -59,6 +59,31 @@ fn images_from_a_registry(scope: &Scope<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Of an index with two images the one for this machine runs; an index without one is told.
+fn index(scope: &Scope<'_>) -> Result<()> {
+    let registry = scope.cluster.registry.as_ref().context("the registry")?;
+    let ours = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    // Only one of the two has wget in that place.
+    registry.push(&scope.cluster.archive("client"), "multi/box:foreign", None)?;
+    registry.push(&scope.cluster.archive("busybox"), "multi/box:ours", None)?;
+    registry.push_index("multi/box:both", &[("foreign", "s390x"), ("ours", ours)])?;
+    registry.push_index("multi/box:none", &[("foreign", "s390x")])?;
+    let run = |name: &str| {
+        let mut pod = pod(name, &[("main", "ls /usr/bin/wget 2>/dev/null || echo ours; sleep 1000")]);
+        pod["spec"]["containers"][0]["image"] = format!("{}/multi/box:{name}", registry.host()).into();
+        pod
+    };
+    started(scope, &run("both"))?;
+    let log = scope.kubectl(&["logs", "both"])?;
+    ensure!(log == "ours\n", "{log}");
+    scope.apply(&run("none"))?;
+    scope.event("none", "Failed", "no match for platform in manifest")
+}
+
 fn private_image(scope: &Scope<'_>) -> Result<()> {
     /// `tester:secret`, by bcrypt.
     const HTPASSWD: &str = "tester:$2b$04$b6KxObqr4BkkR9PC8k0E5unDWdP4tHYZ97TZYqAxhwb6CTuNXuOqu\n";
@@ -67,7 +92,22 @@ fn private_image(scope: &Scope<'_>) -> Result<()> {
     let passwords = directory.join("htpasswd");
     std::fs::write(&passwords, HTPASSWD)?;
     let auth = format!("auth: {{htpasswd: {{realm: private, path: {}}}}}", passwords.display());
-    let registry = Registry::start(&directory, &auth)?;
+    needs_its_secret(scope, &Registry::start(&directory, &auth)?)
+}
+
+/// As above, where the registry sends its clients elsewhere for a token.
+fn token(scope: &Scope<'_>) -> Result<()> {
+    let directory = scope.cluster.scratch().join("token");
+    std::fs::create_dir_all(&directory)?;
+    let tokens = Tokens::start(&directory, "tester:secret")?;
+    needs_its_secret(scope, &Registry::start(&directory, &tokens.auth())?)?;
+    // One for the push, one for the pull of manifest and blobs.
+    ensure!(tokens.issued() == 2, "{} tokens were issued", tokens.issued());
+    Ok(())
+}
+
+/// An image of a registry whose user is `tester:secret` is pulled once the Pod's Secret is there.
+fn needs_its_secret(scope: &Scope<'_>, registry: &Registry) -> Result<()> {
     registry.push(&scope.cluster.archive("busybox"), "mine/box:1", Some("tester:secret"))?;
     let mut private = pod("private", &[("main", "sleep 1000")]);
     private["spec"]["containers"][0]["image"] = format!("{}/mine/box:1", registry.host()).into();

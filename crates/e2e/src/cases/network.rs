@@ -110,10 +110,8 @@ fn endpoints(scope: &Scope<'_>) -> Result<()> {
         })?;
     ensure!(slice["ports"][0]["port"] == 8080 && slice["ports"][0]["name"] == "http", "{slice}");
     ensure!(slice["endpoints"][0]["targetRef"]["name"] == "gated", "{slice}");
-    let old = eventually("Endpoints follow", || {
-        let endpoints = scope.get(&["endpoints", "gated"])?;
-        Ok((!endpoints["subsets"][0]["addresses"].is_null()).then_some(endpoints))
-    })?;
+    let old = scope
+        .watch_until(&["endpoints", "gated"], |endpoints| !endpoints["subsets"][0]["addresses"].is_null())?;
     ensure!(old["subsets"][0]["ports"][0]["port"] == 8080, "{old}");
     Ok(())
 }
@@ -145,15 +143,15 @@ fn cluster_ips(scope: &Scope<'_>) -> Result<()> {
 }
 
 fn pod_to_pod(scope: &Scope<'_>) -> Result<()> {
-    scope.apply(&pod("server", &[("main", "echo hi > /tmp/f; httpd -f -p 80 -h /tmp")]))?;
+    let mut server = pod("server", &[("main", "echo hi > /tmp/f; httpd -f -p 80 -h /tmp")]);
+    server["spec"]["containers"][0]["readinessProbe"] =
+        json!({"tcpSocket": {"port": 80}, "periodSeconds": 1});
+    scope.apply(&server)?;
     scope.apply(&client("client"))?;
     scope.wait_ready("server")?;
     scope.wait_ready("client")?;
     let ip = scope.jsonpath(&["pod", "server"], "{.status.podIP}")?;
-    let url = format!("http://{ip}/f");
-    let text = eventually("the server answers", || {
-        Ok(scope.exec("client", &["wget", "-qO-", "-T", "2", &url]).ok())
-    })?;
+    let text = scope.exec("client", &["wget", "-qO-", "-T", "2", &format!("http://{ip}/f")])?;
     ensure!(text == "hi\n", "{text}");
     Ok(())
 }

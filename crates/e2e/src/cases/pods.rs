@@ -1,7 +1,6 @@
 //! A Pod's life: what its containers share, how they start, restart and end, and who talks to them.
 
 use super::{container, find_process, pod, started, status};
-use crate::cluster::eventually;
 use crate::{Case, Scope};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -35,13 +34,13 @@ fn containers_share(scope: &Scope<'_>) -> Result<()> {
     for n in 0..2 {
         both["spec"]["containers"][n]["volumeMounts"] = json!([{"name": "shared", "mountPath": "/shared"}]);
     }
+    both["spec"]["containers"][0]["readinessProbe"] =
+        json!({"tcpSocket": {"port": 8080}, "periodSeconds": 1});
     started(scope, &both)?;
     let sh = |container: &str, script: &str| {
         scope.kubectl(&["exec", "both", "-c", container, "--", "sh", "-c", script])
     };
-    let fetched = eventually("one serves", || {
-        Ok(sh("two", "printf 'GET /file HTTP/1.0\\r\\n\\r\\n' | nc 127.0.0.1 8080 | tail -n 1").ok())
-    })?;
+    let fetched = sh("two", "printf 'GET /file HTTP/1.0\\r\\n\\r\\n' | nc 127.0.0.1 8080 | tail -n 1")?;
     ensure!(fetched == "from one\n", "localhost and volume are shared: {fetched}");
     ensure!(
         sh("two", "ls /only-in-one 2>/dev/null || echo apart")? == "apart\n",
@@ -134,10 +133,7 @@ fn crash_loop(scope: &Scope<'_>) -> Result<()> {
                 .is_some_and(|text| text.contains("back-off 10s restarting failed container=main"))
             && container["lastState"]["terminated"]["exitCode"] == 1
     })?;
-    eventually("the BackOff event", || {
-        let text = scope.kubectl(&["get", "events", "--field-selector=reason=BackOff"])?;
-        Ok(text.contains("Back-off restarting failed container").then_some(()))
-    })
+    scope.event("loop", "BackOff", "Back-off restarting failed container")
 }
 
 fn unmeetable_request(scope: &Scope<'_>) -> Result<()> {
@@ -145,10 +141,7 @@ fn unmeetable_request(scope: &Scope<'_>) -> Result<()> {
     huge["spec"]["containers"][0]["resources"] = json!({"requests": {"memory": "900Gi"}});
     scope.apply(&huge)?;
     scope.wait_for("pod/huge", "{.status.conditions[?(@.type==\"PodScheduled\")].reason}=Unschedulable")?;
-    eventually("the FailedScheduling event", || {
-        let text = scope.kubectl(&["get", "events", "--field-selector=reason=FailedScheduling"])?;
-        Ok(text.contains("0/1 nodes are available: 1 Insufficient memory").then_some(()))
-    })?;
+    scope.event("huge", "FailedScheduling", "0/1 nodes are available: 1 Insufficient memory")?;
     ensure!(status(scope, "huge")?["phase"] == "Pending");
     Ok(())
 }
@@ -340,8 +333,5 @@ fn killed_supervisor(scope: &Scope<'_>) -> Result<()> {
     let ip = scope.exec("orphan", &["hostname", "-i"])?;
     ensure!(after["podIP"] == ip.trim(), "the status says the new address: {ip} {after}");
     ensure!(find_process("orphan")? != container, "the old process is gone");
-    eventually("the event", || {
-        let text = scope.kubectl(&["get", "events", "--field-selector=reason=SandboxChanged"])?;
-        Ok(text.contains("Pod sandbox changed").then_some(()))
-    })
+    scope.event("orphan", "SandboxChanged", "Pod sandbox changed")
 }

@@ -1,7 +1,6 @@
 //! Probes of each kind, and what they decide.
 
 use super::{pod, started, status};
-use crate::cluster::eventually;
 use crate::{Case, Scope};
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -10,6 +9,7 @@ pub const CASES: &[Case] = &[
     Case { name: "liveness_and_startup_probes", run: liveness_and_startup },
     Case { name: "readiness_by_exec_and_tcp", run: readiness },
     Case { name: "http_grpc_and_https_probes", run: http_probes },
+    Case { name: "https_and_grpc_probes_succeed", run: secure_and_grpc },
 ];
 
 fn liveness_and_startup(scope: &Scope<'_>) -> Result<()> {
@@ -22,10 +22,8 @@ fn liveness_and_startup(scope: &Scope<'_>) -> Result<()> {
     started(scope, &sick)?;
     scope.exec("sick", &["rm", "/tmp/well"])?;
     scope.wait_for("pod/sick", "{.status.containerStatuses[0].restartCount}=1")?;
-    eventually("the events", || {
-        let text = scope.kubectl(&["get", "events"])?;
-        Ok((text.contains("Liveness probe failed") && text.contains("will be restarted")).then_some(()))
-    })
+    scope.event("sick", "Unhealthy", "Liveness probe failed")?;
+    scope.event("sick", "Killing", "will be restarted")
 }
 
 fn readiness(scope: &Scope<'_>) -> Result<()> {
@@ -45,8 +43,7 @@ fn readiness(scope: &Scope<'_>) -> Result<()> {
     Ok(())
 }
 
-/// HTTP with a path, headers and a named port; what answers wrongly is not ready. gRPC and HTTPS
-/// against servers of the node's own tests.
+/// HTTP with a path, headers and a named port; what answers wrongly is not ready.
 fn http_probes(scope: &Scope<'_>) -> Result<()> {
     let mut web = pod("web", &[("main", "mkdir /www; echo ok > /www/there; httpd -f -p 8080 -h /www")]);
     web["spec"]["containers"][0]["ports"] = json!([{"name": "http", "containerPort": 8080}]);
@@ -54,10 +51,7 @@ fn http_probes(scope: &Scope<'_>) -> Result<()> {
         json!({"httpGet": {"path": "/late", "port": "http"}, "periodSeconds": 1});
     web["spec"]["containers"][0]["livenessProbe"] = json!({"httpGet": {"path": "/there", "port": "http"}, "periodSeconds": 1, "failureThreshold": 1, "initialDelaySeconds": 1});
     scope.apply(&web)?;
-    eventually("the readiness probe fails", || {
-        let text = scope.kubectl(&["get", "events", "--field-selector=reason=Unhealthy"])?;
-        Ok(text.contains("Readiness probe failed: HTTP probe failed with statuscode: 404").then_some(()))
-    })?;
+    scope.event("web", "Unhealthy", "Readiness probe failed: HTTP probe failed with statuscode: 404")?;
     scope.exec("web", &["sh", "-c", "echo now > /www/late"])?;
     scope.wait_ready("web")?;
     ensure!(status(scope, "web")?["containerStatuses"][0]["restartCount"] == 0);
@@ -71,12 +65,37 @@ fn http_probes(scope: &Scope<'_>) -> Result<()> {
         let mut plain = pod(name, &[("main", "httpd -f -p 8080 -h /")]);
         plain["spec"]["containers"][0]["readinessProbe"] = probe;
         scope.apply(&plain)?;
-        eventually("the probe fails", || {
-            let field = format!("--field-selector=reason=Unhealthy,involvedObject.name={name}");
-            let text = scope.kubectl(&["get", "events", &field])?;
-            Ok(text.contains("Readiness probe failed").then_some(()))
-        })?;
+        scope.event(name, "Unhealthy", "Readiness probe failed")?;
         ensure!(status(scope, name)?["containerStatuses"][0]["ready"] == false);
     }
+    Ok(())
+}
+
+/// etcd speaks both: HTTPS with a certificate that it makes up, and gRPC's health protocol, where
+/// it knows no service by name.
+fn secure_and_grpc(scope: &Scope<'_>) -> Result<()> {
+    const URLS: &str = "https://0.0.0.0:2379,http://0.0.0.0:2381";
+    scope.cluster.skeg(&["image", "import", &scope.cluster.archive("etcd").to_string_lossy()])?;
+    let script = format!(
+        "exec etcd --data-dir=/tmp/etcd --auto-tls --listen-client-urls={URLS} --advertise-client-urls={URLS}"
+    );
+    let mut etcd = pod("etcd", &[("main", &script)]);
+    let main = &mut etcd["spec"]["containers"][0];
+    main["image"] = "etcd".into();
+    main["startupProbe"] = json!({"grpc": {"port": 2381}, "periodSeconds": 1, "failureThreshold": 60});
+    main["livenessProbe"] = json!({"grpc": {"port": 2381}, "periodSeconds": 1, "failureThreshold": 1});
+    main["readinessProbe"] =
+        json!({"httpGet": {"path": "/health", "port": 2379, "scheme": "HTTPS"}, "periodSeconds": 1});
+    started(scope, &etcd)?;
+    let main = status(scope, "etcd")?["containerStatuses"][0].clone();
+    ensure!(main["started"] == true && main["restartCount"] == 0, "{main}");
+    // A service that the server does not know is not healthy.
+    etcd["metadata"]["name"] = "unknown".into();
+    etcd["spec"]["containers"][0]["readinessProbe"] =
+        json!({"grpc": {"port": 2381, "service": "nobody"}, "periodSeconds": 1});
+    scope.apply(&etcd)?;
+    scope.wait_for("pod/unknown", "{.status.containerStatuses[0].started}=true")?;
+    scope.event("unknown", "Unhealthy", "Readiness probe failed")?;
+    ensure!(status(scope, "unknown")?["containerStatuses"][0]["ready"] == false);
     Ok(())
 }

@@ -295,14 +295,18 @@ fn revision_history_limit(scope: &Scope<'_>) -> Result<()> {
     web["spec"]["revisionHistoryLimit"] = 1.into();
     scope.apply(&web)?;
     scope.rolled_out("web")?;
+    let mut sets = Watch::start(scope, &["replicasets", "-l", "app=web", "--output-watch-events"])?;
     for color in ["blue", "green", "red"] {
         scope.kubectl(&["set", "env", "deployment/web", &format!("COLOR={color}")])?;
         scope.rolled_out("web")?;
     }
-    crate::cluster::eventually("one old ReplicaSet is kept", || {
-        let sets = scope.get(&["replicasets", "-l", "app=web"])?["items"].as_array().map_or(0, Vec::len);
-        Ok((sets == 2).then_some(()))
-    })
+    // Of four sets the newest and one old one are kept.
+    for _ in 0..2 {
+        while sets.next()?.context("the watch ended")?["type"] != "DELETED" {}
+    }
+    let left = scope.get(&["replicasets", "-l", "app=web"])?["items"].as_array().map_or(0, Vec::len);
+    ensure!(left == 2, "{left} ReplicaSets are left");
+    Ok(())
 }
 
 fn progress_deadline(scope: &Scope<'_>) -> Result<()> {

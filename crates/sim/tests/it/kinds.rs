@@ -3,7 +3,7 @@
 
 use http::Method;
 use serde_json::{Value, json};
-use skeg_api::kinds::{ALL_VERBS, Cell, Column, Kind, NameRule, Strategy};
+use skeg_api::kinds::{Cell, Column, Kind};
 use skeg_api::schema::Schema;
 use skeg_api::{Gvk, Gvr, Kinds};
 use skeg_apiserver::assembly::{self, Setup};
@@ -21,23 +21,12 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const WIDGETS: &str = "/apis/example.com/v1/namespaces/default/widgets";
 
-fn custom(kind: &str, plural: &str, storage: Option<&str>) -> Kind {
+fn custom(kind: &str, plural: &str) -> Kind {
     let schema = json!({"type": "object", "description": "Something to count.", "properties": {
         "spec": {"type": "object", "properties": {"size": {"type": "integer", "description": "How large it is."}}}}});
+    let schema = Schema::from_openapi(kind, &schema).unwrap();
     Kind {
-        gvk: Gvk::new("example.com", "v1", kind),
-        list_kind: format!("{kind}List").into(),
-        plural: plural.into(),
-        singular: kind.to_lowercase().as_str().into(),
         short_names: vec!["wd".into()],
-        categories: Vec::new(),
-        namespaced: true,
-        verbs: ALL_VERBS,
-        subresources: Vec::new(),
-        name_rule: NameRule::Subdomain,
-        has_generation: true,
-        storage: storage.map(Into::into),
-        schema: Schema::from_openapi(kind, &schema).unwrap(),
         columns: vec![Column {
             name: "Size".into(),
             kind: "integer",
@@ -46,7 +35,7 @@ fn custom(kind: &str, plural: &str, storage: Option<&str>) -> Kind {
             priority: 0,
             cell: Cell::Path("spec.size".into()),
         }],
-        strategy: Strategy::default(),
+        ..Kind::custom(Gvk::new("example.com", "v1", kind), plural, schema)
     }
 }
 
@@ -163,9 +152,9 @@ async fn a_kind_registered_later_is_served_and_collected() {
     assert!(!cluster.is_there("/apis/example.com/v1").await);
     // One kind that can never be listed holds up none that comes after it.
     let kinds = cluster.server.kinds();
-    kinds.insert(custom("Broken", "brokens", None));
+    kinds.insert(Kind { storage: None, ..custom("Broken", "brokens") });
     tokio::time::sleep(PATIENCE).await;
-    kinds.insert(custom("Widget", "widgets", Some("example.com/widgets/")));
+    kinds.insert(custom("Widget", "widgets"));
 
     // Discovery per group, and aggregated.
     assert!(names(&cluster.get("/apis").await["groups"]).contains(&"example.com"));

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
 
 /// What happened to the files, in order.
 #[derive(Clone, Debug)]
@@ -44,9 +45,20 @@ fn log(op: Op) {
 /// The file whose syncs fail.
 static FAILING: Mutex<Option<String>> = Mutex::new(None);
 
-/// Syncs of one store's log, which last as long as a test holds this lock.
+/// The call, and its file, that lasts as long as a test holds the lock; how many of it began.
+static HELD: Mutex<Option<(&str, &str)>> = Mutex::new(None);
 static HOLD: Mutex<()> = Mutex::new(());
-static HELD_SYNCS: AtomicUsize = AtomicUsize::new(0);
+static HELD_CALLS: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether the call is the held one, after the wait.
+fn held(call: &str, file: &str) -> bool {
+    let held = *HELD.lock().unwrap() == Some((call, file));
+    if held {
+        HELD_CALLS.fetch_add(1, Ordering::SeqCst);
+        drop(HOLD.lock().unwrap());
+    }
+    held
+}
 
 const VFS: &CStr = c"skeg-recording";
 
@@ -123,6 +135,7 @@ unsafe extern "C" fn write(
     // SAFETY: SQLite gives a buffer of `amount` bytes.
     unsafe {
         let data = std::slice::from_raw_parts(buffer.cast::<u8>(), amount as usize).to_vec();
+        held("write", &name(file));
         log(Op::Write { file: name(file), offset: offset as usize, data });
         let real = real(file);
         (*(*real).pMethods).xWrite.expect("has xWrite")(real, buffer, amount, offset)
@@ -141,9 +154,7 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int 
 unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, _flags: c_int) -> c_int {
     // SAFETY: as `write`. Nothing is really synced: the recording is the disk.
     let name = unsafe { name(file) };
-    if name == "held.db-wal" {
-        HELD_SYNCS.fetch_add(1, Ordering::SeqCst);
-        drop(HOLD.lock().unwrap());
+    if held("sync", &name) {
         return ffi::SQLITE_OK;
     }
     if FAILING.lock().unwrap().as_ref() == Some(&name) {
@@ -408,15 +419,16 @@ fn waiting_process() {
     let directory = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let vfs = Some(VFS.to_str().unwrap().to_owned());
-    let path = directory.path().join("held.db");
+    let path = directory.path().join("store.db");
     let store = Sqlite::open(&Options { vfs, ..Options::new(path, Clock::system()) }).unwrap();
+    *HELD.lock().unwrap() = Some(("sync", "store.db-wal"));
     runtime.block_on(store.write(create("/before", "v"))).unwrap();
-    let before = HELD_SYNCS.load(Ordering::SeqCst);
+    let before = HELD_CALLS.load(Ordering::SeqCst);
     let hold = HOLD.lock().unwrap();
     let mut task = Context::from_waker(Waker::noop());
     let mut first = Box::pin(store.write(create("/first", "v")));
     assert!(first.as_mut().poll(&mut task).is_pending());
-    while HELD_SYNCS.load(Ordering::SeqCst) == before {
+    while HELD_CALLS.load(Ordering::SeqCst) == before {
         std::thread::yield_now();
     }
     let waiting = (0..200).map(|n| store.write(create(&format!("/k{n}"), "v")));
@@ -425,7 +437,7 @@ fn waiting_process() {
     drop(hold);
     runtime.block_on(first).unwrap();
     assert_eq!(runtime.block_on(waiting).unwrap().len(), 200);
-    println!("syncs: {}", HELD_SYNCS.load(Ordering::SeqCst) - before);
+    println!("syncs: {}", HELD_CALLS.load(Ordering::SeqCst) - before);
 }
 
 #[test]
@@ -437,6 +449,51 @@ fn writes_that_wait_for_a_sync_share_the_next() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("syncs: 2\n"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The child of the next test: writes on while a checkpoint waits for the disk.
+#[test]
+fn checkpointing_process() {
+    const BATCHES_MAX: usize = 100;
+    if std::env::var_os("SKEG_STORE_TEST_CHECKPOINT").is_none() {
+        return;
+    }
+    register_vfs();
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let vfs = Some(VFS.to_str().unwrap().to_owned());
+    let path = directory.path().join("store.db");
+    let store = Sqlite::open(&Options { vfs, ..Options::new(path, Clock::system()) }).unwrap();
+    let batch = |name: String| {
+        let writes = (0..64).map(|n| store.write(create(&format!("/{name}-{n}"), &"v".repeat(4000))));
+        let all = futures_util::future::try_join_all(writes.collect::<Vec<_>>());
+        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(10), all).await })
+    };
+    *HELD.lock().unwrap() = Some(("write", "store.db"));
+    let hold = HOLD.lock().unwrap();
+    let begun = (0..BATCHES_MAX).any(|n| {
+        batch(format!("before{n}")).expect("writes wait for no checkpoint").unwrap();
+        HELD_CALLS.load(Ordering::SeqCst) > 0
+    });
+    assert!(begun, "no checkpoint began");
+    for n in 0..5 {
+        batch(format!("while{n}")).expect("writes wait for no checkpoint").unwrap();
+    }
+    println!("acked amid a checkpoint");
+    drop(hold);
+    runtime.block_on(store.close());
+}
+
+#[test]
+fn writes_do_not_wait_for_a_checkpoint() {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "crash::checkpointing_process", "--nocapture"])
+        .env("SKEG_STORE_TEST_CHECKPOINT", "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("acked amid a checkpoint"), "{said}{told}");
 }
 
 /// The child of the next test: writes until a sync fails, and a while longer if it may.

@@ -1,5 +1,6 @@
 //! The figures, all from one run: start, idle, Pods, rollouts, rates. Run it with
-//! `cargo xtask bench`; it starts a cluster of its own and purges it.
+//! `cargo xtask bench`; it starts a cluster of its own and purges it. With `--tiny` it does little of
+//! each, to show that every figure is still measured.
 
 #[path = "../../cluster.rs"]
 #[allow(dead_code, reason = "shared with the suite, which uses all of it")]
@@ -7,13 +8,19 @@ mod cluster;
 #[path = "../../http.rs"]
 #[allow(dead_code, reason = "shared with the suite")]
 mod http;
+#[path = "../../registry.rs"]
+#[allow(dead_code, reason = "shared with the suite, which uses all of it")]
+mod registry;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use cluster::Cluster;
 use http::{Connection, Endpoint, request};
 use serde_json::{Value, json};
+use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 use std::time::Duration;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 /// What `cluster.rs` calls a case's scope; the benchmark has none.
@@ -23,7 +30,27 @@ pub struct Scope<'a> {
 }
 
 const CONNECTIONS: usize = 32;
-const RUNS: usize = 20;
+/// How much is measured.
+struct Scale {
+    /// Pods, one after the other.
+    pods: usize,
+    starts: usize,
+    /// How long an idle cluster's CPU is counted.
+    idle: Duration,
+    /// Of the requests of each load one in so many is sent.
+    one_in: usize,
+}
+
+const FULL: Scale = Scale { pods: 20, starts: 5, idle: Duration::from_secs(30), one_in: 1 };
+const TINY: Scale = Scale { pods: 2, starts: 1, idle: Duration::from_secs(1), one_in: 50 };
+
+static SCALE: LazyLock<Scale> = LazyLock::new(|| match std::env::args().nth(1).as_deref() {
+    Some("--tiny") => TINY,
+    _ => FULL,
+});
+
+/// The resolution of a process's CPU time (`USER_HZ`).
+const TICKS_A_SECOND: f64 = 100.0;
 
 fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -56,19 +83,25 @@ async fn run() -> Result<()> {
     starts()
 }
 
-/// Time from exec to a Ready node on an empty directory, several times.
+/// From exec on an empty directory, several times. The server tells when its API and its node were
+/// ready; all that passes before and after that is counted to the API.
 fn starts() -> Result<()> {
-    let mut times = Vec::new();
-    let mut words = String::new();
-    for _ in 0..5 {
+    let (mut api, mut node) = (Vec::new(), Vec::new());
+    for _ in 0..SCALE.starts {
         let cluster = Cluster::prepare()?;
         let start = Instant::now();
-        words = cluster.up()?;
-        times.push(start.elapsed().as_secs_f64() * 1e3);
+        let said = cluster.up()?;
+        let all = start.elapsed().as_secs_f64() * 1e3;
+        let told = |what: &str| -> Result<f64> {
+            let rest = said.split(what).nth(1).with_context(|| format!("{what:?} in {said}"))?;
+            Ok(rest.split_whitespace().next().context("a number")?.parse()?)
+        };
+        node.push(all);
+        api.push(all - told("node Ready ")? + told("API ready ")?);
         cluster.stop()?;
     }
-    fact("what `skeg up` says", words.lines().last().unwrap_or_default());
-    figure("empty directory → node Ready, p50 (ms)", percentile(&mut times, 50), "ms", 500.0, true);
+    fact("exec on an empty directory → API ready, p50", &format!("{:.1} ms", percentile(&mut api, 50)));
+    figure("exec on an empty directory → node Ready, p50", percentile(&mut node, 50), "ms", 500.0, true);
     Ok(())
 }
 
@@ -83,42 +116,57 @@ async fn figures(cluster: &Cluster) -> Result<()> {
 }
 
 async fn idle(cluster: &Cluster) -> Result<()> {
-    let before = cpu_seconds(cluster)?;
-    tokio::time::sleep(Duration::from_secs(30)).await;
-    let used = cpu_seconds(cluster)? - before;
-    figure("idle: PSS of all skeg processes", skeg_pss_kib(cluster)?.0 / 1024.0, "MB", 60.0, true);
-    figure("idle: share of a core over 30 s", used / 30.0 * 100.0, "%", 0.5, true);
+    let share = idle_share(cluster).await?;
+    figure("idle: PSS of all skeg processes", Usage::of(cluster)?.pss_kib() / 1024.0, "MB", 60.0, true);
+    figure("idle: share of a core", share, "%", 0.5, true);
     Ok(())
 }
 
-/// PSS in KiB of all of this cluster's skeg processes, and of the supervisors among them.
-fn skeg_pss_kib(cluster: &Cluster) -> Result<(f64, f64)> {
-    let server = cluster.server_pid()?;
-    let (mut all, mut supervisors) = (0.0, 0.0);
-    for entry in std::fs::read_dir("/proc")? {
-        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<i32>() else { continue };
-        let executable = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        if executable != cluster.skeg {
-            continue;
-        }
-        let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-        let pss: f64 = rollup
-            .lines()
-            .find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.parse().ok())
-            .unwrap_or(0.0);
-        all += pss;
-        if pid != server {
-            supervisors += pss;
-        }
-    }
-    Ok((all, supervisors))
+/// The part of a core, in percent, that a cluster uses while nothing is asked of it.
+async fn idle_share(cluster: &Cluster) -> Result<f64> {
+    let before = Usage::of(cluster)?;
+    tokio::time::sleep(SCALE.idle).await;
+    Ok((Usage::of(cluster)?.cpu_s - before.cpu_s) / SCALE.idle.as_secs_f64() * 100.0)
 }
 
-fn cpu_seconds(cluster: &Cluster) -> Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", cluster.server_pid()?))?;
-    let fields: Vec<&str> = stat.rsplit(')').next().context("stat")?.split_whitespace().collect();
-    let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
-    Ok(ticks / 100.0)
+/// What a cluster's skeg processes use: its server, and the supervisors of its Pods.
+#[derive(Default)]
+struct Usage {
+    server_pss_kib: f64,
+    supervisors_pss_kib: f64,
+    /// Of all of them.
+    cpu_s: f64,
+}
+
+impl Usage {
+    fn of(cluster: &Cluster) -> Result<Self> {
+        let server = cluster.server_pid()?;
+        let mut usage = Usage::default();
+        for entry in std::fs::read_dir("/proc")? {
+            let Ok(pid) = entry?.file_name().to_string_lossy().parse::<i32>() else { continue };
+            let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}"));
+            let executable = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+            // One that ends meanwhile is none any more.
+            let (true, Ok(rollup), Ok(stat)) =
+                (executable == cluster.skeg, read("smaps_rollup"), read("stat"))
+            else {
+                continue;
+            };
+            let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB"));
+            let pss: f64 = pss.unwrap_or("0").parse()?;
+            match pid == server {
+                true => usage.server_pss_kib = pss,
+                false => usage.supervisors_pss_kib += pss,
+            }
+            let fields: Vec<&str> = stat.rsplit(')').next().context("stat")?.split_whitespace().collect();
+            usage.cpu_s += (fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / TICKS_A_SECOND;
+        }
+        Ok(usage)
+    }
+
+    fn pss_kib(&self) -> f64 {
+        self.server_pss_kib + self.supervisors_pss_kib
+    }
 }
 
 fn mem_available_kib() -> Result<f64> {
@@ -191,7 +239,7 @@ async fn pods(endpoint: &Endpoint, admin: &mut Connection) -> Result<()> {
     let list = expect(admin, &request("GET", PODS, "", b"")).await?;
     let revision = list["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
     let mut watch = Watch::open(endpoint, &format!("{PODS}?watch=1&resourceVersion={revision}")).await?;
-    for run in 0..RUNS {
+    for run in 0..SCALE.pods {
         let name = format!("bench-{run}");
         let start = Instant::now();
         expect(admin, &request("POST", PODS, "", &pod(&name))).await?;
@@ -277,6 +325,7 @@ async fn writes_per_pod(endpoint: &Endpoint, admin: &mut Connection) -> Result<(
 
 async fn deployment(cluster: &Cluster, endpoint: &Endpoint, admin: &mut Connection) -> Result<()> {
     let base = "/apis/apps/v1/namespaces/default/deployments";
+    let web = format!("{base}/web");
     let template = |color: &str| {
         json!({
             "metadata": {"labels": {"app": "web"}},
@@ -292,40 +341,30 @@ async fn deployment(cluster: &Cluster, endpoint: &Endpoint, admin: &mut Connecti
     let mut watch = Watch::open(endpoint, &format!("{base}?watch=1")).await?;
     expect(admin, &request("POST", base, "", object.to_string().as_bytes())).await?;
     settle(&mut watch, 1).await?;
-    let (pss_before, available_before) = (skeg_pss_kib(cluster)?, mem_available_kib()?);
-    let patch = |body: Value| {
-        let body = body.to_string();
-        let headers =
-            format!("Content-Type: application/merge-patch+json\r\nContent-Length: {}\r\n", body.len());
-        let mut bytes = request("PATCH", &format!("{base}/web"), &headers, b"");
-        bytes.extend_from_slice(body.as_bytes());
-        bytes
-    };
+    let (before, available_before) = (Usage::of(cluster)?, mem_available_kib()?);
     let start = Instant::now();
-    expect(admin, &patch(json!({"spec": {"replicas": 30}}))).await?;
+    expect(admin, &patch(&web, &json!({"spec": {"replicas": 30}}))).await?;
     settle(&mut watch, 30).await?;
     figure("Deployment 1 → 30 Ready", start.elapsed().as_secs_f64(), "s", 1.0, true);
-    let (pss_after, available_after) = (skeg_pss_kib(cluster)?, mem_available_kib()?);
+    let (after, available_after) = (Usage::of(cluster)?, mem_available_kib()?);
+    let a_pod = |after: f64, before: f64| (after - before) / 29.0 / 1024.0;
     figure(
         "per Pod: PSS beyond the container's own",
-        (pss_after.1 - pss_before.1) / 29.0 / 1024.0,
+        a_pod(after.supervisors_pss_kib, before.supervisors_pss_kib),
         "MB",
         1.0,
         true,
     );
-    fact(
-        "per Pod: server's PSS",
-        &format!("{:.2} MB", (pss_after.0 - pss_after.1 - pss_before.0 + pss_before.1) / 29.0 / 1024.0),
-    );
-    fact(
-        "per Pod: change of MemAvailable",
-        &format!("{:.2} MB", (available_before - available_after) / 29.0 / 1024.0),
-    );
+    let of_server = a_pod(after.server_pss_kib, before.server_pss_kib);
+    fact("per Pod: server's PSS", &format!("{of_server:.2} MB"));
+    fact("per Pod: change of MemAvailable", &format!("{:.2} MB", a_pod(available_before, available_after)));
+    let share = idle_share(cluster).await?;
+    fact("idle with 30 Pods: share of a core", &format!("{share:.2} %"));
     let start = Instant::now();
-    expect(admin, &patch(json!({"spec": {"template": template("blue")}}))).await?;
+    expect(admin, &patch(&web, &json!({"spec": {"template": template("blue")}}))).await?;
     settle(&mut watch, 30).await?;
     figure("rolling update of 30", start.elapsed().as_secs_f64(), "s", 2.5, true);
-    expect(admin, &request("DELETE", &format!("{base}/web?propagationPolicy=Foreground"), "", b"")).await?;
+    expect(admin, &request("DELETE", &format!("{web}?propagationPolicy=Foreground"), "", b"")).await?;
     while watch.next().await?["type"] != "DELETED" {}
     Ok(())
 }
@@ -359,49 +398,97 @@ async fn rates(cluster: &Cluster, endpoint: &Endpoint, admin: &mut Connection) -
     }
     figure("durable create of 1 KiB, one connection, p50", percentile(&mut single, 50), "ms", 0.8, true);
 
-    let load = |name: &'static str, count: usize, target: f64, make: fn(usize) -> Vec<u8>| async move {
-        let before = cpu_seconds(cluster)?;
+    let load = Load { cluster, endpoint };
+    load.run("create of 1 KiB, 32 connections", 16_000, 8_000.0, |n| {
+        request("POST", base, "", map(&format!("load-{n}")).as_bytes())
+    })
+    .await?;
+    load.run("GET, 32 connections", 48_000, 15_000.0, |_| {
+        request("GET", &format!("{base}/single-1"), "", b"")
+    })
+    .await?;
+
+    // A namespace of exactly 500.
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "lists"}});
+    expect(admin, &request("POST", "/api/v1/namespaces", "", namespace.to_string().as_bytes())).await?;
+    let lists = base.replace("default", "lists");
+    for n in 0..500 {
+        expect(admin, &request("POST", &lists, "", map(&format!("of-{n}")).as_bytes())).await?;
+    }
+    for (encoding, headers) in [("identity", ""), ("gzip", "Accept-Encoding: gzip\r\n")] {
+        let list = |_| request("GET", &lists, headers, b"");
+        load.run(&format!("LIST of 500, {encoding}, unchanged"), 1_600, 500.0, list).await?;
+        // One connection changes one of them as often as it can, while the others list.
+        let mut writer = endpoint.connect().await?;
+        let path = format!("{lists}/of-7");
+        let made = Cell::new(0_u64);
+        let changes = async {
+            loop {
+                let body = json!({"data": {"n": made.replace(made.get() + 1).to_string()}});
+                if let Err(error) = expect(&mut writer, &patch(&path, &body)).await {
+                    break error;
+                }
+            }
+        };
+        let name = format!("LIST of 500, {encoding}, changing");
+        tokio::select! {
+            done = load.run(&name, 1_600, 500.0, list) => done?,
+            failed = changes => return Err(failed),
+        }
+        fact("  changes meanwhile, whose CPU is counted above", &made.get().to_string());
+    }
+    Ok(())
+}
+
+/// A merge patch.
+fn patch(path: &str, body: &Value) -> Vec<u8> {
+    let body = body.to_string();
+    let headers = format!("Content-Type: application/merge-patch+json\r\nContent-Length: {}\r\n", body.len());
+    let mut bytes = request("PATCH", path, &headers, b"");
+    bytes.extend_from_slice(body.as_bytes());
+    bytes
+}
+
+/// Requests over many connections at once.
+struct Load<'a> {
+    cluster: &'a Cluster,
+    endpoint: &'a Endpoint,
+}
+
+impl Load<'_> {
+    /// Sends `count` requests, of which `make` makes the n-th; prints their rate and what each
+    /// costs.
+    async fn run(
+        &self,
+        name: &str,
+        count: usize,
+        target: f64,
+        make: impl Fn(usize) -> Vec<u8>,
+    ) -> Result<()> {
+        let count = count / SCALE.one_in;
+        let lane = |lane: usize| (lane..count).step_by(CONNECTIONS).map(&make).collect::<Vec<_>>();
+        let lanes: Vec<_> = (0..CONNECTIONS).map(lane).collect();
+        let before = Usage::of(self.cluster)?;
         let start = Instant::now();
-        let tasks: Vec<_> = (0..CONNECTIONS)
-            .map(|lane| {
-                let endpoint = endpoint.clone();
-                tokio::spawn(async move {
-                    let mut connection = endpoint.connect().await?;
-                    for n in 0..count / CONNECTIONS {
-                        let (status, body) = connection.send(&make(lane * count + n)).await?;
-                        if status >= 300 {
-                            bail!("{status}: {}", String::from_utf8_lossy(&body));
-                        }
-                    }
-                    anyhow::Ok(())
-                })
-            })
-            .collect();
-        for task in tasks {
-            task.await??;
+        let mut tasks = JoinSet::new();
+        for requests in lanes {
+            let endpoint = self.endpoint.clone();
+            tasks.spawn(async move {
+                let mut connection = endpoint.connect().await?;
+                for request in requests {
+                    let (status, body) = connection.send(&request).await?;
+                    ensure!(status < 300, "{status}: {}", String::from_utf8_lossy(&body));
+                }
+                anyhow::Ok(())
+            });
+        }
+        while let Some(done) = tasks.join_next().await {
+            done??;
         }
         let seconds = start.elapsed().as_secs_f64();
-        let cpu = cpu_seconds(cluster)? - before;
-        let done = (count / CONNECTIONS * CONNECTIONS) as f64;
-        figure(name, done / seconds, "/s", target, false);
-        fact(&format!("  server CPU a request, {name}"), &format!("{:.1} µs", cpu / done * 1e6));
-        anyhow::Ok(())
-    };
-    load("create of 1 KiB, 32 connections", 16_000, 8_000.0, |n| {
-        let body = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": format!("load-{n}")}, "data": {"value": "x".repeat(900)}});
-        request("POST", "/api/v1/namespaces/default/configmaps", "", body.to_string().as_bytes())
-    })
-    .await?;
-    load("GET, 32 connections", 48_000, 15_000.0, |_| {
-        request("GET", "/api/v1/namespaces/default/configmaps/single-1", "", b"")
-    })
-    .await?;
-    load("LIST of 500, identity", 1_600, 500.0, |_| {
-        request("GET", "/api/v1/namespaces/default/configmaps?limit=500", "", b"")
-    })
-    .await?;
-    load("LIST of 500, gzip", 1_600, 500.0, |_| {
-        request("GET", "/api/v1/namespaces/default/configmaps?limit=500", "Accept-Encoding: gzip\r\n", b"")
-    })
-    .await
+        let cpu_s = Usage::of(self.cluster)?.cpu_s - before.cpu_s;
+        figure(name, count as f64 / seconds, "/s", target, false);
+        fact("  CPU of all skeg processes a request", &format!("{:.1} µs", cpu_s / count as f64 * 1e6));
+        Ok(())
+    }
 }
