@@ -54,7 +54,6 @@ pub fn apply(
     let last = position(&entries, Operation::Apply, tracking).map(|at| entries.remove(at));
     let mut claimed = FieldSet::applied(config, schema);
     tracking.ignored.iter().for_each(|path| claimed.exclude(path));
-    strip(&mut claimed);
 
     merge(&mut object, config, schema);
     let before = last.as_ref().and_then(fields);
@@ -65,6 +64,8 @@ pub fn apply(
         });
         prune(&mut object, before, &owned, schema);
     }
+    // Only now: what nobody owns must not go either.
+    strip(&mut claimed);
 
     let is_same = live.is_some_and(|live| same_but_entries(&object, live));
     let diff = match live {

@@ -33,13 +33,12 @@ pub(super) fn decode(sent: Vec<Value>) -> Option<Vec<Value>> {
             None => FieldSet::new(),
         };
         let usable = matches!(text(&entry, "operation"), "Apply" | "Update")
-            && matches!(text(&entry, "fieldsType"), "" | "FieldsV1")
+            && text(&entry, "fieldsType") == "FieldsV1"
             && !text(&entry, "apiVersion").is_empty();
         if !usable {
             return None;
         }
         if !fields.is_empty() {
-            entry["fieldsType"] = "FieldsV1".into();
             entry["fieldsV1"] = fields.into_value();
             entries.push(entry);
         }

@@ -183,8 +183,10 @@ fn equal_values_are_shared_and_go_with_their_last_owner() {
     assert_eq!(w.owned("one Apply"), json!({"f:data": {}}));
     w.apply("one", json!({}));
     assert_eq!(w.owners(), [("two Apply".to_owned(), json!({"f:data": {"f:a": {}, "f:c": {}}}))]);
+    w.apply("two", json!({"metadata": {"labels": {"a": "b"}}}));
     w.apply("two", json!({}));
     assert_eq!((w.owners(), w.at("/data")), (vec![], Value::Null));
+    assert_eq!(w.at("/metadata"), json!({"name": "x"}));
     // An update takes what it changes; who applied that no longer removes it.
     w.apply("one", json!({"data": {"a": "1", "b": "1"}}));
     w.update("editor", |object| object["data"]["a"] = "2".into());
