@@ -106,6 +106,25 @@ async fn an_apply_of_what_does_not_exist() {
 }
 
 #[tokio::test]
+async fn an_apply_that_creates_must_be_allowed_to() {
+    let s = start().await;
+    let (patcher, path) = (s.as_user("patcher"), format!("{CONFIG_MAPS}/a"));
+    let map = config_map("a", json!({"k": "v"}));
+    let told = patcher.apply(&path, "m", &map).await.expect(403);
+    assert_eq!(
+        told["message"],
+        "configmaps \"a\" is forbidden: User \"patcher\" cannot create resource \"configmaps\" in API group \"\" in the \
+         namespace \"default\""
+    );
+    s.post(CONFIG_MAPS, &map).await.expect(201);
+    patcher.apply(&path, "m", &map).await.expect(200);
+    // So must an update of a kind whose updates create.
+    let event = json!({"metadata": {"name": "e"}, "involvedObject": {"namespace": "default"}});
+    patcher.put("/api/v1/namespaces/default/events/e", &event).await.expect(403);
+    s.put("/api/v1/namespaces/default/events/e", &event).await.expect(201);
+}
+
+#[tokio::test]
 async fn requests_are_checked_as_upstream_checks_them() {
     let s = start().await;
     let path = format!("{DEPLOYMENTS}/web");

@@ -1,5 +1,6 @@
 //! The tables of cases.
 
+mod apply;
 mod cli;
 mod counts;
 mod durability;
@@ -15,7 +16,7 @@ use crate::Case;
 use serde_json::{Value, json};
 
 /// Cases that share one cluster.
-pub const SHARED: &[&[Case]] = &[rollout::CASES, kubectl::CASES, pods::CASES, network::CASES];
+pub const SHARED: &[&[Case]] = &[rollout::CASES, kubectl::CASES, apply::CASES, pods::CASES, network::CASES];
 
 /// Cases that start and end clusters of their own.
 pub const ALONE: &[&[Case]] = &[restart::CASES, cli::CASES, counts::CASES, durability::CASES];

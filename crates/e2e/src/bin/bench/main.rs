@@ -392,6 +392,16 @@ async fn rates(cluster: &Cluster, endpoint: &Endpoint, admin: &mut Connection) -
         request("POST", "/api/v1/namespaces/default/configmaps", "", body.to_string().as_bytes())
     })
     .await?;
+    // The first time each apply writes; the second time none changes anything.
+    for name in ["server-side apply, 32 connections", "server-side apply of no change"] {
+        load(name, 16_000, 3_000.0, |n| {
+            let name = format!("load-{n}");
+            let body = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": {"app": "bench"}}, "data": {"more": "x".repeat(100)}});
+            let path = format!("/api/v1/namespaces/default/configmaps/{name}?fieldManager=bench");
+            request("PATCH", &path, "Content-Type: application/apply-patch+yaml\r\n", body.to_string().as_bytes())
+        })
+        .await?;
+    }
     load("GET, 32 connections", 48_000, 15_000.0, |_| {
         request("GET", "/api/v1/namespaces/default/configmaps/single-1", "", b"")
     })
