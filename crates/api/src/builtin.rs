@@ -217,7 +217,12 @@ fn strategy(group: &str, kind: &str) -> Strategy {
             Strategy { create_on_update: true, conditional_update: true, ..strategy }
         }
         ("", "Node") => Strategy { status_on_create: true, ..strategy },
-        ("", "Pod" | "ServiceAccount") => Strategy { returns_deleted: true, ..strategy },
+        ("", "Pod") => Strategy {
+            returns_deleted: true,
+            status_resets: &["spec", "metadata.deletionTimestamp", "metadata.ownerReferences"],
+            ..strategy
+        },
+        ("", "ServiceAccount") => Strategy { returns_deleted: true, ..strategy },
         ("", "Namespace") => Strategy { prepare_create: defaults::new_namespace, ..strategy },
         // The status that a client sends with a new object is dropped; an empty one is shown.
         ("", "Service") => Strategy {
@@ -236,6 +241,7 @@ fn strategy(group: &str, kind: &str) -> Strategy {
         ("apps", "Deployment") => Strategy {
             prepare_create: defaults::empty_status,
             generation_counts: &["annotations"],
+            status_resets: &["spec", "metadata.labels"],
             ..strategy
         },
         ("apps", "ReplicaSet") => Strategy { prepare_create: defaults::empty_status, ..strategy },

@@ -10,7 +10,7 @@ mod parse;
 mod scalar;
 
 pub use check::{Checked, TypeError, check};
-pub use parse::{Decoded, SyntaxError, decode_json, decode_yaml};
+pub use parse::{Decoded, SyntaxError, decode_apply, decode_json, decode_yaml};
 
 use crate::field::FieldError;
 use crate::gvk::Gvk;
@@ -103,11 +103,16 @@ pub fn complaints(duplicates: Vec<String>, unknown: Vec<String>, validation: Fie
 /// The text of the error that `fieldValidation=Strict` makes of complaints.
 pub fn strict_error(complaints: &[String]) -> String {
     // The YAML reader reports all that it finds as one error of several lines.
-    let is_yaml = |complaint: &&String| complaint.starts_with("line ");
-    let lines: String = complaints.iter().filter(is_yaml).map(|line| format!("\n  {line}")).collect();
-    let yaml = (!lines.is_empty()).then(|| format!("yaml: unmarshal errors:{lines}"));
-    let others = complaints.iter().filter(|complaint| !is_yaml(complaint)).cloned();
+    let (yaml, others): (Vec<String>, Vec<String>) =
+        complaints.iter().cloned().partition(|complaint| complaint.starts_with("line "));
+    let yaml = (!yaml.is_empty()).then(|| yaml_error(&yaml));
     format!("strict decoding error: {}", yaml.into_iter().chain(others).collect::<Vec<_>>().join(", "))
+}
+
+/// The one error that the YAML reader makes of complaints.
+pub fn yaml_error(complaints: &[String]) -> String {
+    let lines: String = complaints.iter().map(|line| format!("\n  {line}")).collect();
+    format!("yaml: unmarshal errors:{lines}")
 }
 
 /// Fills in what the body does not say of its kind, and refuses what it says wrongly.

@@ -66,6 +66,11 @@ impl Gvk {
     pub fn api_version(&self) -> String {
         self.group_version().to_string()
     }
+
+    /// As upstream's messages name it: `apps/v1, Kind=Deployment`.
+    pub fn display(&self) -> String {
+        format!("{}/{}, Kind={}", self.group, self.version, self.kind)
+    }
 }
 
 impl Gvr {

@@ -77,6 +77,8 @@ pub struct Strategy {
     pub selectable_keys: &'static [&'static str],
     /// Metadata fields whose changes `metadata.generation` counts too.
     pub generation_counts: &'static [&'static str],
+    /// What a write to `status` cannot set, so that it comes to own none of it.
+    pub status_resets: &'static [&'static str],
     /// The status of a new object is what its client says, as that of a Node is.
     pub status_on_create: bool,
     /// An update of an object that does not exist creates it.
@@ -106,6 +108,7 @@ impl Default for Strategy {
             selectable: |_| Vec::new(),
             selectable_keys: &[],
             generation_counts: &[],
+            status_resets: &["spec"],
             status_on_create: false,
             create_on_update: false,
             conditional_update: false,

@@ -9,6 +9,7 @@ pub mod defaults;
 pub mod expansion;
 pub mod field;
 pub mod fieldset;
+mod go;
 pub mod gvk;
 pub mod intstr;
 pub mod kinds;

@@ -81,7 +81,7 @@ impl Endpoint for Reviews {
                 negotiate::Encoding::Yaml => decode::Encoding::Yaml,
             };
             let query = Query::parse(&call.info.query);
-            let options = WriteOptions::parse(call.info.verb, &query, &call.identity, &parts.headers)?;
+            let options = WriteOptions::parse(call.info.verb, None, &query, &call.identity, &parts.headers)?;
             let bytes = read_body(body).await?;
             let schema = Schema::builtin_kind(&gvk.group, &gvk.version, &gvk.kind).unwrap_or_default();
             let decoded = decode::decode_object(&bytes, encoding, &gvk, &schema, options.field_validation)?;

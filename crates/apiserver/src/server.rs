@@ -287,7 +287,7 @@ impl ApiServer {
         }
     }
 
-    fn authorize(&self, identity: &Identity, info: &RequestInfo) -> Result<(), Status> {
+    pub(crate) fn authorize(&self, identity: &Identity, info: &RequestInfo) -> Result<(), Status> {
         let attributes = Attributes {
             identity,
             verb: info.verb,

@@ -60,15 +60,16 @@ pub struct Connection {
     used: usize,
 }
 
-/// The bytes of a request.
+/// The bytes of a request; a body is JSON where `headers` do not say otherwise.
 pub fn request(method: &str, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     let mut bytes =
         format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n{headers}")
             .into_bytes();
     if !body.is_empty() {
-        bytes.extend_from_slice(
-            format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()).as_bytes(),
-        );
+        if !headers.contains("Content-Type:") {
+            bytes.extend_from_slice(b"Content-Type: application/json\r\n");
+        }
+        bytes.extend_from_slice(format!("Content-Length: {}\r\n", body.len()).as_bytes());
     }
     bytes.extend_from_slice(b"\r\n");
     bytes.extend_from_slice(body);

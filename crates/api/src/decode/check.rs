@@ -166,8 +166,13 @@ impl Walk {
                 property.omit_zero && shape == Shape::Integer && number.as_i64() == Some(0)
             }
             Value::Null => shape != Shape::Any && !(self.custom && property.schema.nullable()),
+            // Of managedFields, an empty list says something: it clears them.
             Value::Array(items) => {
-                shape == Shape::Array && items.is_empty() && !property.required && !self.custom
+                shape == Shape::Array
+                    && items.is_empty()
+                    && !property.required
+                    && !self.custom
+                    && property.name != "managedFields"
             }
             Value::Object(map) => shape == Shape::Map && map.is_empty() && !property.required && !self.custom,
         }

@@ -32,6 +32,11 @@ pub enum SyntaxError {
     Json(String),
     #[error("error converting YAML to JSON: yaml: {0}")]
     Yaml(String),
+    #[error(
+        "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {0} into Go value of type \
+         map[string]interface {{}}"
+    )]
+    NoMap(&'static str),
 }
 
 /// Parses a JSON document.
@@ -56,6 +61,20 @@ pub fn decode_yaml(bytes: &[u8]) -> Result<Decoded, SyntaxError> {
         .map_err(|error| SyntaxError::Yaml(one_line(&error.to_string())))?;
     let duplicates = if duplicates.borrow().is_empty() { Vec::new() } else { order::yaml_duplicates(bytes) };
     Ok(Decoded { value, duplicates })
+}
+
+/// Parses the configuration of a server-side apply: YAML, which most clients send as JSON.
+pub fn decode_apply(bytes: &[u8]) -> Result<Decoded, SyntaxError> {
+    let is_json = bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
+    let decoded = match is_json.then(|| decode_json(bytes)) {
+        // Duplicates are told in the words of the YAML reader.
+        Some(Ok(decoded)) if decoded.duplicates.is_empty() => decoded,
+        _ => decode_yaml(bytes)?,
+    };
+    match decoded.value {
+        Value::Object(_) | Value::Null => Ok(decoded),
+        other => Err(SyntaxError::NoMap(super::scalar::json_type(&other))),
+    }
 }
 
 pub(super) fn yaml_options() -> serde_saphyr::Options {

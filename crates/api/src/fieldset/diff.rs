@@ -2,10 +2,10 @@
 //! they differ.
 
 use super::set::{
-    FieldSet, Grain, Node, child_schema, field_element, grain, granular, item_element, item_schema,
-    set_member, whole,
+    FieldSet, Grain, Node, child_schema, field_element, grain, granular, item_element, item_schema, merges,
+    set_member, subtract, whole,
 };
-use crate::schema::{ListType, SchemaRef, Shape};
+use crate::schema::{SchemaRef, Shape};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
@@ -32,8 +32,8 @@ const UNOWNED_METADATA: &[&str] = &[
 ];
 
 impl Diff {
-    /// Compares two versions; `None` as the old one for a create. Fields of the root named in
-    /// `ignored` do not take part.
+    /// Compares two versions; `None` as the old one for a create. Fields named in `ignored`
+    /// (`status`, `metadata.labels`) do not take part.
     pub fn between(old: Option<&Value>, new: &Value, schema: SchemaRef<'_>, ignored: &[&str]) -> Self {
         let mut nodes = Nodes::default();
         let empty = Map::new();
@@ -52,12 +52,28 @@ impl Diff {
                 nodes.take(field_element(name), compare(before, after, child));
             }
         }
-        Diff { changed: FieldSet(nodes.changed), removed: FieldSet(nodes.removed) }
+        let mut diff = Diff { changed: FieldSet(nodes.changed), removed: FieldSet(nodes.removed) };
+        for path in ignored.iter().filter(|path| path.contains('.')) {
+            diff.changed.exclude(path);
+            diff.removed.exclude(path);
+        }
+        diff
     }
 
     pub fn is_empty(&self) -> bool {
         self.changed.is_empty() && self.removed.is_empty()
     }
+}
+
+/// Takes out of a set what nobody owns.
+pub(super) fn strip(set: &mut FieldSet) {
+    for field in UNOWNED_ROOT {
+        set.0.remove(&field_element(field));
+    }
+    let mut unowned: Node =
+        UNOWNED_METADATA.iter().map(|field| (field_element(field), Value::Object(Node::new()))).collect();
+    set_member(&mut unowned, true);
+    subtract(&mut set.0, &Node::from_iter([(field_element("metadata"), Value::Object(unowned))]));
 }
 
 /// The old side of a comparison.
@@ -197,13 +213,14 @@ fn compare_values(old: &Value, new: &Value, schema: SchemaRef<'_>) -> Found {
         (Value::Object(a), Value::Object(b)) if granular(schema) && !(a.is_empty() && b.is_empty()) => {
             compare_fields(Some(a), Some(b), schema, &[])
         }
-        (Value::Array(a), Value::Array(b))
-            if schema.shape() == Shape::Array
-                && schema.list_type() != ListType::Atomic
-                && !(a.is_empty() && b.is_empty()) =>
-        {
+        (Value::Array(a), Value::Array(b)) if merges(schema) && !(a.is_empty() && b.is_empty()) => {
             compare_items(a, b, schema)
         }
+        // Of something that has parts, null leaves none.
+        (Value::Object(a), Value::Null) if granular(schema) && !a.is_empty() => {
+            compare_fields(Some(a), None, schema, &[])
+        }
+        (Value::Array(a), Value::Null) if merges(schema) && !a.is_empty() => compare_items(a, &[], schema),
         _ if old == new => Found::default(),
         _ => Found { changed: Some(Node::new()), removed: None },
     }
@@ -237,8 +254,9 @@ fn compare_items(old: &[Value], new: &[Value], schema: SchemaRef<'_>) -> Found {
     if old == new {
         return Found::default();
     }
-    let elements =
-        |items: &[Value]| items.iter().map(|item| item_element(item, schema)).collect::<Option<Vec<_>>>();
+    let elements = |items: &[Value]| {
+        items.iter().map(|item| item_element(item, schema).ok()).collect::<Option<Vec<_>>>()
+    };
     let (Some(a), Some(b)) = (elements(old), elements(new)) else {
         return Found { changed: Some(Node::new()), removed: None };
     };

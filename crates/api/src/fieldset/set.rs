@@ -32,6 +32,12 @@ impl FieldSet {
         FieldSet(node)
     }
 
+    /// What a configuration claims by being applied: each leaf, each item of a list and each key
+    /// of a map that it names. Named fields that hold others are not members by themselves.
+    pub fn applied(config: &Value, schema: SchemaRef<'_>) -> Self {
+        FieldSet(claimed(config, schema).unwrap_or_default())
+    }
+
     pub fn to_value(&self) -> Value {
         Value::Object(self.0.clone())
     }
@@ -78,7 +84,38 @@ impl FieldSet {
 
     #[must_use]
     pub fn intersection(&self, other: &FieldSet) -> FieldSet {
-        FieldSet(common(&self.0, &other.0))
+        self.intersection_with(&other.0)
+    }
+
+    pub(super) fn intersection_with(&self, other: &Node) -> FieldSet {
+        FieldSet(common(&self.0, other))
+    }
+
+    /// Takes out the fields at a path such as `metadata.labels`, and what is below them.
+    pub fn exclude(&mut self, path: &str) {
+        exclude(&mut self.0, path);
+    }
+
+    /// All members as people read them, `.spec.containers[name="web"].image`: those of one level
+    /// before those below it.
+    pub fn display_paths(&self) -> Vec<String> {
+        fn walk(node: &Node, prefix: &mut String, out: &mut Vec<String>) {
+            for members in [true, false] {
+                for (key, child) in children(node) {
+                    let len = prefix.len();
+                    display_element(key, prefix);
+                    if members && is_member(child) {
+                        out.push(prefix.clone());
+                    } else if !members {
+                        walk(child, prefix, out);
+                    }
+                    prefix.truncate(len);
+                }
+            }
+        }
+        let mut out = Vec::new();
+        walk(&self.0, &mut String::new(), &mut out);
+        out
     }
 
     /// All members as lists of path elements, in order.
@@ -155,6 +192,28 @@ pub(super) fn subtract(set: &mut Node, from: &Node) -> bool {
     changed
 }
 
+/// Whether all members of `part` are members of `set`.
+pub(super) fn includes(set: &Node, part: &Node) -> bool {
+    children(part).all(|(key, child)| match set.get(key) {
+        Some(Value::Object(have)) => (is_member(have) || !is_member(child)) && includes(have, child),
+        _ => false,
+    })
+}
+
+fn exclude(node: &mut Node, path: &str) {
+    let (head, rest) = path.split_once('.').unwrap_or((path, ""));
+    let key = field_element(head);
+    let Some(Value::Object(child)) = node.get_mut(&key) else { return };
+    let member = is_member(child);
+    if !rest.is_empty() {
+        exclude(child, rest);
+        set_member(child, member);
+    }
+    if rest.is_empty() || !member && child.is_empty() {
+        node.remove(&key);
+    }
+}
+
 fn common(a: &Node, b: &Node) -> Node {
     let mut out = Node::new();
     for (key, child) in children(a) {
@@ -199,21 +258,54 @@ pub(super) fn field_element(name: &str) -> String {
     format!("f:{name}")
 }
 
-/// The path element of an item of a list of type `map` or `set`; `None` if the item lacks its
-/// keys.
-pub(super) fn item_element(item: &Value, list: SchemaRef<'_>) -> Option<String> {
-    match list.list_type() {
-        ListType::Atomic => None,
-        ListType::Set => Some(format!("v:{item}")),
-        ListType::Map => {
-            let item = item.as_object()?;
+/// The path element of an item of a list of type `map` or `set`; without one, why.
+pub(super) fn item_element(item: &Value, list: SchemaRef<'_>) -> Result<String, String> {
+    let refused = |why: &str| Err(why.to_owned());
+    match (list.list_type(), item) {
+        (ListType::Map, Value::Object(item)) => {
             let mut keys = Node::new();
             for key in list.list_map_keys() {
                 let default = || list.items()?.property(key)?.default();
-                // An absent key without a default stays out of the element, as upstream leaves it null.
-                keys.insert(key.to_owned(), item.get(key).or_else(default).cloned().unwrap_or(Value::Null));
+                // An absent key without a default stays out of the element.
+                keys.extend(item.get(key).or_else(default).map(|value| (key.to_owned(), value.clone())));
             }
-            Some(format!("k:{}", Value::Object(keys)))
+            if keys.is_empty() {
+                let all: Vec<String> = list.list_map_keys().map(|key| format!("{key:?}")).collect();
+                return Err(format!(
+                    "associative list with keys has an element that omits all key fields [{}] (and doesn't have \
+                     default values for any key fields)",
+                    all.join(" ")
+                ));
+            }
+            Ok(format!("k:{}", Value::Object(keys)))
+        }
+        (ListType::Map, Value::Null) => refused("associative list with keys may not have a null element"),
+        (ListType::Map, _) => refused("associative list with keys may not have non-map elements"),
+        (_, Value::Object(_)) => refused("associative list without keys has an element that's a map type"),
+        (_, Value::Array(_)) => refused("not supported: associative list with lists as elements"),
+        (_, Value::Null) => refused("associative list without keys has an element that's an explicit null"),
+        (_, scalar) => Ok(format!("v:{scalar}")),
+    }
+}
+
+/// Appends an element as people read it: `.image`, `[name="web"]`, `[="x"]`, `[0]`.
+pub(super) fn display_element(element: &str, out: &mut String) {
+    let text = |value: &Value| match value {
+        Value::String(text) => format!("{text:?}"),
+        other => other.to_string(),
+    };
+    let (kind, rest) = element.split_at(element.len().min(2));
+    match (kind, serde_json::from_str::<Value>(rest)) {
+        ("k:", Ok(Value::Object(keys))) => {
+            let keys: Vec<String> =
+                keys.iter().map(|(key, value)| format!("{key}={}", text(value))).collect();
+            out.push_str(&format!("[{}]", keys.join(",")));
+        }
+        ("v:", Ok(value)) => out.push_str(&format!("[={}]", text(&value))),
+        ("i:", _) => out.push_str(&format!("[{rest}]")),
+        _ => {
+            out.push('.');
+            out.push_str(rest);
         }
     }
 }
@@ -229,15 +321,19 @@ pub(super) enum Grain {
 pub(super) fn grain(value: &Value, schema: SchemaRef<'_>) -> Grain {
     match value {
         Value::Object(map) if !map.is_empty() && granular(schema) => Grain::Fields,
-        Value::Array(items)
-            if !items.is_empty()
-                && schema.shape() == Shape::Array
-                && schema.list_type() != ListType::Atomic =>
-        {
-            Grain::Items
-        }
+        Value::Array(items) if !items.is_empty() && merges(schema) => Grain::Items,
         _ => Grain::Leaf,
     }
+}
+
+/// Whether the items of a list are owned one by one.
+pub(super) fn merges(schema: SchemaRef<'_>) -> bool {
+    schema.shape() == Shape::Array && schema.list_type() != ListType::Atomic
+}
+
+/// Whether a key is a field that the type names, rather than a key of a map.
+pub(super) fn is_named(schema: SchemaRef<'_>, key: &str) -> bool {
+    schema.shape() == Shape::Object && schema.property(key).is_some()
 }
 
 /// Values without a schema are whole, unless a custom resource keeps its unknown fields.
@@ -274,7 +370,7 @@ pub(super) fn whole(value: &Value, schema: SchemaRef<'_>) -> Node {
         }
         (Grain::Items, Value::Array(items)) => {
             for item in items {
-                let Some(element) = item_element(item, schema) else { return Node::new() };
+                let Ok(element) = item_element(item, schema) else { return Node::new() };
                 node.insert(element, Value::Object(whole(item, item_schema(schema))));
             }
         }
@@ -282,6 +378,40 @@ pub(super) fn whole(value: &Value, schema: SchemaRef<'_>) -> Node {
     }
     set_member(&mut node, true);
     node
+}
+
+/// What a configuration claims of a value; `None` for nothing.
+fn claimed(value: &Value, schema: SchemaRef<'_>) -> Option<Node> {
+    let mut node = Node::new();
+    let mut add = |element: String, child: Option<Node>, member: bool| {
+        let mut child = match child {
+            Some(child) => child,
+            None if member => Node::new(),
+            None => return,
+        };
+        if member {
+            set_member(&mut child, true);
+        }
+        node.insert(element, Value::Object(child));
+    };
+    match value {
+        Value::Object(map) if granular(schema) => {
+            for (name, child) in map {
+                let is_empty = child.is_null() || child.as_object().is_some_and(Map::is_empty);
+                let below = claimed(child, child_schema(schema, name));
+                add(field_element(name), below, is_empty || !is_named(schema, name));
+            }
+        }
+        Value::Array(items) if merges(schema) => {
+            for item in items {
+                let Ok(element) = item_element(item, schema) else { continue };
+                add(element, claimed(item, item_schema(schema)), true);
+            }
+        }
+        Value::Null if granular(schema) || merges(schema) => {}
+        _ => return Some(node),
+    }
+    (!node.is_empty()).then_some(node)
 }
 
 #[cfg(test)]

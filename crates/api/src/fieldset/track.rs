@@ -2,11 +2,12 @@
 //! changed belongs to its manager from now on, what it removed belongs to nobody.
 
 use super::diff::Diff;
-use super::set::{FieldSet, Node, subtract, union};
+use super::entries::{decode, disown, entry, fields, fields_mut, position, put, sort, text};
+use super::set::{FieldSet, union};
 use crate::meta;
 use crate::schema::SchemaRef;
 use jiff::Timestamp;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 /// Update entries beyond this are merged, oldest first.
 const UPDATE_MANAGERS_MAX: usize = 10;
@@ -37,8 +38,8 @@ pub struct Tracking<'a> {
     /// Empty for the object itself.
     pub subresource: &'a str,
     pub now: Timestamp,
-    /// Fields of the root that this write cannot set: `status` where it is a subresource and the
-    /// request is for the object; `spec` for a request to `status`.
+    /// Fields that this write cannot set: `status` where it is a subresource and the request is
+    /// for the object; `spec`, or also `metadata.labels`, for a request to `status`.
     pub ignored: &'a [&'a str],
 }
 
@@ -68,10 +69,7 @@ pub fn track(old: Option<&Value>, new: &mut Value, request: &Tracking<'_>, schem
         return;
     }
     let diff = Diff::between(old, new, schema, request.ignored);
-    let entries = if diff.is_empty() { base } else { updated(base, diff, request) };
-    if !entries.is_empty() {
-        meta::set(new, "managedFields", Value::Array(entries));
-    }
+    put(new, if diff.is_empty() { base } else { updated(base, diff, request) });
 }
 
 /// The entries to start from: those that the request sent if they are usable, else the old ones.
@@ -94,90 +92,32 @@ fn base_entries(old: Option<&Value>, sent: Option<Value>, request: &Tracking<'_>
     }
 }
 
-/// Checks entries from outside and brings them into canonical form and order.
-fn decode(sent: Vec<Value>) -> Option<Vec<Value>> {
-    let mut entries = Vec::with_capacity(sent.len());
-    for mut entry in sent {
-        let fields = match entry.get("fieldsV1") {
-            Some(fields) => FieldSet::from_value(fields)?,
-            None => FieldSet::new(),
-        };
-        let usable = matches!(text(&entry, "operation"), "Apply" | "Update")
-            && matches!(text(&entry, "fieldsType"), "" | "FieldsV1")
-            && !text(&entry, "apiVersion").is_empty();
-        if !usable {
-            return None;
-        }
-        if !fields.is_empty() {
-            entry["fieldsType"] = "FieldsV1".into();
-            entry["fieldsV1"] = fields.into_value();
-            entries.push(entry);
-        }
-    }
-    sort(&mut entries);
-    Some(entries)
-}
-
-fn text<'a>(entry: &'a Value, field: &str) -> &'a str {
-    entry.get(field).and_then(Value::as_str).unwrap_or_default()
-}
-
-fn fields_mut(entry: &mut Value) -> Option<&mut Node> {
-    entry.get_mut("fieldsV1")?.as_object_mut()
-}
-
 fn updated(mut entries: Vec<Value>, diff: Diff, request: &Tracking<'_>) -> Vec<Value> {
-    for entry in &mut entries {
-        if let Some(fields) = fields_mut(entry) {
-            subtract(fields, &diff.changed.0);
-            subtract(fields, &diff.removed.0);
-        }
-    }
+    disown(&mut entries, &diff);
     if !diff.changed.is_empty() {
         take_over(&mut entries, diff.changed, request);
     }
-    entries.retain(|entry| {
-        entry.get("fieldsV1").and_then(Value::as_object).is_some_and(|fields| !fields.is_empty())
-    });
     cap_update_managers(&mut entries);
-    sort(&mut entries);
     entries
 }
 
 /// Adds what was changed to the manager's own entry.
 fn take_over(entries: &mut Vec<Value>, changed: FieldSet, request: &Tracking<'_>) {
-    let identity = [
-        ("operation", Operation::Update.as_str()),
-        ("manager", request.manager),
-        ("apiVersion", request.api_version),
-        ("subresource", request.subresource),
-    ];
-    let time = meta::format_time(request.now);
-    let own =
-        entries.iter_mut().find(|entry| identity.iter().all(|(field, value)| text(entry, field) == *value));
-    match own {
+    match position(entries, Operation::Update, request) {
         Some(own) => {
-            own["time"] = time.into();
+            let own = &mut entries[own];
+            own["time"] = meta::format_time(request.now).into();
             if let Some(fields) = fields_mut(own) {
                 union(fields, &changed.0);
             }
         }
-        None => {
-            let mut entry: Map<String, Value> = identity
-                .iter()
-                .filter(|(_, v)| !v.is_empty())
-                .map(|(k, v)| ((*k).to_owned(), json!(v)))
-                .collect();
-            entry.insert("time".into(), time.into());
-            entry.insert("fieldsType".into(), "FieldsV1".into());
-            entry.insert("fieldsV1".into(), changed.into_value());
-            entries.push(Value::Object(entry));
-        }
+        None => entries.push(entry(Operation::Update, request, changed)),
     }
 }
 
 /// Merges the oldest update entries of each version into one named `ancient-changes`.
 fn cap_update_managers(entries: &mut Vec<Value>) {
+    entries.retain(|entry| fields(entry).is_some_and(|fields| !fields.is_empty()));
     let is_update = |entry: &Value| text(entry, "operation") == "Update";
     let mut count = entries.iter().filter(|e| is_update(e)).count();
     if count <= UPDATE_MANAGERS_MAX {
@@ -217,18 +157,11 @@ fn cap_update_managers(entries: &mut Vec<Value>) {
     }
 }
 
-/// Applies before updates, then by time, manager, version and subresource.
-fn sort(entries: &mut [Value]) {
-    fn key(entry: &Value) -> [&str; 5] {
-        ["operation", "time", "manager", "apiVersion", "subresource"].map(|field| text(entry, field))
-    }
-    entries.sort_by(|a, b| key(a).cmp(&key(b)));
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::schema::Schema;
+    use serde_json::json;
 
     const CONFIG_MAP: &str = "io.k8s.api.core.v1.ConfigMap";
 

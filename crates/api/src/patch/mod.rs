@@ -1,5 +1,5 @@
-//! The three ways to patch an object: JSON patch (RFC 6902), JSON merge patch (RFC 7386) and
-//! Kubernetes' strategic merge patch. All take the decoded document and the decoded patch.
+//! Three ways to patch an object: JSON patch (RFC 6902), JSON merge patch (RFC 7386) and
+//! Kubernetes' strategic merge patch. (The fourth, server-side apply, is in `fieldset`.) All take the decoded document and the decoded patch.
 //! Upstream counterparts: `evanphx/json-patch`, `apimachinery/pkg/util/strategicpatch` and the
 //! errors of `apiserver/pkg/endpoints/handlers/patch.go`.
 
@@ -9,6 +9,7 @@ mod strategic;
 pub use json::json_patch;
 pub use strategic::strategic_merge_patch;
 
+use crate::go;
 use crate::status::{Details, Reason, Status};
 use serde_json::Value;
 
@@ -22,16 +23,13 @@ pub enum PatchType {
 }
 
 impl PatchType {
-    /// From a media type without parameters.
-    pub fn of_media_type(media_type: &str) -> Option<Self> {
-        match media_type {
-            "application/json-patch+json" => Some(PatchType::Json),
-            "application/merge-patch+json" => Some(PatchType::Merge),
-            "application/strategic-merge-patch+json" => Some(PatchType::StrategicMerge),
-            "application/apply-patch+yaml" => Some(PatchType::Apply),
-            _ => None,
-        }
-    }
+    /// All of them with their media types.
+    pub const ALL: [(PatchType, &str); 4] = [
+        (PatchType::Json, "application/json-patch+json"),
+        (PatchType::Merge, "application/merge-patch+json"),
+        (PatchType::StrategicMerge, "application/strategic-merge-patch+json"),
+        (PatchType::Apply, "application/apply-patch+yaml"),
+    ];
 }
 
 /// 422 for a well-formed patch that does not fit the document. Upstream keeps the details to
@@ -39,6 +37,11 @@ impl PatchType {
 fn unprocessable() -> Status {
     Status::new(422, Reason::Invalid, "the server rejected our request due to an error in our request")
         .with_details(Details::default())
+}
+
+/// A strategic merge patch as errors show it.
+pub fn display(patch: &Value) -> String {
+    go::value(patch)
 }
 
 /// Applies a JSON merge patch.

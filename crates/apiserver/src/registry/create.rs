@@ -35,6 +35,9 @@ pub async fn create(w: &mut Writing<'_>, decoded: Decoded) -> Result<Answer, Sta
         ));
     }
     let generated = fill_system_fields(w, &mut object);
+    if !decoded.is_applied {
+        w.track(None, &mut object, Part::Main);
+    }
     let name = meta::name(&object).to_owned();
     w.admit(Phase::Mutate, Operation::Create, Some(&mut object), None, &name).await?;
     let mut reservations = Some(w.allocate(Operation::Create, &mut object, None).await?);
@@ -55,7 +58,6 @@ pub async fn create(w: &mut Writing<'_>, decoded: Decoded) -> Result<Answer, Sta
     ctx.invalid(&name, &errors)?;
     w.warnings.extend((kind.strategy.warnings)(&object, None));
     w.admit(Phase::Validate, Operation::Create, Some(&mut object), None, &name).await?;
-    w.track(None, &mut object, Part::Main);
     let resource = super::read::resource(ctx)?;
     for attempt in 1.. {
         let name = meta::name(&object).to_owned();

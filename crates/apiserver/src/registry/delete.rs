@@ -280,7 +280,7 @@ fn done(kind: &Kind, object: Value) -> Answer {
 
 pub async fn serve_collection(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Response<Body>, Status> {
     let output = ctx.output(&parts.headers)?;
-    let options = WriteOptions::parse(ctx.info.verb, ctx.query, ctx.identity, &parts.headers)?;
+    let options = WriteOptions::parse(ctx.info.verb, None, ctx.query, ctx.identity, &parts.headers)?;
     let list = ListOptions::parse(ctx.info, ctx.query, ctx.served)?;
     let bytes = super::read_body(body).await?;
     let delete_options = DeleteOptions::parse(ctx, &parts.headers, &bytes)?;

@@ -110,7 +110,11 @@ pub struct Writing<'a> {
 /// Reads the body, runs the verb, and answers in the form that was asked for.
 async fn write(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Response<Body>, Status> {
     let output = ctx.output(&parts.headers)?;
-    let options = WriteOptions::parse(ctx.info.verb, ctx.query, ctx.identity, &parts.headers)?;
+    let patch_type = match ctx.info.verb {
+        "patch" => Some(patch::media_type(&ctx.served.kind, &parts.headers)?),
+        _ => None,
+    };
+    let options = WriteOptions::parse(ctx.info.verb, patch_type, ctx.query, ctx.identity, &parts.headers)?;
     let bytes = read_body(body).await?;
     let mut writing = Writing { ctx, headers: &parts.headers, options, warnings: Vec::new() };
     let answer = match (ctx.info.subresource.as_str(), ctx.info.verb) {
@@ -254,7 +258,7 @@ impl Writing<'_> {
         self.warnings.extend(read.warnings);
         let mut value = read.value;
         (kind.strategy.default)(&mut value);
-        Ok(object::Decoded { value, invalid: read.invalid })
+        Ok(object::Decoded { value, invalid: read.invalid, is_applied: false })
     }
 
     fn encoding(&self) -> Result<Encoding, Status> {

@@ -1,11 +1,12 @@
 //! What all writes share: admission, allocation, validation, field tracking, and the store.
 
-use super::{Context, Part, Writing};
+use super::{Context, Part, WriteOptions, Writing};
 use crate::admission::{self, Admission, Operation, Phase};
 use crate::cache::{Entry, Selectable};
 use crate::convert;
 use crate::hooks::Reservation;
 use crate::record::{self, Body};
+use crate::request::RequestInfo;
 use crate::stats;
 use skeg_api::field::FieldError;
 use skeg_api::fieldset::{self, Tracking};
@@ -18,6 +19,8 @@ pub struct Decoded {
     pub value: Value,
     /// Type errors of a custom resource, told with its other validation errors.
     pub invalid: Vec<FieldError>,
+    /// It is the result of an apply, with its managedFields.
+    pub is_applied: bool,
 }
 
 /// Why a record was not written.
@@ -63,6 +66,32 @@ impl<'a> Context<'a> {
 
     pub(super) fn conflict(&self, name: &str, why: String) -> Status {
         Status::conflict(&self.served.kind.gvk.group, &self.served.kind.plural, name, why)
+    }
+
+    /// A write that makes an object which does not exist is a create, and must be allowed as one.
+    pub(super) fn may_create(&self) -> Result<(), Status> {
+        self.server.authorize(self.identity, &RequestInfo { verb: "create", ..self.info.clone() })
+    }
+
+    /// Who writes what.
+    pub(super) fn tracking<'t>(
+        &'t self,
+        options: &'t WriteOptions,
+        part: Part,
+        api_version: &'t str,
+    ) -> Tracking<'t> {
+        let kind = &self.served.kind;
+        Tracking {
+            manager: &options.manager,
+            api_version,
+            subresource: &self.info.subresource,
+            now: self.server.clock().now_seconds(),
+            ignored: match part {
+                Part::Status => kind.strategy.status_resets,
+                Part::Main if kind.has_status() => &["status"],
+                _ => &[],
+            },
+        }
     }
 
     /// An entry in the version of the request.
@@ -186,21 +215,12 @@ impl Writing<'_> {
         Ok(reservations)
     }
 
-    /// The one stage that records who set which field.
+    /// The one stage that records who set which field. It comes before admission, so that nobody
+    /// owns what that adds.
     pub(super) fn track(&self, old: Option<&Value>, new: &mut Value, part: Part) {
         let kind = &self.ctx.served.kind;
-        let ignored: &[&str] = match part {
-            Part::Status => &["spec"],
-            Part::Main if kind.has_status() => &["status"],
-            _ => &[],
-        };
-        let tracking = Tracking {
-            manager: &self.options.manager,
-            api_version: &kind.gvk.api_version(),
-            subresource: &self.ctx.info.subresource,
-            now: self.ctx.server.clock().now_seconds(),
-            ignored,
-        };
+        let api_version = kind.gvk.api_version();
+        let tracking = self.ctx.tracking(&self.options, part, &api_version);
         fieldset::track(old, new, &tracking, kind.schema.root());
     }
 }

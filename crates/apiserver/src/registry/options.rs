@@ -10,6 +10,7 @@ use serde::Deserialize;
 use skeg_api::decode::FieldValidation;
 use skeg_api::field::{FieldError, Path};
 use skeg_api::fieldset::manager_name;
+use skeg_api::patch::PatchType;
 use skeg_api::{Status, names};
 
 /// Of create, update and patch; `dryRun` of deletes too.
@@ -19,13 +20,15 @@ pub struct WriteOptions {
     pub field_validation: FieldValidation,
     /// Who the changed fields belong to.
     pub manager: String,
-    pub force: Option<bool>,
+    /// Take what others own; of applies only.
+    pub force: bool,
 }
 
 impl WriteOptions {
-    /// Of a request for `verb`.
+    /// Of a request for `verb`; `patch` is the type of a patch.
     pub fn parse(
         verb: &str,
+        patch: Option<PatchType>,
         query: &Query,
         identity: &Identity,
         headers: &HeaderMap,
@@ -37,6 +40,16 @@ impl WriteOptions {
             _ => "DeleteOptions",
         };
         let mut errors = Vec::new();
+        let (field_manager, force) = (query.text("fieldManager"), query.flag("force"));
+        if patch == Some(PatchType::Apply) {
+            if field_manager.is_empty() {
+                errors.push(FieldError::required(Path::new("fieldManager"), "is required for apply patch"));
+            }
+        } else if patch.is_some() && force.is_some() {
+            errors
+                .push(FieldError::forbidden(Path::new("force"), "may not be specified for non-apply patch"));
+        }
+        errors.extend(names::validate_field_manager(field_manager, &Path::new("fieldManager")));
         let dry_run: Vec<&str> = query.all("dryRun").filter(|v| !v.is_empty()).collect();
         errors.extend(dry_run_errors(&dry_run));
         let text = query.text("fieldValidation");
@@ -48,8 +61,6 @@ impl WriteOptions {
                 &FieldValidation::SUPPORTED,
             ));
         }
-        let field_manager = query.text("fieldManager");
-        errors.extend(names::validate_field_manager(field_manager, &Path::new("fieldManager")));
         if !errors.is_empty() {
             return Err(Status::invalid("meta.k8s.io", kind, "", &errors));
         }
@@ -63,7 +74,7 @@ impl WriteOptions {
             dry_run: !dry_run.is_empty(),
             field_validation: field_validation.unwrap_or_default(),
             manager,
-            force: query.flag("force"),
+            force: force.unwrap_or(false),
         })
     }
 }

@@ -11,7 +11,7 @@ use http::header::HeaderMap;
 use http::{Response, StatusCode};
 use serde_json::json;
 use skeg_api::selector::LabelSelector;
-use skeg_api::{Kind, Status, Value, builtin, decode, meta};
+use skeg_api::{Kind, Status, Value, builtin, decode, fieldset, meta};
 use std::sync::OnceLock;
 
 pub async fn get(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Body>, Status> {
@@ -102,10 +102,9 @@ fn scale_of(object: &Value) -> Value {
 async fn scale(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
     let ctx = w.ctx;
     let kind = row("Scale")?;
-    let validation = w.options.field_validation;
-    enum Source {
+    enum Source<'a> {
         Whole(Value),
-        Patch(Patch),
+        Patch(Patch<'a>),
     }
     let source = if ctx.info.verb == "patch" {
         Source::Patch(Patch::read(w, bytes)?)
@@ -113,24 +112,34 @@ async fn scale(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
         Source::Whole(decode_as(w, kind, bytes)?)
     };
     let answer = modify(w, Part::Main, &mut |warnings, old| {
-        let scale = match &source {
-            Source::Whole(scale) => scale.clone(),
-            Source::Patch(patch) => patch.apply(kind, validation, warnings, &scale_of(old))?.value,
+        let scaled = match &source {
+            Source::Whole(scale) => Decoded { value: scale.clone(), invalid: Vec::new(), is_applied: false },
+            Source::Patch(patch) => {
+                let mut scale = scale_of(old);
+                if patch.is_apply() {
+                    fieldset::scale::to_scale(old, &mut scale);
+                }
+                patch.apply(kind, Part::Unchecked, warnings, Some(&scale))?
+            }
         };
-        update::check_name(&scale, &ctx.info.name, &ctx.info.namespace)?;
-        validate_as(kind, &scale, &ctx.info.name)?;
+        let scale = &scaled.value;
+        update::check_name(scale, &ctx.info.name, &ctx.info.namespace)?;
+        validate_as(kind, scale, &ctx.info.name)?;
         let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
         let mut new = old.clone();
         new["spec"]["replicas"] = replicas.into();
         for field in ["uid", "resourceVersion"] {
-            match meta::metadata(&scale).and_then(|m| m.get(field)) {
+            match meta::metadata(scale).and_then(|m| m.get(field)) {
                 Some(value) => meta::set(&mut new, field, value.clone()),
                 None => {
                     meta::remove(&mut new, field);
                 }
             }
         }
-        Ok(Decoded { value: new, invalid: Vec::new() })
+        if scaled.is_applied {
+            fieldset::scale::to_object(scale, &mut new);
+        }
+        Ok(Decoded { value: new, ..scaled })
     })
     .await?;
     let object = match answer {
@@ -223,7 +232,7 @@ async fn bind_pod(w: &mut Writing<'_>, mut binding: Value) -> Result<Answer, Sta
             }
         }
         set_scheduled(&mut new, &now);
-        Ok(Decoded { value: new, invalid: Vec::new() })
+        Ok(Decoded { value: new, invalid: Vec::new(), is_applied: false })
     })
     .await?;
     let mut status = Status::success("", "", "", "");

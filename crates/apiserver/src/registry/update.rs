@@ -7,7 +7,7 @@ use crate::cache::Entry;
 use http::StatusCode;
 use serde_json::Map;
 use skeg_api::field::FieldError;
-use skeg_api::{Kind, Status, Value, meta, object_meta};
+use skeg_api::{Kind, Status, Value, fieldset, meta, object_meta};
 use skeg_store::{Expect, Revision};
 use std::sync::Arc;
 
@@ -22,6 +22,7 @@ pub async fn serve(w: &mut Writing<'_>, part: Part, bytes: &[u8]) -> Result<Answ
     let kind = &ctx.served.kind;
     let resource = super::read::resource(ctx)?;
     if part == Part::Main && kind.strategy.create_on_update && resource.get(&ctx.path()).is_none() {
+        ctx.may_create()?;
         return create::create(w, decoded).await;
     }
     if meta::resource_version(&decoded.value).is_empty() && kind.strategy.conditional_update {
@@ -29,7 +30,7 @@ pub async fn serve(w: &mut Writing<'_>, part: Part, bytes: &[u8]) -> Result<Answ
         ctx.invalid(&ctx.info.name, &[FieldError::invalid(path, "", "must be specified for an update")])?;
     }
     modify(w, part, &mut |_, _| {
-        Ok(Decoded { value: decoded.value.clone(), invalid: decoded.invalid.clone() })
+        Ok(Decoded { value: decoded.value.clone(), invalid: decoded.invalid.clone(), is_applied: false })
     })
     .await
 }
@@ -102,6 +103,9 @@ async fn attempt_once(
     create::enter_namespace(&mut new, kind.namespaced, entry.namespace())?;
     preconditions(w, name, &new, old)?;
     restore_metadata(&mut new, old);
+    if part != Part::Unchecked && !made.is_applied {
+        w.track(Some(old), &mut new, part);
+    }
     let admitted = part != Part::Unchecked && ctx.info.subresource != "scale";
     if admitted {
         w.admit(Phase::Mutate, Operation::Update, Some(&mut new), Some(old), name).await?;
@@ -117,9 +121,7 @@ async fn attempt_once(
     if admitted {
         w.admit(Phase::Validate, Operation::Update, Some(&mut new), Some(old), name).await?;
     }
-    if part != Part::Unchecked {
-        w.track(Some(old), &mut new, part);
-    }
+    fieldset::keep_times(&mut new, old);
     if delete::is_finished(kind, &new, old) {
         if !w.options.dry_run {
             let revision = ctx.remove(entry, true).await?;
@@ -261,8 +263,16 @@ fn keep_all_but_status(kind: &Kind, new: &mut Value, old: &Value) {
         Some(status) => fields.insert("status".into(), status),
         None => fields.remove("status"),
     };
-    if let Some(metadata) = metadata.filter(|_| !kind.schema.is_custom()) {
-        fields.insert("metadata".into(), metadata);
+    if let Some(mut metadata) = metadata {
+        if kind.schema.is_custom() {
+            let entries = metadata.get_mut("managedFields").map(Value::take);
+            meta::remove(new, "managedFields");
+            if let Some(entries) = entries {
+                meta::set(new, "managedFields", entries);
+            }
+        } else {
+            fields.insert("metadata".into(), metadata);
+        }
     }
 }
 

@@ -79,7 +79,9 @@ async fn invalid_objects_are_refused_over_http() {
     let (mut wrong, mut count) = (Vec::new(), 0);
     for case in table["cases"].as_array().unwrap() {
         let base = &table["bases"][case["base"].as_str().unwrap()];
-        if REVIEWS.contains(&meta::kind(base)) {
+        // managedFields that cannot be read are replaced before anything is validated.
+        let is_replaced = case["name"].as_str().unwrap().starts_with("bad managed fields");
+        if is_replaced || REVIEWS.contains(&meta::kind(base)) {
             continue;
         }
         count += 1;

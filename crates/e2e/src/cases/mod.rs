@@ -1,5 +1,6 @@
 //! The tables of cases.
 
+mod apply;
 mod cli;
 mod counts;
 mod durability;
@@ -23,6 +24,7 @@ use serde_json::{Value, json};
 pub const SHARED: &[&[Case]] = &[
     rollout::CASES,
     kubectl::CASES,
+    apply::CASES,
     pods::CASES,
     security::CASES,
     images::CASES,

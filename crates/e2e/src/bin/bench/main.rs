@@ -343,7 +343,7 @@ async fn deployment(cluster: &Cluster, endpoint: &Endpoint, admin: &mut Connecti
     settle(&mut watch, 1).await?;
     let (before, available_before) = (Usage::of(cluster)?, mem_available_kib()?);
     let start = Instant::now();
-    expect(admin, &patch(&web, &json!({"spec": {"replicas": 30}}))).await?;
+    expect(admin, &patch(&web, MERGE, &json!({"spec": {"replicas": 30}}))).await?;
     settle(&mut watch, 30).await?;
     figure("Deployment 1 → 30 Ready", start.elapsed().as_secs_f64(), "s", 1.0, true);
     let (after, available_after) = (Usage::of(cluster)?, mem_available_kib()?);
@@ -361,7 +361,7 @@ async fn deployment(cluster: &Cluster, endpoint: &Endpoint, admin: &mut Connecti
     let share = idle_share(cluster).await?;
     fact("idle with 30 Pods: share of a core", &format!("{share:.2} %"));
     let start = Instant::now();
-    expect(admin, &patch(&web, &json!({"spec": {"template": template("blue")}}))).await?;
+    expect(admin, &patch(&web, MERGE, &json!({"spec": {"template": template("blue")}}))).await?;
     settle(&mut watch, 30).await?;
     figure("rolling update of 30", start.elapsed().as_secs_f64(), "s", 2.5, true);
     expect(admin, &request("DELETE", &format!("{web}?propagationPolicy=Foreground"), "", b"")).await?;
@@ -403,6 +403,16 @@ async fn rates(cluster: &Cluster, endpoint: &Endpoint, admin: &mut Connection) -
         request("POST", base, "", map(&format!("load-{n}")).as_bytes())
     })
     .await?;
+    // The first time each apply writes; the second time none changes anything.
+    for name in ["server-side apply, 32 connections", "server-side apply of no change"] {
+        let apply = |n| {
+            let name = format!("load-{n}");
+            let body = json!({"apiVersion": "v1", "kind": "ConfigMap",
+                "metadata": {"name": name, "labels": {"app": "bench"}}, "data": {"more": "x".repeat(100)}});
+            patch(&format!("{base}/{name}?fieldManager=bench"), "apply-patch+yaml", &body)
+        };
+        load.run(name, 16_000, 3_000.0, apply).await?;
+    }
     load.run("GET, 32 connections", 48_000, 15_000.0, |_| {
         request("GET", &format!("{base}/single-1"), "", b"")
     })
@@ -425,7 +435,7 @@ async fn rates(cluster: &Cluster, endpoint: &Endpoint, admin: &mut Connection) -
         let changes = async {
             loop {
                 let body = json!({"data": {"n": made.replace(made.get() + 1).to_string()}});
-                if let Err(error) = expect(&mut writer, &patch(&path, &body)).await {
+                if let Err(error) = expect(&mut writer, &patch(&path, MERGE, &body)).await {
                     break error;
                 }
             }
@@ -440,13 +450,11 @@ async fn rates(cluster: &Cluster, endpoint: &Endpoint, admin: &mut Connection) -
     Ok(())
 }
 
-/// A merge patch.
-fn patch(path: &str, body: &Value) -> Vec<u8> {
-    let body = body.to_string();
-    let headers = format!("Content-Type: application/merge-patch+json\r\nContent-Length: {}\r\n", body.len());
-    let mut bytes = request("PATCH", path, &headers, b"");
-    bytes.extend_from_slice(body.as_bytes());
-    bytes
+const MERGE: &str = "merge-patch+json";
+
+fn patch(path: &str, kind: &str, body: &Value) -> Vec<u8> {
+    let headers = format!("Content-Type: application/{kind}\r\n");
+    request("PATCH", path, &headers, body.to_string().as_bytes())
 }
 
 /// Requests over many connections at once.
