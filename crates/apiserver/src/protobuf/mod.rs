@@ -3,6 +3,7 @@
 //! leave. No kind has code of its own.
 //! Upstream counterpart: `k8s.io/apimachinery/pkg/runtime/serializer/protobuf`.
 
+mod json;
 mod read;
 mod table;
 mod write;
@@ -118,8 +119,8 @@ pub fn encode(value: &Value) -> Result<Vec<u8>, Status> {
     let registered = if version.is_empty() { "v1" } else { version };
     let mut out = Vec::with_capacity(1024);
     if let Some(message) = message_of(registered, kind) {
-        let json = serde_json::to_vec(value).map_err(Status::internal)?;
-        write::envelope(version, kind, &mut out, |out| write::fields(message, &json, out))?;
+        let json = value.to_string();
+        write::envelope(version, kind, &mut out, |out| write::fields(message, json.as_bytes(), out))?;
         return Ok(out);
     }
     let item = kind.strip_suffix("List").and_then(|item| message_of(registered, item));
@@ -129,10 +130,10 @@ pub fn encode(value: &Value) -> Result<Vec<u8>, Status> {
              protobuf message"
         )));
     };
-    let json = |value: Option<&Value>| serde_json::to_vec(&value).map_err(write::Error::custom);
+    let json = |value: Option<&Value>| value.map_or_else(|| "{}".to_owned(), Value::to_string);
     write::envelope(version, kind, &mut out, |out| {
-        write::list(&json(value.get("metadata"))?, out)?;
-        items.iter().try_for_each(|item| write::item(message, &json(Some(item))?, out))
+        write::list(json(value.get("metadata")).as_bytes(), out)?;
+        items.iter().try_for_each(|item| write::item(message, json(Some(item)).as_bytes(), out))
     })?;
     Ok(out)
 }

@@ -43,6 +43,8 @@ pub struct Field {
 /// A field as JSON names it.
 #[derive(Clone, Copy, Debug)]
 pub struct Named {
+    /// The name's first bytes, which tell most names apart at once.
+    start: u64,
     pub field: Field,
     /// The numbers of the messages around it that JSON does not show, the outermost first; 0 for none.
     pub within: [u64; 2],
@@ -56,14 +58,16 @@ pub struct Table {
 #[derive(Default)]
 pub struct Message {
     pub fields: Vec<Field>,
-    /// Sorted by name, with those of messages that JSON does not show.
+    /// Sorted by the start of the name, with those of messages that JSON does not show.
     named: Vec<Named>,
 }
 
 impl Message {
-    pub fn named(&self, name: &str) -> Option<&Named> {
-        let at = self.named.binary_search_by(|named| named.field.name.cmp(name)).ok()?;
-        self.named.get(at)
+    pub fn named(&self, name: &[u8]) -> Option<&Named> {
+        let start = start(name);
+        let from = self.named.partition_point(|named| named.start < start);
+        let alike = self.named[from..].iter().take_while(|named| named.start == start);
+        alike.into_iter().find(|named| named.field.name.as_bytes() == name)
     }
 
     pub fn by_number(&self, number: u64) -> Option<&Field> {
@@ -81,11 +85,18 @@ pub static TABLE: LazyLock<Table> = LazyLock::new(|| {
     for index in 0..table.messages.len() {
         let mut named = Vec::new();
         flatten(&table.messages, index, [0; 2], &mut named);
-        named.sort_unstable_by_key(|named| named.field.name);
+        named.sort_unstable_by_key(|named| named.start);
         table.messages[index].named = named;
     }
     table
 });
+
+fn start(name: &[u8]) -> u64 {
+    let mut start = [0; 8];
+    let len = name.len().min(8);
+    start[..len].copy_from_slice(&name[..len]);
+    u64::from_be_bytes(start)
+}
 
 fn flatten(messages: &[Message], index: usize, within: [u64; 2], out: &mut Vec<Named>) {
     for field in &messages[index].fields {
@@ -94,7 +105,7 @@ fn flatten(messages: &[Message], index: usize, within: [u64; 2], out: &mut Vec<N
                 let within = if outer == 0 { [field.number, 0] } else { [outer, field.number] };
                 flatten(messages, inner, within, out);
             }
-            _ => out.push(Named { field: *field, within }),
+            _ => out.push(Named { start: start(field.name.as_bytes()), field: *field, within }),
         }
     }
 }

@@ -66,7 +66,7 @@ pub fn value(
             let message = TABLE.by_name.get(own).map(|of| &TABLE.messages[*of]);
             let in_message = |name: &str| {
                 !matches!(name, "apiVersion" | "kind")
-                    || message.is_none_or(|message| message.named(name).is_some())
+                    || message.is_none_or(|message| message.named(name.as_bytes()).is_some())
             };
             for property in schema.properties().filter(|property| in_message(property.name)) {
                 let chance = if depth < 5 { 2 } else { depth.into() };
