@@ -5,7 +5,7 @@
 
 use crate::hooks::{Call, Endpoint};
 use crate::local::{Body, empty};
-use crate::negotiate::{self, Encoding, Output};
+use crate::negotiate::{self, Encoding, Offer, Output};
 use crate::query::Query;
 use crate::request::RequestInfo;
 use bytes::Bytes;
@@ -114,30 +114,24 @@ impl Discovery {
         }
         let documents = self.documents();
         if path == "/api" || path == "/apis" {
-            if let Some(version) = aggregated_version(headers) {
+            if let Some((version, encoding)) = aggregated(headers) {
                 let document =
                     documents.made.get(&format!("{path};{version}")).ok_or_else(Status::no_route)?;
-                let media =
-                    format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
-                return Ok(cached(
-                    headers,
-                    document,
-                    &media,
-                    "public",
-                    Output::negotiate(headers, false).is_ok_and(|o| o.gzip),
-                ));
+                let media = encoding.media_type();
+                let media = format!("{media};g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
+                let output = Output::negotiate(headers, Offer::PLAIN).unwrap_or_default();
+                let output = Output { encoding, pretty: false, ..output };
+                return cached(headers, document, &media, "public", output);
             }
             if path == "/api" {
                 return respond(headers, &api_versions(headers));
             }
         }
         if let Some(document) = documents.made.get(path) {
-            let output = Output::negotiate(headers, false)?;
-            if output.encoding == Encoding::Json {
-                return Ok(negotiate::respond(StatusCode::OK, output, document.bytes.clone()));
-            }
-            let value: Value = serde_json::from_slice(&document.bytes).map_err(Status::internal)?;
-            return negotiate::respond_value(StatusCode::OK, output, &value);
+            // The list of paths is no object.
+            let output =
+                if path == "/" { Output::default() } else { Output::negotiate(headers, Offer::PLAIN)? };
+            return Ok(negotiate::respond(StatusCode::OK, output, document.encoded(output)?));
         }
         if let Some(rest) = path.strip_prefix("/openapi/") {
             return openapi(&documents, rest, &info.query, headers);
@@ -178,31 +172,33 @@ impl Discovery {
 }
 
 fn respond(headers: &HeaderMap, value: &Value) -> Result<Response<Body>, Status> {
-    negotiate::respond_value(StatusCode::OK, Output::negotiate(headers, false)?, value)
+    negotiate::respond_value(StatusCode::OK, Output::negotiate(headers, Offer::PLAIN)?, value)
 }
 
-/// The version of the aggregated form, where the client prefers one. The first that is known wins,
-/// unless the plain form comes before it.
-fn aggregated_version(headers: &HeaderMap) -> Option<&'static str> {
-    let accept =
-        headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
-    for range in accept {
-        let mut parts = range.split(';').map(str::trim);
-        let media_type = parts.next().unwrap_or_default();
-        if media_type != "application/json" {
-            continue;
+impl Document {
+    fn encoded(&self, output: Output) -> Result<Bytes, Status> {
+        if output.encoding == Encoding::Json && !output.pretty {
+            return Ok(self.bytes.clone());
         }
-        let parameters: BTreeMap<&str, &str> = parts.filter_map(|part| part.split_once('=')).collect();
-        // The plain form comes first.
-        parameters.get("as")?;
-        let wanted = parameters.get("g") == Some(&"apidiscovery.k8s.io")
-            && parameters.get("as") == Some(&"APIGroupDiscoveryList");
-        let version = AGGREGATED.into_iter().find(|version| parameters.get("v") == Some(version));
-        if wanted && version.is_some() {
-            return version;
-        }
+        let value: Value = serde_json::from_slice(&self.bytes).map_err(Status::internal)?;
+        Ok(output.encode(&value)?.into())
     }
-    None
+}
+
+fn accept(headers: &HeaderMap) -> &str {
+    headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default()
+}
+
+/// Version and encoding of the aggregated form, where the client takes one. The first that is
+/// known wins, also behind the plain form.
+fn aggregated(headers: &HeaderMap) -> Option<(&'static str, Encoding)> {
+    negotiate::clauses(accept(headers)).iter().find_map(|clause| {
+        let wanted = clause.parameter("g") == Some("apidiscovery.k8s.io")
+            && clause.parameter("as") == Some("APIGroupDiscoveryList");
+        let version = AGGREGATED.into_iter().find(|version| clause.parameter("v") == Some(version))?;
+        let encoding = Encoding::ALL.into_iter().find(|encoding| clause.takes(encoding.media_type()))?;
+        wanted.then_some((version, encoding))
+    })
 }
 
 /// An answer that clients may keep by its ETag.
@@ -211,16 +207,15 @@ fn cached(
     document: &Document,
     media: &str,
     control: &'static str,
-    gzip: bool,
-) -> Response<Body> {
+    output: Output,
+) -> Result<Response<Body>, Status> {
     let mut response = if same_etag(headers, &document.etag) {
         not_modified()
     } else {
-        let output = Output { gzip, ..Default::default() };
-        negotiate::respond(StatusCode::OK, output, document.bytes.clone())
+        negotiate::respond(StatusCode::OK, output, document.encoded(output)?)
     };
     mark(response.headers_mut(), &document.etag, media, control);
-    response
+    Ok(response)
 }
 
 fn not_modified() -> Response<Body> {
@@ -254,16 +249,23 @@ fn openapi(
     if rest == "v3" {
         let bytes: Bytes = openapi::v3_index(&documents.snapshot).into();
         let document = Document { etag: etag(&bytes), bytes };
-        return Ok(cached(headers, &document, "application/json", "no-cache, private", false));
+        return cached(headers, &document, "application/json", "no-cache, private", Output::default());
     }
-    let gzip = Output::negotiate(headers, false).is_ok_and(|output| output.gzip);
+    let gzip = Output::negotiate(headers, Offer::PLAIN).is_ok_and(|output| output.gzip);
     if rest == "v2" {
         let snapshot = &documents.snapshot;
-        let (packed, media) = if asks_for_gnostic(headers) {
-            (documents.packed("v2 gnostic", || Some((openapi::v2_gnostic(snapshot), None))), GNOSTIC)
-        } else {
-            Output::negotiate(headers, false)?;
-            (documents.packed(rest, || Some((openapi::v2_document(snapshot), None))), "application/json")
+        let (packed, media) = match asks_for_gnostic(headers) {
+            Some(true) => {
+                (documents.packed("v2 gnostic", || Some((openapi::v2_gnostic(snapshot), None))), GNOSTIC)
+            }
+            Some(false) => {
+                (documents.packed(rest, || Some((openapi::v2_document(snapshot), None))), "application/json")
+            }
+            None => {
+                let mut response = Response::new(empty());
+                *response.status_mut() = StatusCode::NOT_ACCEPTABLE;
+                return Ok(response);
+            }
         };
         let document = packed.ok_or_else(Status::no_route)?;
         return Ok(unpacked(headers, &document, media, "no-cache, private", gzip));
@@ -290,11 +292,16 @@ fn openapi(
     Ok(unpacked(headers, &document, "application/json", control, gzip))
 }
 
-/// Clients that read protobuf ask for it alone or first.
-fn asks_for_gnostic(headers: &HeaderMap) -> bool {
-    let accepted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let first = accepted.split([',', ';']).next().unwrap_or_default().trim();
-    [GNOSTIC_ASKED, GNOSTIC].iter().any(|media| first.eq_ignore_ascii_case(media))
+/// Whether clients of OpenAPI v2 prefer it in protobuf; nothing where they take neither form.
+fn asks_for_gnostic(headers: &HeaderMap) -> Option<bool> {
+    let accept = match accept(headers) {
+        "" => "*/*",
+        accept => accept,
+    };
+    negotiate::clauses(accept).iter().find_map(|clause| match clause.takes("application/json") {
+        true => Some(false),
+        false => [GNOSTIC_ASKED, GNOSTIC].iter().any(|media| clause.takes(media)).then_some(true),
+    })
 }
 
 /// Sends a compressed document, as it is to whom can read it so.

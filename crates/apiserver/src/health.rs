@@ -53,16 +53,18 @@ impl Endpoint for Health {
             || matches!(path, "version" | ".well-known/openid-configuration" | "openid/v1/jwks")
     }
 
-    fn call(&self, call: Call, request: Request<Body>) -> BoxFuture<'_, Result<Response<Body>, Status>> {
+    fn call(&self, call: Call, _request: Request<Body>) -> BoxFuture<'_, Result<Response<Body>, Status>> {
         Box::pin(async move {
             if !matches!(call.info.verb, "get" | "head") {
                 return Err(Status::method_not_allowed(
                     "the server does not allow this method on the requested resource",
                 ));
             }
-            let output = Output::negotiate(request.headers(), false).unwrap_or_default();
             match call.info.path.trim_matches('/') {
-                "version" => negotiate::respond_value(StatusCode::OK, output, &version()),
+                "version" => {
+                    let output = Output { pretty: true, ..Default::default() };
+                    negotiate::respond_value(StatusCode::OK, output, &version())
+                }
                 "openid/v1/jwks" => {
                     let mut response = negotiate::respond_value(
                         StatusCode::OK,

@@ -1,43 +1,51 @@
-//! Content negotiation: which form a body has and which form the answer takes. Answers in another
-//! encoding plug in here: a variant of [`Encoding`] and its arms. (Protobuf bodies of requests are
-//! JSON by the time they come here.)
+//! Content negotiation: which form a body has and which form the answer takes. Encodings plug in
+//! here: a variant of [`Encoding`] and its arms. (Protobuf bodies of requests are JSON by the time
+//! they come here.)
 //! Upstream counterpart: `k8s.io/apiserver/pkg/endpoints/handlers/negotiation`.
 
+mod accept;
+
 use crate::local::{Body, full};
+use crate::protobuf;
+pub use accept::{Clause, clauses};
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, VARY};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
-use skeg_api::{Status, Value};
+use skeg_api::{Status, Value, decode};
 use std::io::Write;
 
 /// Answers above this size are compressed for clients that take it.
 pub const GZIP_THRESHOLD_BYTES: usize = 128 << 10;
 
 const MEDIA_TYPES: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
+const STREAM_TYPES: &str = "application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch";
+/// Clients whose answers people read.
+const PEOPLE: [&str; 3] = ["curl", "Wget", "Mozilla/5.0"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Encoding {
     #[default]
     Json,
     Yaml,
+    Protobuf,
 }
 
 impl Encoding {
-    fn of_media_type(media_type: &str) -> Option<Self> {
-        match media_type {
-            "application/json" => Some(Encoding::Json),
-            "application/yaml" | "application/x-yaml" | "text/yaml" => Some(Encoding::Yaml),
-            _ => None,
+    /// In the order in which an Accept header of wildcards takes them.
+    pub const ALL: [Encoding; 3] = [Encoding::Json, Encoding::Yaml, Encoding::Protobuf];
+
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Encoding::Json => "application/json",
+            Encoding::Yaml => "application/yaml",
+            Encoding::Protobuf => protobuf::MEDIA_TYPE,
         }
     }
 
     pub fn content_type(self) -> HeaderValue {
-        HeaderValue::from_static(match self {
-            Encoding::Json => "application/json",
-            Encoding::Yaml => "application/yaml",
-        })
+        HeaderValue::from_static(self.media_type())
     }
 
     pub fn encode(self, value: &Value) -> Result<Vec<u8>, Status> {
@@ -46,6 +54,7 @@ impl Encoding {
             Encoding::Yaml => {
                 serde_saphyr::to_string(value).map(String::into_bytes).map_err(Status::internal)
             }
+            Encoding::Protobuf => protobuf::encode(value),
         }
     }
 }
@@ -71,33 +80,64 @@ pub struct Output {
     pub pretty: bool,
 }
 
+/// What an endpoint can answer with, beside JSON and YAML.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    /// Table and metadata alone.
+    pub forms: bool,
+    /// Its objects in protobuf, which custom resources do not have.
+    pub protobuf: bool,
+}
+
+impl Offer {
+    /// One kind of object, in one form.
+    pub const PLAIN: Offer = Offer { forms: false, protobuf: true };
+}
+
 impl Output {
-    /// From the Accept headers. `forms` is whether Table and metadata-only can be had here.
-    pub fn negotiate(headers: &HeaderMap, forms: bool) -> Result<Self, Status> {
+    /// From the Accept header, of which the first counts.
+    pub fn negotiate(headers: &HeaderMap, offer: Offer) -> Result<Self, Status> {
         let gzip = headers
             .get_all(ACCEPT_ENCODING)
             .iter()
             .filter_map(|v| v.to_str().ok())
             .flat_map(|v| v.split(','))
             .any(takes_gzip);
+        let agent = headers.get(USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let pretty = PEOPLE.iter().any(|name| agent.starts_with(name));
+        let plain = Output { gzip, pretty, ..Default::default() };
         // What most clients send.
         if let Some(b"application/json" | b"*/*" | b"application/json, */*") = single(headers, &ACCEPT) {
-            return Ok(Output { gzip, ..Default::default() });
+            return Ok(plain);
         }
-        let accept: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok()).collect();
-        if accept.iter().all(|v| v.trim().is_empty()) {
-            return Ok(Output { gzip, ..Default::default() });
+        let accept = headers.get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        if accept.is_empty() {
+            return Ok(plain);
         }
-        // The order of equal qualities is the client's order.
-        let mut ranges: Vec<(f32, Range<'_>)> =
-            accept.iter().flat_map(|v| v.split(',')).filter_map(Range::parse).collect();
-        ranges.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let found = ranges.iter().find_map(|(_, range)| range.output(forms));
+        let clauses = clauses(accept);
+        let found = clauses.iter().find_map(|clause| {
+            let mut encodings =
+                Encoding::ALL.into_iter().filter(|encoding| clause.takes(encoding.media_type()));
+            encodings.find_map(|encoding| Some((clause, encoding, form(clause, encoding, offer)?)))
+        });
         match found {
-            Some((encoding, form)) => Ok(Output { encoding, form, gzip, pretty: false }),
+            Some((clause, encoding, form)) => {
+                let pretty = pretty || clause.parameter("pretty") == Some("1");
+                Ok(Output { encoding, form, gzip, pretty })
+            }
             None => Err(Status::not_acceptable(format!(
                 "only the following media types are accepted: {MEDIA_TYPES}"
             ))),
+        }
+    }
+
+    /// The same for a watch, which YAML has no frames for.
+    pub fn streamed(self) -> Result<Self, Status> {
+        match self.encoding {
+            Encoding::Yaml => Err(Status::not_acceptable(format!(
+                "only the following media types are accepted: {STREAM_TYPES}"
+            ))),
+            Encoding::Json | Encoding::Protobuf => Ok(self),
         }
     }
 
@@ -106,11 +146,35 @@ impl Output {
         self.encoding == Encoding::Json && self.form == Form::Whole && !self.pretty
     }
 
-    fn encode(self, value: &Value) -> Result<Vec<u8>, Status> {
+    pub fn encode(self, value: &Value) -> Result<Vec<u8>, Status> {
         if self.pretty && self.encoding == Encoding::Json {
             return serde_json::to_vec_pretty(value).map_err(Status::internal);
         }
         self.encoding.encode(value)
+    }
+}
+
+/// What a clause asks for in an encoding, where the endpoint can give it.
+fn form(clause: &Clause<'_>, encoding: Encoding, offer: Offer) -> Option<Form> {
+    if clause
+        .parameter("stream")
+        .is_some_and(|v| !v.is_empty() && (v != "watch" || encoding == Encoding::Yaml))
+        || clause.parameter("sv").is_some_and(|v| !v.is_empty() && v != "v1")
+    {
+        return None;
+    }
+    let [kind, group, version] = ["as", "g", "v"].map(|name| clause.parameter(name));
+    if (kind, group, version) == (None, None, None) {
+        return (encoding != Encoding::Protobuf || offer.protobuf).then_some(Form::Whole);
+    }
+    if !offer.forms || group != Some("meta.k8s.io") || !matches!(version, Some("v1" | "v1beta1")) {
+        return None;
+    }
+    match kind? {
+        // Its cells are free JSON.
+        "Table" if encoding != Encoding::Protobuf => Some(Form::Table),
+        "PartialObjectMetadata" | "PartialObjectMetadataList" => Some(Form::Metadata),
+        _ => None,
     }
 }
 
@@ -124,7 +188,7 @@ fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a [u8]> {
 /// How to tell an error; clients of unknown encodings get JSON.
 pub fn error_encoding(headers: &HeaderMap) -> Encoding {
     match headers.contains_key(ACCEPT) {
-        true => Output::negotiate(headers, true).map(|output| output.encoding).unwrap_or_default(),
+        true => Output::negotiate(headers, Offer::PLAIN).map(|output| output.encoding).unwrap_or_default(),
         false => Encoding::Json,
     }
 }
@@ -135,54 +199,12 @@ fn takes_gzip(coding: &str) -> bool {
     named && !parts.any(|p| p.strip_prefix("q=").is_some_and(|q| q.parse::<f32>().is_ok_and(|q| q == 0.0)))
 }
 
-/// One media range of an Accept header.
-struct Range<'a> {
-    media_type: &'a str,
-    form: &'a str,
-    group: &'a str,
-    version: &'a str,
-}
-
-impl<'a> Range<'a> {
-    fn parse(text: &'a str) -> Option<(f32, Self)> {
-        let mut parts = text.split(';').map(str::trim);
-        let mut range = Range { media_type: parts.next()?, form: "", group: "", version: "" };
-        let mut quality = 1.0;
-        for (name, value) in parts.filter_map(|p| p.split_once('=')) {
-            match name.trim() {
-                "q" => quality = value.parse().ok()?,
-                "as" => range.form = value,
-                "g" => range.group = value,
-                "v" => range.version = value,
-                _ => {}
-            }
-        }
-        (quality > 0.0).then_some((quality, range))
-    }
-
-    fn output(&self, forms: bool) -> Option<(Encoding, Form)> {
-        let encoding = match self.media_type {
-            "*/*" | "application/*" => Encoding::Json,
-            other => Encoding::of_media_type(other)?,
-        };
-        let form = match self.form {
-            "" => Form::Whole,
-            _ if !forms || self.group != "meta.k8s.io" || !matches!(self.version, "v1" | "v1beta1") => {
-                return None;
-            }
-            "Table" => Form::Table,
-            "PartialObjectMetadata" | "PartialObjectMetadataList" => Form::Metadata,
-            _ => return None,
-        };
-        Some((encoding, form))
-    }
-}
-
-/// The encoding of a request body.
-pub fn input(headers: &HeaderMap) -> Result<Encoding, Status> {
+/// The encoding of a request body, which is not protobuf by now.
+pub fn input(headers: &HeaderMap) -> Result<decode::Encoding, Status> {
     match media_type(headers) {
-        "" => Ok(Encoding::Json),
-        media_type => Encoding::of_media_type(media_type).ok_or_else(unsupported),
+        "" | "application/json" => Ok(decode::Encoding::Json),
+        "application/yaml" => Ok(decode::Encoding::Yaml),
+        _ => Err(unsupported()),
     }
 }
 
@@ -252,31 +274,4 @@ pub fn respond_status_value(status: &Status, encoding: Encoding, value: &Value) 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(accept: &str, expected: Option<(Encoding, Form)>) {
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, accept.parse().unwrap());
-        let got = Output::negotiate(&headers, true).ok().map(|o| (o.encoding, o.form));
-        assert_eq!(got, expected, "{accept}");
-    }
-
-    #[test]
-    fn picks_the_first_form_it_can() {
-        check("*/*", Some((Encoding::Json, Form::Whole)));
-        check("application/yaml", Some((Encoding::Yaml, Form::Whole)));
-        check("application/vnd.kubernetes.protobuf,application/json", Some((Encoding::Json, Form::Whole)));
-        check("application/vnd.kubernetes.protobuf", None);
-        check(
-            "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",
-            Some((Encoding::Json, Form::Table)),
-        );
-        check(
-            "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
-            Some((Encoding::Json, Form::Metadata)),
-        );
-        check("application/yaml;q=0.5, application/json", Some((Encoding::Json, Form::Whole)));
-        check("text/html", None);
-    }
-}
+mod tests;

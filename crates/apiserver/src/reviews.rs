@@ -11,7 +11,7 @@ use crate::auth::token::{Claims, Private, Reference, Signer};
 use crate::hooks::{Call, Endpoint};
 use crate::identity::Identity;
 use crate::local::Body;
-use crate::negotiate::{self, Output};
+use crate::negotiate::{self, Offer, Output};
 use crate::query::Query;
 use crate::registry::{WriteOptions, read_body, warn};
 use crate::request::{Attributes, Decision, RequestInfo};
@@ -75,11 +75,8 @@ impl Endpoint for Reviews {
                 None => Gvk::new(AUTHENTICATION, "v1", "TokenRequest"),
             };
             let (parts, body) = request.into_parts();
-            let output = Output::negotiate(&parts.headers, false)?;
-            let encoding = match negotiate::input(&parts.headers)? {
-                negotiate::Encoding::Json => decode::Encoding::Json,
-                negotiate::Encoding::Yaml => decode::Encoding::Yaml,
-            };
+            let output = Output::negotiate(&parts.headers, Offer::PLAIN)?;
+            let encoding = negotiate::input(&parts.headers)?;
             let query = Query::parse(&call.info.query);
             let options = WriteOptions::parse(call.info.verb, None, &query, &call.identity, &parts.headers)?;
             let bytes = read_body(body).await?;

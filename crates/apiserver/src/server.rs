@@ -18,7 +18,7 @@ use http::header::{self, HeaderName};
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode};
 use rustls_pki_types::CertificateDer;
-use skeg_api::{Kind, Kinds, Status};
+use skeg_api::{Gvk, Kind, Kinds, Status};
 use skeg_base::{Clock, Random};
 use skeg_store::{Revision, Store};
 use std::panic::AssertUnwindSafe;
@@ -349,12 +349,12 @@ impl ApiServer {
             && !streams
             && negotiate::media_type(&parts.headers) == protobuf::MEDIA_TYPE
         {
-            let is_custom = served.kind.schema.is_custom();
+            let expected = expected_kind(&info, &served.kind);
             // Custom resources have no numbers for their fields; options of a delete do.
-            if is_custom && matches!(info.verb, "create" | "update") {
+            if served.kind.schema.is_custom() && expected == served.kind.gvk {
                 return Err(negotiate::unsupported());
             }
-            body = Box::pin(from_protobuf(&mut parts, body)).await?;
+            body = Box::pin(from_protobuf(&mut parts, body, &expected)).await?;
         }
         if let Some(endpoint) = endpoint {
             let kind = target.map(|served| served.kind.clone());
@@ -467,17 +467,26 @@ fn has_object(info: &RequestInfo) -> bool {
 }
 
 /// A protobuf body as JSON, so that nothing behind this knows of the encoding.
-async fn from_protobuf(parts: &mut Parts, body: Body) -> Result<Body, Status> {
+async fn from_protobuf(parts: &mut Parts, body: Body, expected: &Gvk) -> Result<Body, Status> {
     let bytes = registry::read_body(body).await?;
-    let json = if bytes.is_empty() {
-        bytes
-    } else {
-        let value = protobuf::to_value(&bytes).map_err(|error| Status::bad_request(error.to_string()))?;
-        serde_json::to_vec(&value).map_err(Status::internal)?.into()
+    let json = match bytes.is_empty() && &*expected.kind == "DeleteOptions" {
+        true => bytes,
+        false => protobuf::body_to_json(&bytes, expected)?.into(),
     };
     parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     parts.headers.remove(header::CONTENT_LENGTH);
     Ok(full(json))
+}
+
+/// The kind that the body of a request is to be.
+fn expected_kind(info: &RequestInfo, kind: &Kind) -> Gvk {
+    if matches!(info.verb, "delete" | "deletecollection") {
+        return Gvk::new("", "v1", "DeleteOptions");
+    }
+    match kind.subresource(&info.subresource).and_then(|sub| sub.gvk) {
+        Some((group, version, kind)) => Gvk::new(group, version, kind),
+        None => kind.gvk.clone(),
+    }
 }
 
 /// How long a request may take: what its `timeout` parameter says, within the server's limit.

@@ -1,9 +1,11 @@
-//! The body of a watch: frames of one JSON document each, made once per event and shared between
-//! watchers. Upstream counterpart: `k8s.io/apiserver/pkg/endpoints/handlers/watch.go`.
+//! The body of a watch: frames of one JSON document or protobuf message each, made once per event
+//! and shared between watchers. Upstream counterpart: `k8s.io/apiserver/pkg/endpoints/handlers/watch.go`.
 
 use crate::cache::entry::frame_head;
 use crate::cache::{Entry, Event, Notice, Subscription, Type};
 use crate::local::BoxError;
+use crate::negotiate::{Encoding, Output};
+use crate::protobuf::{self, Target};
 use crate::table::Renderer;
 use bytes::Bytes;
 use http_body::Frame;
@@ -18,54 +20,72 @@ use tokio::time::Sleep;
 /// How much of the initial state is copied at a time.
 const CHUNK_BYTES: usize = 128 << 10;
 
+/// What the frames of a watch are made of.
+pub enum Source {
+    /// The bytes of entries, as they are stored.
+    Json,
+    /// The same, in protobuf.
+    Protobuf(Target),
+    /// Values: another version, Table or metadata.
+    Values,
+}
+
 /// How events become frames.
-pub enum Encoder {
-    /// Entries as they are stored.
-    Shared(Renderer),
-    /// Another version, Table or metadata.
-    Each(Renderer),
+pub struct Encoder {
+    renderer: Renderer,
+    encoding: Encoding,
+    source: Source,
 }
 
 impl Encoder {
-    fn renderer(&self) -> &Renderer {
-        match self {
-            Encoder::Shared(renderer) | Encoder::Each(renderer) => renderer,
-        }
+    pub fn new(renderer: Renderer, output: Output, source: Source) -> Self {
+        Encoder { renderer, encoding: output.encoding, source }
     }
 
     fn event(&mut self, event: &Event, kind: Type) -> Bytes {
-        match self {
-            Encoder::Shared(_) => event.frame(kind),
-            Encoder::Each(renderer) => {
+        match &self.source {
+            Source::Json => event.frame(kind),
+            Source::Protobuf(target) => event.protobuf_frame(kind, target),
+            Source::Values => {
                 let Some(entry) = event.object(kind) else { return Bytes::new() };
-                let value = renderer.one(entry, event.revision);
-                renderer.drop_headers();
-                frame(kind.as_str(), &value)
+                self.value(kind.as_str(), entry, event.revision)
             }
         }
     }
 
     fn added(&mut self, entry: &Entry, out: &mut Vec<u8>) {
-        match self {
-            Encoder::Shared(_) => {
+        match &self.source {
+            Source::Json => {
                 frame_head("ADDED", out);
                 entry.body.write(entry.revision, out);
                 out.extend_from_slice(b"}\n");
             }
-            Encoder::Each(renderer) => {
-                let value = renderer.one(entry, entry.revision);
-                renderer.drop_headers();
-                out.extend_from_slice(&frame("ADDED", &value));
+            Source::Protobuf(target) => {
+                out.extend_from_slice(&target.frame("ADDED", &entry.body, entry.revision));
+            }
+            Source::Values => {
+                let frame = self.value("ADDED", entry, entry.revision);
+                out.extend_from_slice(&frame);
             }
         }
     }
 
+    fn value(&mut self, kind: &str, entry: &Entry, revision: u64) -> Bytes {
+        let value = self.renderer.one(entry, revision);
+        self.renderer.drop_headers();
+        frame(kind, &value, self.encoding)
+    }
+
     fn bookmark(&self, revision: u64, initial_events_end: bool) -> Bytes {
-        frame("BOOKMARK", &self.renderer().bookmark(revision, initial_events_end))
+        frame("BOOKMARK", &self.renderer.bookmark(revision, initial_events_end), self.encoding)
     }
 }
 
-fn frame(kind: &str, object: &Value) -> Bytes {
+fn frame(kind: &str, object: &Value, encoding: Encoding) -> Bytes {
+    if encoding == Encoding::Protobuf {
+        // Whatever is watched in protobuf has a message.
+        return protobuf::frame(kind, &protobuf::encode(object).unwrap_or_default()).into();
+    }
     let mut out = Vec::with_capacity(512);
     frame_head(kind, &mut out);
     // Writing to memory does not fail.
@@ -75,8 +95,8 @@ fn frame(kind: &str, object: &Value) -> Bytes {
 }
 
 /// The one frame of a watch that cannot start.
-pub fn error_frame(status: &Status) -> Bytes {
-    frame("ERROR", &status.to_value())
+pub fn error_frame(status: &Status, encoding: Encoding) -> Bytes {
+    frame("ERROR", &status.to_value(), encoding)
 }
 
 /// What the client asked for.

@@ -62,220 +62,8 @@ const DEFAULTS: [(&str, &str, &str); 15] = [
 
 /// Optional scalars that upstream's Go structs hold by value: zero, false and the empty string are
 /// not written back. (Optional scalars elsewhere are pointers, which keep them.) The published
-/// data does not tell the two apart.
-const OMIT_ZERO: &[(&str, &[&str])] = &[
-    ("io.k8s.api.apps.v1.DeploymentCondition", &["message", "reason"]),
-    ("io.k8s.api.apps.v1.DeploymentSpec", &["minReadySeconds", "paused"]),
-    (
-        "io.k8s.api.apps.v1.DeploymentStatus",
-        &[
-            "availableReplicas",
-            "observedGeneration",
-            "readyReplicas",
-            "replicas",
-            "unavailableReplicas",
-            "updatedReplicas",
-        ],
-    ),
-    ("io.k8s.api.apps.v1.DeploymentStrategy", &["type"]),
-    ("io.k8s.api.apps.v1.ReplicaSetCondition", &["message", "reason"]),
-    ("io.k8s.api.apps.v1.ReplicaSetSpec", &["minReadySeconds"]),
-    (
-        "io.k8s.api.apps.v1.ReplicaSetStatus",
-        &["availableReplicas", "fullyLabeledReplicas", "observedGeneration", "readyReplicas"],
-    ),
-    ("io.k8s.api.authentication.v1.BoundObjectReference", &["apiVersion", "kind", "name", "uid"]),
-    ("io.k8s.api.authentication.v1.TokenReviewStatus", &["authenticated", "error"]),
-    ("io.k8s.api.authentication.v1.UserInfo", &["uid", "username"]),
-    ("io.k8s.api.authorization.v1.FieldSelectorAttributes", &["rawSelector"]),
-    ("io.k8s.api.authorization.v1.LabelSelectorAttributes", &["rawSelector"]),
-    ("io.k8s.api.authorization.v1.NonResourceAttributes", &["path", "verb"]),
-    (
-        "io.k8s.api.authorization.v1.ResourceAttributes",
-        &["group", "name", "namespace", "resource", "subresource", "verb", "version"],
-    ),
-    ("io.k8s.api.authorization.v1.SubjectAccessReviewSpec", &["uid", "user"]),
-    ("io.k8s.api.authorization.v1.SubjectAccessReviewStatus", &["denied", "evaluationError", "reason"]),
-    ("io.k8s.api.authorization.v1.SubjectRulesReviewStatus", &["evaluationError"]),
-    ("io.k8s.api.autoscaling.v1.ScaleSpec", &["replicas"]),
-    ("io.k8s.api.autoscaling.v1.ScaleStatus", &["selector"]),
-    ("io.k8s.api.core.v1.AWSElasticBlockStoreVolumeSource", &["fsType", "partition", "readOnly"]),
-    ("io.k8s.api.core.v1.AzureFileVolumeSource", &["readOnly"]),
-    ("io.k8s.api.core.v1.CephFSVolumeSource", &["path", "readOnly", "secretFile", "user"]),
-    ("io.k8s.api.core.v1.CinderVolumeSource", &["fsType", "readOnly"]),
-    ("io.k8s.api.core.v1.ConfigMapEnvSource", &["name"]),
-    ("io.k8s.api.core.v1.ConfigMapKeySelector", &["name"]),
-    ("io.k8s.api.core.v1.ConfigMapNodeConfigSource", &["resourceVersion", "uid"]),
-    ("io.k8s.api.core.v1.ConfigMapProjection", &["name"]),
-    ("io.k8s.api.core.v1.ConfigMapVolumeSource", &["name"]),
-    (
-        "io.k8s.api.core.v1.Container",
-        &[
-            "image",
-            "imagePullPolicy",
-            "stdin",
-            "stdinOnce",
-            "terminationMessagePath",
-            "terminationMessagePolicy",
-            "tty",
-            "workingDir",
-        ],
-    ),
-    ("io.k8s.api.core.v1.ContainerImage", &["sizeBytes"]),
-    ("io.k8s.api.core.v1.ContainerPort", &["hostIP", "hostPort", "name", "protocol"]),
-    ("io.k8s.api.core.v1.ContainerStateTerminated", &["containerID", "message", "reason", "signal"]),
-    ("io.k8s.api.core.v1.ContainerStateWaiting", &["message", "reason"]),
-    ("io.k8s.api.core.v1.ContainerStatus", &["containerID"]),
-    ("io.k8s.api.core.v1.EmptyDirVolumeSource", &["medium"]),
-    ("io.k8s.api.core.v1.EndpointAddress", &["hostname"]),
-    ("io.k8s.api.core.v1.EndpointPort", &["name", "protocol"]),
-    ("io.k8s.api.core.v1.EnvFromSource", &["prefix"]),
-    ("io.k8s.api.core.v1.EnvVar", &["value"]),
-    (
-        "io.k8s.api.core.v1.EphemeralContainer",
-        &[
-            "image",
-            "imagePullPolicy",
-            "stdin",
-            "stdinOnce",
-            "targetContainerName",
-            "terminationMessagePath",
-            "terminationMessagePolicy",
-            "tty",
-            "workingDir",
-        ],
-    ),
-    ("io.k8s.api.core.v1.Event", &["action", "count", "message", "reason", "type"]),
-    ("io.k8s.api.core.v1.EventSeries", &["count"]),
-    ("io.k8s.api.core.v1.EventSource", &["component", "host"]),
-    ("io.k8s.api.core.v1.FCVolumeSource", &["fsType", "readOnly"]),
-    ("io.k8s.api.core.v1.FlexVolumeSource", &["fsType", "readOnly"]),
-    ("io.k8s.api.core.v1.FlockerVolumeSource", &["datasetName", "datasetUUID"]),
-    ("io.k8s.api.core.v1.GCEPersistentDiskVolumeSource", &["fsType", "partition", "readOnly"]),
-    ("io.k8s.api.core.v1.GitRepoVolumeSource", &["directory", "revision"]),
-    ("io.k8s.api.core.v1.GlusterfsVolumeSource", &["readOnly"]),
-    ("io.k8s.api.core.v1.HTTPGetAction", &["host", "path", "scheme"]),
-    (
-        "io.k8s.api.core.v1.ISCSIVolumeSource",
-        &["chapAuthDiscovery", "chapAuthSession", "fsType", "iscsiInterface", "readOnly"],
-    ),
-    ("io.k8s.api.core.v1.ImageVolumeSource", &["pullPolicy", "reference"]),
-    ("io.k8s.api.core.v1.LoadBalancerIngress", &["hostname", "ip"]),
-    ("io.k8s.api.core.v1.LocalObjectReference", &["name"]),
-    ("io.k8s.api.core.v1.NFSVolumeSource", &["readOnly"]),
-    ("io.k8s.api.core.v1.NamespaceCondition", &["message", "reason"]),
-    ("io.k8s.api.core.v1.NamespaceStatus", &["phase"]),
-    ("io.k8s.api.core.v1.NodeCondition", &["message", "reason"]),
-    ("io.k8s.api.core.v1.NodeConfigStatus", &["error"]),
-    ("io.k8s.api.core.v1.NodeSpec", &["externalID", "podCIDR", "providerID", "unschedulable"]),
-    ("io.k8s.api.core.v1.NodeStatus", &["phase"]),
-    ("io.k8s.api.core.v1.ObjectFieldSelector", &["apiVersion"]),
-    (
-        "io.k8s.api.core.v1.ObjectReference",
-        &["apiVersion", "fieldPath", "kind", "name", "namespace", "resourceVersion", "uid"],
-    ),
-    ("io.k8s.api.core.v1.PersistentVolumeClaimSpec", &["volumeName"]),
-    ("io.k8s.api.core.v1.PersistentVolumeClaimVolumeSource", &["readOnly"]),
-    ("io.k8s.api.core.v1.PhotonPersistentDiskVolumeSource", &["fsType"]),
-    (
-        "io.k8s.api.core.v1.PodCertificateProjection",
-        &["certificateChainPath", "credentialBundlePath", "keyPath"],
-    ),
-    ("io.k8s.api.core.v1.PodCondition", &["message", "observedGeneration", "reason"]),
-    ("io.k8s.api.core.v1.PodDNSConfigOption", &["name"]),
-    (
-        "io.k8s.api.core.v1.PodSpec",
-        &[
-            "dnsPolicy",
-            "hostIPC",
-            "hostNetwork",
-            "hostPID",
-            "hostname",
-            "nodeName",
-            "priorityClassName",
-            "restartPolicy",
-            "schedulerName",
-            "serviceAccount",
-            "serviceAccountName",
-            "subdomain",
-        ],
-    ),
-    (
-        "io.k8s.api.core.v1.PodStatus",
-        &[
-            "hostIP",
-            "message",
-            "nominatedNodeName",
-            "observedGeneration",
-            "phase",
-            "podIP",
-            "qosClass",
-            "reason",
-            "resize",
-        ],
-    ),
-    ("io.k8s.api.core.v1.PortworxVolumeSource", &["fsType", "readOnly"]),
-    (
-        "io.k8s.api.core.v1.Probe",
-        &["failureThreshold", "initialDelaySeconds", "periodSeconds", "successThreshold", "timeoutSeconds"],
-    ),
-    ("io.k8s.api.core.v1.QuobyteVolumeSource", &["group", "readOnly", "tenant", "user"]),
-    ("io.k8s.api.core.v1.RBDVolumeSource", &["fsType", "keyring", "pool", "readOnly", "user"]),
-    ("io.k8s.api.core.v1.ResourceClaim", &["request"]),
-    ("io.k8s.api.core.v1.ResourceFieldSelector", &["containerName"]),
-    ("io.k8s.api.core.v1.ResourceHealth", &["health"]),
-    ("io.k8s.api.core.v1.SELinuxOptions", &["level", "role", "type", "user"]),
-    (
-        "io.k8s.api.core.v1.ScaleIOVolumeSource",
-        &["fsType", "protectionDomain", "readOnly", "sslEnabled", "storageMode", "storagePool", "volumeName"],
-    ),
-    ("io.k8s.api.core.v1.Secret", &["type"]),
-    ("io.k8s.api.core.v1.SecretEnvSource", &["name"]),
-    ("io.k8s.api.core.v1.SecretKeySelector", &["name"]),
-    ("io.k8s.api.core.v1.SecretProjection", &["name"]),
-    ("io.k8s.api.core.v1.SecretVolumeSource", &["secretName"]),
-    ("io.k8s.api.core.v1.ServiceAccountTokenProjection", &["audience"]),
-    ("io.k8s.api.core.v1.ServicePort", &["name", "nodePort", "protocol"]),
-    (
-        "io.k8s.api.core.v1.ServiceSpec",
-        &[
-            "clusterIP",
-            "externalName",
-            "externalTrafficPolicy",
-            "healthCheckNodePort",
-            "loadBalancerIP",
-            "publishNotReadyAddresses",
-            "sessionAffinity",
-            "type",
-        ],
-    ),
-    ("io.k8s.api.core.v1.StorageOSVolumeSource", &["fsType", "readOnly", "volumeName", "volumeNamespace"]),
-    ("io.k8s.api.core.v1.TCPSocketAction", &["host"]),
-    ("io.k8s.api.core.v1.Taint", &["value"]),
-    ("io.k8s.api.core.v1.Toleration", &["effect", "key", "operator", "value"]),
-    ("io.k8s.api.core.v1.VolumeMount", &["readOnly", "subPath", "subPathExpr"]),
-    ("io.k8s.api.core.v1.VolumeMountStatus", &["readOnly"]),
-    (
-        "io.k8s.api.core.v1.VsphereVirtualDiskVolumeSource",
-        &["fsType", "storagePolicyID", "storagePolicyName"],
-    ),
-    (
-        "io.k8s.api.events.v1.Event",
-        &["action", "deprecatedCount", "note", "reason", "reportingController", "reportingInstance", "type"],
-    ),
-    ("io.k8s.api.rbac.v1.Subject", &["apiGroup", "namespace"]),
-    ("io.k8s.api.scheduling.v1.PriorityClass", &["description", "globalDefault"]),
-    ("io.k8s.apimachinery.pkg.apis.meta.v1.Condition", &["observedGeneration"]),
-    ("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions", &["apiVersion", "kind"]),
-    (
-        "io.k8s.apimachinery.pkg.apis.meta.v1.ManagedFieldsEntry",
-        &["apiVersion", "fieldsType", "manager", "operation", "subresource"],
-    ),
-    (
-        "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta",
-        &["generateName", "generation", "name", "namespace", "resourceVersion", "selfLink", "uid"],
-    ),
-];
+/// data does not tell the two apart. A definition a line, after `io.k8s.`, then its properties.
+const OMIT_ZERO: &str = include_str!("omit_zero.txt");
 
 /// Descriptions that the published data lacks, in our own words.
 const DESCRIPTIONS: [(&str, &str); 2] = [
@@ -578,7 +366,7 @@ impl<'a> Generator<'a> {
     fn properties(&mut self, owner: &str, schema: &Value, props: &Map<String, Value>) -> Result<(u32, u32)> {
         let required: Vec<&str> =
             schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        let omit_zero = OMIT_ZERO.iter().find(|(of, _)| *of == owner).map_or(&[][..], |(_, props)| props);
+        let omit_zero = omit_zero(owner);
         if let Some(unknown) =
             omit_zero.iter().find(|name| !props.contains_key(**name) || required.contains(name))
         {
@@ -667,6 +455,13 @@ impl<'a> Generator<'a> {
         }
         Ok(())
     }
+}
+
+/// The optional properties of a definition whose zero is the same as absent.
+fn omit_zero(owner: &str) -> Vec<&'static str> {
+    let of =
+        |line: &&str| line.split(' ').next().is_some_and(|name| owner.strip_prefix("io.k8s.") == Some(name));
+    OMIT_ZERO.lines().find(of).map_or_else(Vec::new, |line| line.split(' ').skip(1).collect())
 }
 
 /// The one type besides `null`, which upstream's own document does not have.

@@ -3,9 +3,10 @@
 //!
 //! One line a message: its full name, then fields as `number:json name:type`. Types: `s` string,
 //! `i` integer, `b` boolean, `d` double, `y` bytes, `T` Time, `M` MicroTime, `Q` Quantity, `I`
-//! IntOrString, `R` raw JSON, `L` a list wrapped in a message, and the number of a line for a
-//! message. `*` before a type repeats it, `%` makes it a map's value. A field without a name is
-//! a message whose fields are its parent's in JSON.
+//! IntOrString, `R` raw JSON, `L` a list wrapped in a message, the number of a line for a message,
+//! and such a number after `|` for a message of which JSON shows only the one field that is set.
+//! `*` before a type repeats it, `%` makes it a map's value. A field without a name is a message
+//! whose fields are its parent's in JSON.
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
@@ -19,8 +20,13 @@ const VERSION: &str = "=0.9.0";
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 
 /// Modules whose messages requests may carry.
-const ROOTS: [&str; 20] = [
+const ROOTS: [&str; 25] = [
     META,
+    "io.k8s.api.apidiscovery.v2",
+    "io.k8s.api.apidiscovery.v2beta1",
+    "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1",
+    "io.k8s.api.flowcontrol.v1",
+    "io.k8s.api.resource.v1",
     "io.k8s.api.admissionregistration.v1",
     "io.k8s.api.apps.v1",
     "io.k8s.api.authentication.v1",
@@ -43,7 +49,9 @@ const ROOTS: [&str; 20] = [
 ];
 
 /// Messages with a JSON form of their own.
-const SPECIAL: [(&str, &str); 9] = [
+const SPECIAL: [(&str, &str); 11] = [
+    ("io.k8s.apimachinery.pkg.apis.meta.v1.Verbs", "L"),
+    ("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON", "R"),
     ("io.k8s.apimachinery.pkg.apis.meta.v1.Time", "T"),
     ("io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime", "M"),
     ("io.k8s.apimachinery.pkg.api.resource.Quantity", "Q"),
@@ -55,6 +63,72 @@ const SPECIAL: [(&str, &str); 9] = [
     ("io.k8s.api.certificates.v1.ExtraValue", "L"),
 ];
 
+/// Lists that are not metadata and items.
+const LISTS: [&str; 2] = ["APIGroupList", "APIResourceList"];
+
+/// Messages of which JSON shows only the one field that is set.
+const UNIONS: [&str; 3] = ["JSONSchemaPropsOrArray", "JSONSchemaPropsOrBool", "JSONSchemaPropsOrStringArray"];
+
+/// A version that is newer than the crate and has the messages of an older one.
+const SAME: (&str, &str) =
+    ("io.k8s.api.admissionregistration.v1beta1", "io.k8s.api.admissionregistration.v1");
+
+/// Fields of v1.36 that are newer than the crate: (message, number, name, prefix, type). Additions
+/// take the next free number.
+const NEWER: [(&str, &str, &str, &str, &str); 20] = [
+    ("io.k8s.api.core.v1.ImageVolumeStatus", "1", "imageRef", "", "s"),
+    ("io.k8s.api.core.v1.NodeAllocatableResourceClaimStatus", "1", "resourceClaimName", "", "s"),
+    ("io.k8s.api.core.v1.NodeAllocatableResourceClaimStatus", "2", "containers", "*", "s"),
+    (
+        "io.k8s.api.core.v1.NodeAllocatableResourceClaimStatus",
+        "3",
+        "resources",
+        "%",
+        "io.k8s.apimachinery.pkg.api.resource.Quantity",
+    ),
+    ("io.k8s.api.core.v1.PodSchedulingGroup", "1", "podGroupName", "", "s"),
+    ("io.k8s.api.core.v1.PodSpec", "43", "schedulingGroup", "", "io.k8s.api.core.v1.PodSchedulingGroup"),
+    (
+        "io.k8s.api.core.v1.PodStatus",
+        "21",
+        "nodeAllocatableResourceClaimStatuses",
+        "*",
+        "io.k8s.api.core.v1.NodeAllocatableResourceClaimStatus",
+    ),
+    ("io.k8s.api.core.v1.ResourceHealth", "3", "message", "", "s"),
+    ("io.k8s.api.core.v1.VolumeMountStatus", "5", "volumeStatus", "", "io.k8s.api.core.v1.VolumeStatus"),
+    ("io.k8s.api.core.v1.VolumeStatus", "1", "image", "", "io.k8s.api.core.v1.ImageVolumeStatus"),
+    (
+        "io.k8s.api.resource.v1.Device",
+        "13",
+        "nodeAllocatableResourceMappings",
+        "%",
+        "io.k8s.api.resource.v1.NodeAllocatableResourceMapping",
+    ),
+    ("io.k8s.api.resource.v1.DeviceAttribute", "6", "ints", "*", "i"),
+    ("io.k8s.api.resource.v1.DeviceAttribute", "7", "bools", "*", "b"),
+    ("io.k8s.api.resource.v1.DeviceAttribute", "8", "strings", "*", "s"),
+    ("io.k8s.api.resource.v1.DeviceAttribute", "9", "versions", "*", "s"),
+    ("io.k8s.api.resource.v1.NodeAllocatableResourceMapping", "1", "capacityKey", "", "s"),
+    (
+        "io.k8s.api.resource.v1.NodeAllocatableResourceMapping",
+        "2",
+        "allocationMultiplier",
+        "",
+        "io.k8s.apimachinery.pkg.api.resource.Quantity",
+    ),
+    ("io.k8s.api.storage.v1.CSIDriverSpec", "11", "preventPodSchedulingIfMissing", "", "b"),
+    (
+        "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta",
+        "5",
+        "shardInfo",
+        "",
+        "io.k8s.apimachinery.pkg.apis.meta.v1.ShardInfo",
+    ),
+    ("io.k8s.apimachinery.pkg.apis.meta.v1.ShardInfo", "1", "selector", "", "s"),
+];
+
+#[derive(Clone)]
 struct Field {
     number: String,
     name: String,
@@ -80,10 +154,49 @@ pub fn write(definitions: &Map<String, Value>, dir: &Path, out: &Path) -> Result
     }
     let mut messages = Messages::new();
     read(&project.join("vendor").join(CRATE).join("src"), "io.k8s", &mut messages)?;
+    let messages = completed(spelled(messages, definitions));
     let table = table(&messages, definitions)?;
     std::fs::write(out, &table)?;
     println!("{}: {} bytes", out.display(), table.len());
     Ok(())
+}
+
+/// Messages under the names that their schemas have: the crate writes acronyms in its own way.
+fn spelled(messages: Messages, definitions: &Map<String, Value>) -> Messages {
+    let extra = UNIONS.map(|name| format!("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.{name}"));
+    let known = definitions.keys().chain(&extra).map(|name| (name.to_lowercase(), name));
+    let known: BTreeMap<String, &String> = known.collect();
+    let name = |name: &str| {
+        // A version that is served and has no messages takes them from another.
+        let newer = name.replacen(SAME.0, SAME.1, 1);
+        match known.get(&name.to_lowercase()) {
+            Some(name) => (*name).clone(),
+            None => known
+                .get(&newer.to_lowercase())
+                .map_or_else(|| name.to_owned(), |name| name.replacen(SAME.1, SAME.0, 1)),
+        }
+    };
+    let field = |field: Field| Field { kind: name(&field.kind), ..field };
+    messages.into_iter().map(|(of, fields)| (name(&of), fields.into_iter().map(field).collect())).collect()
+}
+
+/// Adds what is newer than the crate.
+fn completed(mut messages: Messages) -> Messages {
+    let renamed = |name: &str| name.replacen(&format!("{}.", SAME.0), &format!("{}.", SAME.1), 1);
+    let copies: Vec<(String, Vec<Field>)> = messages
+        .iter()
+        .filter(|(name, _)| name.starts_with(SAME.0) && !messages.contains_key(&renamed(name)))
+        .map(|(name, fields)| {
+            let field = |field: &Field| Field { kind: renamed(&field.kind), ..field.clone() };
+            (renamed(name), fields.iter().map(field).collect())
+        })
+        .collect();
+    messages.extend(copies);
+    for (message, number, name, prefix, kind) in NEWER {
+        let field = Field { number: number.to_owned(), name: name.to_owned(), kind: kind.to_owned(), prefix };
+        messages.entry(message.to_owned()).or_default().push(field);
+    }
+    messages
 }
 
 fn read(dir: &Path, module: &str, messages: &mut Messages) -> Result<()> {
@@ -180,7 +293,7 @@ fn resolve(ty: &str, module: &str) -> String {
 }
 
 fn plain(name: &str) -> String {
-    name.replace('_', "").to_lowercase()
+    name.replace(['_', '-', '$'], "").to_lowercase()
 }
 
 fn camel(name: &str) -> String {
@@ -206,7 +319,7 @@ fn table(messages: &Messages, definitions: &Map<String, Value>) -> Result<String
     let special = |message: &str| SPECIAL.iter().find(|(name, _)| *name == message).map(|(_, code)| *code);
     let is_root = |name: &str| {
         let (module, kind) = name.rsplit_once('.').unwrap_or_default();
-        ROOTS.contains(&module) && !kind.ends_with("List")
+        ROOTS.contains(&module) && (!kind.ends_with("List") || LISTS.contains(&kind))
     };
     let mut wanted: BTreeSet<&str> =
         messages.keys().map(String::as_str).filter(|name| is_root(name)).collect();
@@ -237,7 +350,10 @@ fn table(messages: &Messages, definitions: &Map<String, Value>) -> Result<String
             let code = match special(&field.kind) {
                 Some(code) => code.to_owned(),
                 None if field.kind.len() == 1 => field.kind.clone(),
-                None => index[field.kind.as_str()].to_string(),
+                None => {
+                    let is_union = UNIONS.iter().any(|name| field.kind.ends_with(&format!(".{name}")));
+                    format!("{}{}", if is_union { "|" } else { "" }, index[field.kind.as_str()])
+                }
             };
             write!(out, "\t{}:{json}:{}{code}", field.number, field.prefix)?;
         }

@@ -1,5 +1,6 @@
 //! One object and one change of an object, as the cache holds them.
 
+use crate::protobuf::Target;
 use crate::record::{self, Body, RecordError};
 use bytes::Bytes;
 use serde::Deserialize;
@@ -199,8 +200,8 @@ pub struct Event {
     /// The new state; `None` for a deletion.
     pub current: Option<Arc<Entry>>,
     pub previous: Option<Arc<Entry>>,
-    /// The watch frame of each type as JSON, made once for all watchers.
-    frames: [OnceLock<Bytes>; 3],
+    /// The watch frame of each type as JSON, and as protobuf, made once for all watchers.
+    frames: [OnceLock<Bytes>; 6],
 }
 
 impl Event {
@@ -242,6 +243,17 @@ impl Event {
             out.into()
         };
         self.frames[kind as usize].get_or_init(make).clone()
+    }
+
+    /// The protobuf frame.
+    pub fn protobuf_frame(&self, kind: Type, target: &Target) -> Bytes {
+        let make = || {
+            let entry = self.object(kind);
+            entry.map_or_else(Bytes::new, |entry| {
+                target.frame(kind.as_str(), &entry.body, self.revision).into()
+            })
+        };
+        if target.is_whole() { self.frames[3 + kind as usize].get_or_init(make).clone() } else { make() }
     }
 
     pub(super) fn bytes(&self) -> usize {

@@ -14,7 +14,8 @@ mod update;
 
 use crate::identity::Identity;
 use crate::local::Body;
-use crate::negotiate::{self, Form, Output};
+use crate::negotiate::{self, Form, Offer, Output};
+use crate::protobuf::Target;
 use crate::query::Query;
 use crate::record;
 use crate::request::RequestInfo;
@@ -202,8 +203,24 @@ impl Context<'_> {
 
     /// How the answer is written.
     fn output(&self, headers: &HeaderMap) -> Result<Output, Status> {
-        let output = Output::negotiate(headers, true)?;
-        Ok(Output { pretty: !self.query.is_empty() && self.query.flag("pretty") == Some(true), ..output })
+        let kind = &self.served.kind;
+        let other = kind.subresource(&self.info.subresource).is_some_and(|sub| sub.gvk.is_some());
+        let output =
+            Output::negotiate(headers, Offer { forms: true, protobuf: other || !kind.schema.is_custom() })?;
+        let asked = if self.query.is_empty() { None } else { self.query.flag("pretty") };
+        Ok(Output { pretty: asked.unwrap_or(output.pretty), ..output })
+    }
+
+    /// What entries are written as in protobuf; nothing where they are not written straight from
+    /// their bytes.
+    fn target(&self, output: Output) -> Option<Target> {
+        match (output.encoding, output.form) {
+            (negotiate::Encoding::Protobuf, Form::Metadata) => Target::metadata(),
+            (negotiate::Encoding::Protobuf, Form::Whole) if self.served.native => {
+                Target::of(&self.served.kind)
+            }
+            _ => None,
+        }
     }
 
     /// The path of the object that the request names.
@@ -216,6 +233,11 @@ impl Context<'_> {
     }
 
     fn respond(&self, output: Output, answer: Answer) -> Result<Response<Body>, Status> {
+        if let Answer::Stored { code, body, revision } = &answer
+            && let Some(target) = self.target(output)
+        {
+            return Ok(negotiate::respond(*code, output, target.object(body, *revision)?.into()));
+        }
         match answer {
             Answer::Stored { code, body, revision } if self.served.native && output.is_plain() => {
                 let mut out = Vec::with_capacity(body.len(revision) + 1);
@@ -262,9 +284,6 @@ impl Writing<'_> {
     }
 
     fn encoding(&self) -> Result<Encoding, Status> {
-        Ok(match negotiate::input(self.headers)? {
-            negotiate::Encoding::Json => Encoding::Json,
-            negotiate::Encoding::Yaml => Encoding::Yaml,
-        })
+        negotiate::input(self.headers)
     }
 }

@@ -7,7 +7,7 @@ use crate::query::Query;
 use bytes::Bytes;
 use http::header::{HeaderMap, USER_AGENT};
 use serde::Deserialize;
-use skeg_api::decode::FieldValidation;
+use skeg_api::decode::{Encoding, FieldValidation};
 use skeg_api::field::{FieldError, Path};
 use skeg_api::fieldset::manager_name;
 use skeg_api::patch::PatchType;
@@ -110,8 +110,8 @@ impl DeleteOptions {
             Self::of_query(ctx)?
         } else {
             match negotiate::input(headers)? {
-                negotiate::Encoding::Json => serde_json::from_slice(body).map_err(|e| e.to_string()),
-                negotiate::Encoding::Yaml => serde_saphyr::from_slice(body).map_err(|e| e.to_string()),
+                Encoding::Json => serde_json::from_slice(body).map_err(|e| e.to_string()),
+                Encoding::Yaml => serde_saphyr::from_slice(body).map_err(|e| e.to_string()),
             }
             .map_err(|error| {
                 Status::bad_request(format!(

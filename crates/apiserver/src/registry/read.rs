@@ -5,7 +5,7 @@ use crate::cache::{Entry, Page, Resource, Since, TooOld};
 use crate::list::{ListBody, ListMeta, ListOptions, Match, Token, list_head, parse_revision};
 use crate::local::{Body, full};
 use crate::negotiate::{self, Encoding, Form, GZIP_THRESHOLD_BYTES, Output};
-use crate::watch::{Encoder, Marks, WatchBody, error_frame};
+use crate::watch::{Encoder, Marks, Source, WatchBody, error_frame};
 use http::header::{CONTENT_TYPE, HeaderMap};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -39,9 +39,13 @@ pub async fn list(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Body
     let output = ctx.output(headers)?;
     let options = ListOptions::parse(ctx.info, ctx.query, ctx.served)?;
     // Only a list of the state now can be answered by the last one like it.
-    let plain = ctx.served.native && output.is_plain() && output.gzip;
-    let key = (plain && options.continue_token.is_empty() && options.resource_version.is_empty())
-        .then(|| format!("{}?{}", ctx.info.namespace, ctx.info.query));
+    let target = ctx.target(output);
+    let copied = target.is_some() || ctx.served.native && output.is_plain();
+    let now = options.continue_token.is_empty() && options.resource_version.is_empty();
+    let key = (copied && output.gzip && now).then(|| {
+        let Output { encoding, form, .. } = output;
+        format!("{}?{}#{encoding:?}{form:?}", ctx.info.namespace, ctx.info.query)
+    });
     if let Some(key) = &key
         && let Some(bytes) = resource(ctx)?.packed(key, 0)
     {
@@ -69,6 +73,21 @@ pub(super) fn respond_list(
         meta.continue_token = Token::new(Some(page.revision), last.path()).encode();
         meta.remaining = page.remaining;
     }
+    let pack = |bytes: &[u8]| {
+        let bytes = negotiate::gzip(bytes);
+        if let Some(key) = key {
+            resource(ctx)?.keep_packed(key, page.revision, &bytes);
+        }
+        Ok(negotiate::respond_packed(output, bytes))
+    };
+    if let Some(target) = ctx.target(output) {
+        let objects = page.entries.iter().map(|entry| (&entry.body, entry.revision));
+        let bytes = target.list(&meta, objects)?;
+        return match output.gzip && bytes.len() > GZIP_THRESHOLD_BYTES {
+            true => pack(&bytes),
+            false => Ok(negotiate::respond(StatusCode::OK, Output { gzip: false, ..output }, bytes.into())),
+        };
+    }
     if !(ctx.served.native && output.is_plain()) {
         let value = ctx.renderer(output.form)?.list(&meta, &page.entries);
         return negotiate::respond_value(StatusCode::OK, output, &value);
@@ -76,11 +95,7 @@ pub(super) fn respond_list(
     let kind = &ctx.served.kind;
     let body = ListBody::new(list_head(&kind.gvk.api_version(), &kind.list_kind, &meta), page.entries);
     if output.gzip && body.left() > GZIP_THRESHOLD_BYTES as u64 {
-        let bytes = negotiate::gzip(&body.into_bytes());
-        if let Some(key) = key {
-            resource(ctx)?.keep_packed(key, page.revision, &bytes);
-        }
-        return Ok(negotiate::respond_packed(output, bytes));
+        return pack(&body.into_bytes());
     }
     let mut response = Response::new(body.boxed_unsync());
     response.headers_mut().insert(CONTENT_TYPE, output.encoding.content_type());
@@ -234,11 +249,7 @@ fn expired(token: &str, encoding: Encoding) -> Response<Body> {
 }
 
 pub async fn watch(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Body>, Status> {
-    let output = ctx.output(headers)?;
-    if output.encoding == Encoding::Yaml {
-        let types = "application/json, application/vnd.kubernetes.protobuf";
-        return Err(Status::not_acceptable(format!("only the following media types are accepted: {types}")));
-    }
+    let output = ctx.output(headers)?.streamed()?;
     let options = ListOptions::parse(ctx.info, ctx.query, ctx.served)?;
     let resource = resource(ctx)?;
     let initial = options.send_initial_events;
@@ -259,12 +270,15 @@ pub async fn watch(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Bod
         Err(TooOld { oldest }) => {
             let asked = &options.resource_version;
             let status = Status::expired(format!("too old resource version: {asked} ({oldest})"));
-            return Ok(stream(full(error_frame(&status))));
+            return Ok(stream(output.encoding, full(error_frame(&status, output.encoding))));
         }
     };
-    let renderer = ctx.renderer(output.form)?;
-    let shared = ctx.served.native && output.form == Form::Whole;
-    let encoder = if shared { Encoder::Shared(renderer) } else { Encoder::Each(renderer) };
+    let source = match (output.encoding, output.form) {
+        (Encoding::Protobuf, _) => ctx.target(output).map_or(Source::Values, Source::Protobuf),
+        (_, Form::Whole) if ctx.served.native => Source::Json,
+        _ => Source::Values,
+    };
+    let encoder = Encoder::new(ctx.renderer(output.form)?, output, source);
     let marks = Marks {
         bookmarks: options.allow_watch_bookmarks,
         initial_events_end: initial == Some(true) && options.allow_watch_bookmarks,
@@ -274,11 +288,16 @@ pub async fn watch(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Bod
         Some(seconds) => seconds,
     };
     let timeout = tokio::time::sleep(Duration::from_secs(seconds));
-    Ok(stream(WatchBody::new(subscription, encoder, marks, timeout).boxed_unsync()))
+    let body = WatchBody::new(subscription, encoder, marks, timeout).boxed_unsync();
+    Ok(stream(output.encoding, body))
 }
 
-fn stream(body: Body) -> Response<Body> {
+fn stream(encoding: Encoding, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let media_type = match encoding {
+        Encoding::Protobuf => HeaderValue::from_static("application/vnd.kubernetes.protobuf;stream=watch"),
+        _ => encoding.content_type(),
+    };
+    response.headers_mut().insert(CONTENT_TYPE, media_type);
     response
 }

@@ -1,11 +1,18 @@
 //! The assembled server over TLS: who gets in, who may what, and what a fresh cluster has.
 
 use crate::harness::Answer;
+use crate::protobuf::{PROTOBUF, decode, encode};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Method, Request};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
+use k8s_pb::api::apidiscovery::v2::APIGroupDiscoveryList;
+use k8s_pb::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
+use k8s_pb::apimachinery::pkg::apis::meta::v1 as pb_meta;
+use pb_meta::{APIGroupList, APIResourceList, APIVersions};
 use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
 use skeg_api::Kinds;
@@ -92,6 +99,11 @@ impl Cluster {
     }
 
     async fn send(&self, who: &As, method: &str, path: &str, body: Value) -> Answer {
+        let body = if body.is_null() { Bytes::new() } else { body.to_string().into() };
+        self.send_bytes(who, method, path, body).await
+    }
+
+    async fn send_bytes(&self, who: &As, method: &str, path: &str, body: Bytes) -> Answer {
         let tls = TlsConnector::from(Arc::new(self.pki.client_config(who.certificate.as_ref()).unwrap()));
         let stream = TcpStream::connect(self.listening.address).await.unwrap();
         let stream = tls.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap();
@@ -99,11 +111,13 @@ impl Cluster {
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         let connection = tokio::spawn(connection);
         let mut request = Request::builder().method(Method::from_bytes(method.as_bytes()).unwrap()).uri(path);
-        request = request.header("host", "localhost").header("content-type", "application/json");
+        request = request.header("host", "localhost");
+        if !who.headers.iter().any(|(name, _)| *name == "content-type") {
+            request = request.header("content-type", "application/json");
+        }
         for (name, value) in &who.headers {
             request = request.header(*name, value);
         }
-        let body = if body.is_null() { Bytes::new() } else { body.to_string().into() };
         let response = sender.send_request(request.body(Full::new(body)).unwrap()).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();
@@ -538,6 +552,54 @@ async fn clients_discover_what_there_is() {
     let document = cluster.get(&admin, "/openapi/v2").await;
     assert_eq!(document.headers["content-type"], gnostic.replace('@', "."));
     assert!(document.text().contains("io.k8s.api.apps.v1.Deployment"));
+    cluster.api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn discovery_and_reviews_speak_protobuf() {
+    let cluster = cluster().await;
+    let mut admin = cluster.admin();
+    let aggregated = format!("{PROTOBUF};g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList");
+    admin.headers = vec![("accept", format!("{PROTOBUF},application/json,{aggregated}"))];
+    let answer = cluster.get(&admin, "/apis").await;
+    assert_eq!(answer.headers["content-type"].to_str().unwrap(), aggregated);
+    let list: APIGroupDiscoveryList = decode(&answer, "apidiscovery.k8s.io/v2", "APIGroupDiscoveryList");
+    assert_eq!(list.items[0].metadata.as_ref().unwrap().name(), "apps");
+    assert_eq!(list.items[0].versions[0].resources[0].scope(), "Namespaced");
+    admin.headers =
+        vec![("accept", PROTOBUF.into()), ("if-none-match", answer.headers["etag"].to_str().unwrap().into())];
+    let list: APIResourceList = decode(&cluster.get(&admin, "/apis/apps/v1").await, "v1", "APIResourceList");
+    assert_eq!((list.group_version(), list.resources[0].name()), ("apps/v1", "controllerrevisions"));
+    assert!(list.resources[0].verbs.as_ref().unwrap().items.contains(&"watch".to_owned()));
+    let groups: APIGroupList = decode(&cluster.get(&admin, "/apis").await, "v1", "APIGroupList");
+    assert_eq!(groups.groups[0].preferred_version.as_ref().unwrap().group_version(), "apps/v1");
+    let versions: APIVersions = decode(&cluster.get(&admin, "/api").await, "", "APIVersions");
+    assert_eq!(versions.versions, ["v1"]);
+    // What is no object of the API has no protobuf, and /version is not negotiated.
+    assert_eq!(cluster.get(&admin, "/openapi/v2").await.code, 406);
+    assert_eq!(cluster.get(&admin, "/version").await.expect(200)["major"], "1");
+
+    let spec = SelfSubjectAccessReviewSpec {
+        resource_attributes: Some(ResourceAttributes {
+            verb: Some("list".into()),
+            resource: Some("pods".into()),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let review = SelfSubjectAccessReview { spec: Some(spec), ..Default::default() };
+    let body = encode("authorization.k8s.io/v1", "SelfSubjectAccessReview", &review);
+    admin.headers.push(("content-type", PROTOBUF.into()));
+    let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let answer = cluster.send_bytes(&admin, "POST", path, body.clone()).await;
+    let review: SelfSubjectAccessReview =
+        decode(&answer, "authorization.k8s.io/v1", "SelfSubjectAccessReview");
+    assert_eq!((answer.code, review.status.unwrap().allowed()), (201, true));
+    // So does a refusal before anybody is known.
+    let stranger = As { certificate: None, headers: admin.headers.clone() };
+    let answer = cluster.send_bytes(&stranger, "POST", path, body).await;
+    let status: pb_meta::Status = decode(&answer, "v1", "Status");
+    assert_eq!((status.code(), status.reason()), (i32::from(answer.code), "Forbidden"));
     cluster.api.stop().await;
 }
 

@@ -366,52 +366,8 @@ async fn malformed_bodies_are_refused() {
     s.send("POST", CONFIG_MAPS, &[("content-type", "application/vnd.kubernetes.protobuf")], "k8s")
         .await
         .expect(400);
-    s.send("GET", CONFIG_MAPS, &[("accept", "application/vnd.kubernetes.protobuf")], "").await.expect(406);
+    s.send("GET", CONFIG_MAPS, &[("accept", "text/html")], "").await.expect(406);
     assert_eq!(s.api.stats().panics_total.load(std::sync::atomic::Ordering::Relaxed), 0);
-}
-
-/// A message field of less than 128 bytes.
-fn wire(number: u8, parts: &[&[u8]]) -> Vec<u8> {
-    let content = parts.concat();
-    let len = u8::try_from(content.len()).ok().filter(|len| *len < 128).expect("a short message");
-    [&[number << 3 | 2, len][..], &content].concat()
-}
-
-fn protobuf(version: &str, kind: &str, raw: &[u8]) -> Vec<u8> {
-    let types = wire(1, &[&wire(1, &[version.as_bytes()]), &wire(2, &[kind.as_bytes()])]);
-    [b"k8s\0", &types[..], &wire(2, &[raw])].concat()
-}
-
-#[tokio::test]
-async fn protobuf_goes_in_and_json_comes_out() {
-    let s = start().await;
-    let encoding = "application/vnd.kubernetes.protobuf";
-    let headers =
-        [("content-type", encoding), ("accept", "application/vnd.kubernetes.protobuf,application/json")];
-    let named = wire(1, &[&wire(1, &[b"pb"]), &wire(2, &[]), &wire(8, &[])]);
-    let entry = wire(2, &[&wire(1, &[b"k"]), &wire(2, &[b"v"])]);
-    let body = protobuf("v1", "ConfigMap", &[&named[..], &entry].concat());
-    let made = s.send("POST", CONFIG_MAPS, &headers, body.clone()).await.expect(201);
-    assert_eq!((&made["metadata"]["name"], &made["data"]), (&json!("pb"), &json!({"k": "v"})));
-    let path = format!("{CONFIG_MAPS}/pb");
-    let entry = wire(2, &[&wire(1, &[b"k"]), &wire(2, &[b"w"])]);
-    let update = protobuf("v1", "ConfigMap", &[&named[..], &entry].concat());
-    assert_eq!(s.send("PUT", &path, &headers, update).await.expect(200)["data"], json!({"k": "w"}));
-
-    // Another kind, an unknown kind and broken bytes are the client's mistakes; no patch is protobuf.
-    let other = protobuf("v1", "Secret", &named);
-    assert_eq!(s.send("POST", CONFIG_MAPS, &headers, other).await.expect(400)["reason"], "BadRequest");
-    let unknown = protobuf("v1", "Nothing", &named);
-    assert_eq!(s.send("POST", CONFIG_MAPS, &headers, unknown).await.expect(400)["reason"], "BadRequest");
-    s.send("POST", CONFIG_MAPS, &headers, body[..body.len() - 1].to_vec()).await.expect(400);
-    s.send("PATCH", &path, &headers, body).await.expect(415);
-
-    // Options of a delete: a precondition that fails, then one that holds.
-    let uid = made["metadata"]["uid"].as_str().expect("a uid").to_owned();
-    let options = |uid: &str| protobuf("v1", "DeleteOptions", &wire(2, &[&wire(1, &[uid.as_bytes()])]));
-    s.send("DELETE", &path, &headers, options("other")).await.expect(409);
-    s.send("DELETE", &path, &headers, options(&uid)).await.expect(200);
-    s.send("GET", &path, &headers, "").await.expect(404);
 }
 
 #[tokio::test]

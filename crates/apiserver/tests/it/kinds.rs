@@ -7,9 +7,9 @@ use skeg_api::schema::Schema;
 use skeg_api::{Gvk, Gvr};
 use std::sync::Arc;
 
-const WIDGETS: &str = "/apis/example.com/v1/namespaces/default/widgets";
+pub const WIDGETS: &str = "/apis/example.com/v1/namespaces/default/widgets";
 
-fn widget() -> Kind {
+pub fn widget() -> Kind {
     let schema = json!({"type": "object", "properties": {
         "spec": {"type": "object", "properties": {"size": {"type": "integer"}}},
         "status": {"type": "object", "properties": {"ready": {"type": "boolean"}}},
@@ -29,7 +29,7 @@ fn widget() -> Kind {
     }
 }
 
-fn object(name: &str, size: Value) -> Value {
+pub fn object(name: &str, size: Value) -> Value {
     json!({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": name}, "spec": {"size": size}})
 }
 

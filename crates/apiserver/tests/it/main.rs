@@ -11,4 +11,5 @@ mod harness;
 mod invalid;
 mod kinds;
 mod network;
+mod protobuf;
 mod watching;
