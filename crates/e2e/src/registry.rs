@@ -112,10 +112,10 @@ impl Registry {
         Ok(answer)
     }
 
-    /// How many blobs were asked for since the registry started.
-    pub fn blob_fetches(&self) -> Result<usize> {
+    /// How many blobs of a repository were asked for since the registry started.
+    pub fn blob_fetches(&self, repository: &str) -> Result<usize> {
         let log = std::fs::read_to_string(&self.log)?;
-        Ok(log.lines().filter(|line| line.contains("\"GET /v2/") && line.contains("/blobs/")).count())
+        Ok(log.matches(&format!("\"GET /v2/{repository}/blobs/")).count())
     }
 }
 

@@ -17,7 +17,7 @@ use cluster::Cluster;
 use http::{Connection, Endpoint, request};
 use serde_json::{Value, json};
 use std::cell::Cell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -126,7 +126,7 @@ async fn idle(cluster: &Cluster) -> Result<()> {
 async fn idle_share(cluster: &Cluster) -> Result<f64> {
     let before = Usage::of(cluster)?;
     tokio::time::sleep(SCALE.idle).await;
-    Ok((Usage::of(cluster)?.cpu_s - before.cpu_s) / SCALE.idle.as_secs_f64() * 100.0)
+    Ok(Usage::of(cluster)?.cpu_s_since(&before) / SCALE.idle.as_secs_f64() * 100.0)
 }
 
 /// What a cluster's skeg processes use: its server, and the supervisors of its Pods.
@@ -134,8 +134,8 @@ async fn idle_share(cluster: &Cluster) -> Result<f64> {
 struct Usage {
     server_pss_kib: f64,
     supervisors_pss_kib: f64,
-    /// Of all of them.
-    cpu_s: f64,
+    /// By process, since its start.
+    cpu_s: BTreeMap<i32, f64>,
 }
 
 impl Usage {
@@ -159,9 +159,16 @@ impl Usage {
                 false => usage.supervisors_pss_kib += pss,
             }
             let fields: Vec<&str> = stat.rsplit(')').next().context("stat")?.split_whitespace().collect();
-            usage.cpu_s += (fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / TICKS_A_SECOND;
+            let ticks = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
+            usage.cpu_s.insert(pid, ticks / TICKS_A_SECOND);
         }
         Ok(usage)
+    }
+
+    /// What those that are there now used since then.
+    fn cpu_s_since(&self, before: &Usage) -> f64 {
+        let since = |(pid, now): (&i32, &f64)| now - before.cpu_s.get(pid).unwrap_or(&0.0);
+        self.cpu_s.iter().map(since).sum()
     }
 
     fn pss_kib(&self) -> f64 {
@@ -350,7 +357,7 @@ async fn deployment(cluster: &Cluster, endpoint: &Endpoint, admin: &mut Connecti
     let a_pod = |after: f64, before: f64| (after - before) / 29.0 / 1024.0;
     figure(
         "per Pod: PSS beyond the container's own",
-        a_pod(after.supervisors_pss_kib, before.supervisors_pss_kib),
+        after.supervisors_pss_kib / 30.0 / 1024.0,
         "MB",
         1.0,
         true,
@@ -494,7 +501,7 @@ impl Load<'_> {
             done??;
         }
         let seconds = start.elapsed().as_secs_f64();
-        let cpu_s = Usage::of(self.cluster)?.cpu_s - before.cpu_s;
+        let cpu_s = Usage::of(self.cluster)?.cpu_s_since(&before);
         figure(name, count as f64 / seconds, "/s", target, false);
         fact("  CPU of all skeg processes a request", &format!("{:.1} µs", cpu_s / count as f64 * 1e6));
         Ok(())
