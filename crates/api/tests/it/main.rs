@@ -4,3 +4,4 @@
 
 mod invalid;
 mod robust;
+mod stored;

@@ -190,7 +190,7 @@ impl Writing<'_> {
     pub(super) fn track(&self, old: Option<&Value>, new: &mut Value, part: Part) {
         let kind = &self.ctx.served.kind;
         let ignored: &[&str] = match part {
-            Part::Status => &["spec"],
+            Part::Status | Part::Approval => &["spec"],
             Part::Main if kind.has_status() => &["status"],
             _ => &[],
         };

@@ -5,6 +5,7 @@ mod counts;
 mod durability;
 mod guest;
 mod images;
+mod kinds;
 mod kubectl;
 mod leaks;
 mod network;
@@ -23,6 +24,7 @@ use serde_json::{Value, json};
 pub const SHARED: &[&[Case]] = &[
     rollout::CASES,
     kubectl::CASES,
+    kinds::CASES,
     pods::CASES,
     security::CASES,
     images::CASES,
