@@ -218,11 +218,7 @@ const ROWS: &[Row] = &[
         subresources: &[STATUS],
         ..row("", "PersistentVolumeClaim", "persistentvolumeclaims")
     },
-    Row {
-        short: &["pv"],
-        subresources: &[STATUS],
-        ..cluster("", "PersistentVolume", "persistentvolumes")
-    },
+    Row { short: &["pv"], subresources: &[STATUS], ..cluster("", "PersistentVolume", "persistentvolumes") },
     Row {
         short: &["cs"],
         verbs: GET_LIST,
@@ -265,10 +261,7 @@ const ROWS: &[Row] = &[
     admission("MutatingAdmissionPolicy", "mutatingadmissionpolicies"),
     admission("MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings"),
     admission("MutatingWebhookConfiguration", "mutatingwebhookconfigurations"),
-    Row {
-        subresources: &[STATUS],
-        ..admission("ValidatingAdmissionPolicy", "validatingadmissionpolicies")
-    },
+    Row { subresources: &[STATUS], ..admission("ValidatingAdmissionPolicy", "validatingadmissionpolicies") },
     admission("ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings"),
     admission("ValidatingWebhookConfiguration", "validatingwebhookconfigurations"),
     Row {
@@ -370,9 +363,7 @@ fn strategy(group: &str, version: &str, kind: &str) -> Strategy {
             Strategy { returns_deleted: true, ..strategy }
         }
         ("", "ResourceQuota" | "PodTemplate") => Strategy { returns_deleted: true, ..strategy },
-        (STORAGE, "StorageClass" | "VolumeAttributesClass") => {
-            Strategy { returns_deleted: true, ..strategy }
-        }
+        (STORAGE, "StorageClass" | "VolumeAttributesClass") => Strategy { returns_deleted: true, ..strategy },
         (STORAGE, _) => Strategy { returns_deleted: true, conditional_update: true, ..strategy },
         ("policy", "PodDisruptionBudget")
         | ("node.k8s.io", "RuntimeClass")

@@ -47,9 +47,16 @@ pub fn check(schedule: &str) -> Result<(), String> {
     let fields: Vec<&str> = rest.split_whitespace().collect();
     if fields.len() != FIELDS.len() {
         let count = fields.len();
-        return Err(format!("expected exactly {} fields, found {count}: [{}]", FIELDS.len(), fields.join(" ")));
+        return Err(format!(
+            "expected exactly {} fields, found {count}: [{}]",
+            FIELDS.len(),
+            fields.join(" ")
+        ));
     }
-    fields.iter().zip(&FIELDS).try_for_each(|(text, field)| text.split(',').try_for_each(|part| range(part, field)))
+    fields
+        .iter()
+        .zip(&FIELDS)
+        .try_for_each(|(text, field)| text.split(',').try_for_each(|part| range(part, field)))
 }
 
 /// Whether the IANA database has a zone of exactly this name.
@@ -119,7 +126,9 @@ fn number(text: &str, field: &Field) -> Result<u64, String> {
     match text.parse::<i64>() {
         Ok(n) if n < 0 => Err(format!("negative number ({n}) not allowed: {text}")),
         Ok(n) => Ok(n.unsigned_abs()),
-        Err(_) => Err(format!("failed to parse int from {text}: strconv.Atoi: parsing {text:?}: invalid syntax")),
+        Err(_) => {
+            Err(format!("failed to parse int from {text}: strconv.Atoi: parsing {text:?}: invalid syntax"))
+        }
     }
 }
 
@@ -130,8 +139,14 @@ mod tests {
     #[test]
     fn schedules_are_read_as_upstream_reads_them() {
         for good in [
-            "* * * * *", "*/5 * * * ?", "0 0 1 jan sun", "0-30/2,45 1,2 1-31 * MON-FRI", "@hourly", "@every 1h30m",
-            "TZ=Europe/Berlin 0 4 * * *", "5/15 * * * *",
+            "* * * * *",
+            "*/5 * * * ?",
+            "0 0 1 jan sun",
+            "0-30/2,45 1,2 1-31 * MON-FRI",
+            "@hourly",
+            "@every 1h30m",
+            "TZ=Europe/Berlin 0 4 * * *",
+            "5/15 * * * *",
         ] {
             assert_eq!(check(good), Ok(()), "{good}");
         }

@@ -80,7 +80,8 @@ fn rows_agree_with_discovery() {
                     "short": strings(&found["shortNames"]), "categories": strings(&found["categories"]),
                     "subresources": theirs.iter().map(|sub| json!([sub["subresource"], sub["verbs"], sub["responseKind"]["kind"]])).collect::<Vec<_>>(),
                 });
-                let sub_kind = |sub: &Subresource| sub.gvk.map_or(kind.gvk.kind.to_string(), |gvk| gvk.2.to_owned());
+                let sub_kind =
+                    |sub: &Subresource| sub.gvk.map_or(kind.gvk.kind.to_string(), |gvk| gvk.2.to_owned());
                 let ours = json!({
                     "singular": *kind.singular, "kind": *kind.gvk.kind,
                     "scope": if kind.namespaced { "Namespaced" } else { "Cluster" }, "verbs": kind.verbs,
@@ -95,18 +96,23 @@ fn rows_agree_with_discovery() {
         }
     }
     let paths = read("swagger.json");
-    let core: BTreeSet<String> = paths["paths"].as_object().unwrap().keys().filter_map(|path| {
-        let rest = path.strip_prefix("/api/v1/")?;
-        let rest = rest.strip_prefix("namespaces/{namespace}/").unwrap_or(rest);
-        let parts: Vec<&str> = rest.trim_end_matches('/').split('/').collect();
-        match parts[..] {
-            ["watch", ..] | [_, _, _, _, ..] => None,
-            [""] => None,
-            [resource] | [resource, "{name}"] => Some(resource.to_owned()),
-            [resource, "{name}", sub] => Some(format!("{resource}/{sub}")),
-            _ => None,
-        }
-    }).collect();
+    let core: BTreeSet<String> = paths["paths"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .filter_map(|path| {
+            let rest = path.strip_prefix("/api/v1/")?;
+            let rest = rest.strip_prefix("namespaces/{namespace}/").unwrap_or(rest);
+            let parts: Vec<&str> = rest.trim_end_matches('/').split('/').collect();
+            match parts[..] {
+                ["watch", ..] | [_, _, _, _, ..] => None,
+                [""] => None,
+                [resource] | [resource, "{name}"] => Some(resource.to_owned()),
+                [resource, "{name}", sub] => Some(format!("{resource}/{sub}")),
+                _ => None,
+            }
+        })
+        .collect();
     for name in core {
         let (resource, sub) = name.split_once('/').unwrap_or((&name, ""));
         let row = rows.iter().find(|kind| kind.gvr() == Gvr::new("", "v1", resource));

@@ -55,11 +55,14 @@ pub(super) const PRIORITY_LEVEL: &[Row] = &[
     NAME,
     s("Type", |o, _| text(o, "/spec/type").into()),
     s("NominalConcurrencyShares", |o, _| {
-        number_or_none(o, if text(o, "/spec/type") == "Exempt" {
-            "/spec/exempt/nominalConcurrencyShares"
-        } else {
-            "/spec/limited/nominalConcurrencyShares"
-        })
+        number_or_none(
+            o,
+            if text(o, "/spec/type") == "Exempt" {
+                "/spec/exempt/nominalConcurrencyShares"
+            } else {
+                "/spec/limited/nominalConcurrencyShares"
+            },
+        )
     }),
     s("Queues", |o, _| number_or_none(o, "/spec/limited/limitResponse/queuing/queues")),
     s("HandSize", |o, _| number_or_none(o, "/spec/limited/limitResponse/queuing/handSize")),

@@ -4,7 +4,9 @@ use super::*;
 
 pub(super) const STATEFUL_SET: &[Row] = &[
     NAME,
-    s("Ready", |o, _| format!("{}/{}", number(o, "/status/readyReplicas"), number(o, "/spec/replicas")).into()),
+    s("Ready", |o, _| {
+        format!("{}/{}", number(o, "/status/readyReplicas"), number(o, "/spec/replicas")).into()
+    }),
     AGE,
     wide("Containers", |o, _| template(o, "name").into()),
     wide("Images", |o, _| template(o, "image").into()),
@@ -106,12 +108,8 @@ pub(super) const DISRUPTION_BUDGET: &[Row] = &[
     AGE,
 ];
 
-pub(super) const QUOTA: &[Row] = &[
-    NAME,
-    s("Request", |o, _| quota(o, false).into()),
-    s("Limit", |o, _| quota(o, true).into()),
-    AGE,
-];
+pub(super) const QUOTA: &[Row] =
+    &[NAME, s("Request", |o, _| quota(o, false).into()), s("Limit", |o, _| quota(o, true).into()), AGE];
 
 pub(super) fn containers(object: &Value, pointer: &str, field: &str) -> String {
     join(list(object, pointer).iter().map(|c| c[field].as_str().unwrap_or("")), ",")
@@ -162,8 +160,11 @@ const METRICS_LEN_MAX: usize = 2;
 
 fn targets(autoscaler: &Value) -> String {
     let current = list(autoscaler, "/status/currentMetrics");
-    let all: Vec<String> =
-        list(autoscaler, "/spec/metrics").iter().enumerate().map(|(i, m)| target(m, current.get(i))).collect();
+    let all: Vec<String> = list(autoscaler, "/spec/metrics")
+        .iter()
+        .enumerate()
+        .map(|(i, m)| target(m, current.get(i)))
+        .collect();
     let shown = all[..all.len().min(METRICS_LEN_MAX)].join(", ");
     match all.len() {
         0 => NONE.to_owned(),
@@ -183,7 +184,8 @@ fn target(metric: &Value, current: Option<&Value>) -> String {
         _ => return "<unknown type>".to_owned(),
     };
     let source = metric.get(field).unwrap_or(&Value::Null);
-    let now = current.filter(|now| now["type"] == metric["type"]).and_then(|now| now.get(field)?.get("current"));
+    let now =
+        current.filter(|now| now["type"] == metric["type"]).and_then(|now| now.get(field)?.get("current"));
     let name = if named { format!("{}: ", text(source, "/name")) } else { String::new() };
     let is = |field: &str| match now.and_then(|now| now.get(field)) {
         Some(Value::String(text)) => text.clone(),

@@ -29,8 +29,12 @@ pub(super) fn autoscaler(object: &mut Value) {
         spec.insert("metrics".into(), vec![metric].into());
     }
     let Some(behavior) = existing(spec, "behavior") else { return };
-    scaling_rules(behavior, "scaleUp", json!([
-        {"type": "Pods", "value": 4, "periodSeconds": 15}, {"type": "Percent", "value": 100, "periodSeconds": 15}]));
+    scaling_rules(
+        behavior,
+        "scaleUp",
+        json!([
+        {"type": "Pods", "value": 4, "periodSeconds": 15}, {"type": "Percent", "value": 100, "periodSeconds": 15}]),
+    );
     scaling_rules(behavior, "scaleDown", json!([{"type": "Percent", "value": 100, "periodSeconds": 15}]));
 }
 
@@ -75,7 +79,9 @@ pub(super) fn limit_range(object: &mut Value) {
         for (from, to) in [("max", "default"), ("default", "defaultRequest"), ("min", "defaultRequest")] {
             let Some(Value::Object(amounts)) = limit.get(from).cloned() else { continue };
             let Some(target) = child(limit, to) else { continue };
-            for (name, amount) in amounts.into_iter().filter(|(_, amount)| Quantity::from_value(amount).is_ok()) {
+            for (name, amount) in
+                amounts.into_iter().filter(|(_, amount)| Quantity::from_value(amount).is_ok())
+            {
                 target.entry(name).or_insert(amount);
             }
         }

@@ -42,7 +42,11 @@ fn validate(value: &Value) -> Vec<FieldError> {
             errors.invalid(spec.at("caBundle"), format!("{} bytes", spec.str("caBundle").len()), why);
         }
         if insecure {
-            errors.invalid(spec.at("insecureSkipTLSVerify"), true, "local APIServices may not have insecureSkipTLSVerify");
+            errors.invalid(
+                spec.at("insecureSkipTLSVerify"),
+                true,
+                "local APIServices may not have insecureSkipTLSVerify",
+            );
         }
         return errors.0;
     };

@@ -64,7 +64,9 @@ fn fill(holder: &mut Value, field: &str, entries: &[(&str, &String)]) {
     if holder.is_null() {
         *holder = json!({});
     }
-    let Some(map) = holder.as_object_mut().map(|h| h.entry(field).or_insert_with(|| json!({}))) else { return };
+    let Some(map) = holder.as_object_mut().map(|h| h.entry(field).or_insert_with(|| json!({}))) else {
+        return;
+    };
     for (key, value) in entries {
         if let Some(map) = map.as_object_mut() {
             map.entry(*key).or_insert_with(|| (*value).clone().into());
@@ -108,7 +110,8 @@ fn job(value: &Value) -> Vec<FieldError> {
             None => errors.required(path, &why),
         }
     }
-    let labels = json!({"metadata": {"labels": expected.into_iter().collect::<std::collections::BTreeMap<_, _>>()}});
+    let labels =
+        json!({"metadata": {"labels": expected.into_iter().collect::<std::collections::BTreeMap<_, _>>()}});
     if parsed.is_ok_and(|selector| !selector.matches(&labels)) {
         let value = spec.child("selector").value.clone();
         errors.invalid(spec.at("selector"), value, "`selector` not auto-generated");
@@ -184,7 +187,8 @@ fn completion_mode(spec: &At<'_>, errors: &mut Errors) -> bool {
                 errors.required(spec.at("completions"), "when completion mode is Indexed");
             }
             if let Some(n) = spec.int("parallelism").filter(|n| *n > INDEXED_MAX) {
-                let why = format!("must be less than or equal to {INDEXED_MAX} when completion mode is Indexed");
+                let why =
+                    format!("must be less than or equal to {INDEXED_MAX} when completion mode is Indexed");
                 errors.invalid(spec.at("parallelism"), n, why);
             }
             true
@@ -244,7 +248,10 @@ fn failure_policy(policy: &At<'_>, spec: &At<'_>, errors: &mut Errors) {
                 errors.invalid(rule.at("action"), "FailIndex", why);
             }
             "Count" | "FailIndex" | "FailJob" | "Ignore" => {}
-            "" => errors.required(rule.at("action"), "valid values: [\"Count\" \"FailIndex\" \"FailJob\" \"Ignore\"]"),
+            "" => errors.required(
+                rule.at("action"),
+                "valid values: [\"Count\" \"FailIndex\" \"FailJob\" \"Ignore\"]",
+            ),
             other => {
                 let supported = &["Count", "FailIndex", "FailJob", "Ignore"];
                 errors.not_supported(rule.at("action"), other, supported);
@@ -306,7 +313,10 @@ fn exit_codes(at: &At<'_>, containers: &[&str], errors: &mut Errors) {
 fn success_policy(policy: &At<'_>, spec: &At<'_>, errors: &mut Errors) {
     let (count, path) = (policy.list("rules").len(), policy.at("rules"));
     if count == 0 {
-        errors.required(path.clone(), "at least one rules must be specified when the successPolicy is specified");
+        errors.required(
+            path.clone(),
+            "at least one rules must be specified when the successPolicy is specified",
+        );
     }
     if count > RULES_MAX {
         errors.push(FieldError::too_many(path, count, RULES_MAX));
@@ -340,7 +350,8 @@ fn success_policy(policy: &At<'_>, spec: &At<'_>, errors: &mut Errors) {
         if let (Some(wanted), Some(completions)) = (wanted, completions)
             && wanted > completions
         {
-            let why = format!("must be less than or equal to {completions} (the number of specified completions)");
+            let why =
+                format!("must be less than or equal to {completions} (the number of specified completions)");
             errors.invalid(rule.at("succeededCount"), wanted, why);
         }
     }
@@ -350,9 +361,7 @@ fn success_policy(policy: &At<'_>, spec: &At<'_>, errors: &mut Errors) {
 fn count_indexes(text: &str, completions: i64) -> Result<i64, String> {
     let number = |text: &str, what: &str| -> Result<i64, String> {
         let parsed = text.parse::<i64>().ok().filter(|n| *n >= 0);
-        let index = parsed.ok_or_else(|| {
-            format!("cannot convert string to integer for index: {text:?}")
-        })?;
+        let index = parsed.ok_or_else(|| format!("cannot convert string to integer for index: {text:?}"))?;
         match index < completions {
             true => Ok(index),
             false => Err(format!("too large index for {what}: {text:?}")),
@@ -377,7 +386,8 @@ fn count_indexes(text: &str, completions: i64) -> Result<i64, String> {
 fn job_create(value: &Value) -> Vec<FieldError> {
     let (root, mut errors) = (At::root(value), Errors::default());
     let spec = root.child("spec");
-    if let ("Indexed", Some(completions)) = (spec.str("completionMode"), spec.int("completions").filter(|n| *n > 0))
+    if let ("Indexed", Some(completions)) =
+        (spec.str("completionMode"), spec.int("completions").filter(|n| *n > 0))
     {
         let hostname = format!("{}-{}", meta::name(value), completions - 1);
         for message in names::is_dns1123_label(&hostname) {
@@ -391,7 +401,8 @@ fn job_create(value: &Value) -> Vec<FieldError> {
 fn job_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let (spec, old_spec, mut errors) =
         (At::root(new).child("spec"), At::root(old).child("spec"), Errors::default());
-    let elastic = spec.str("completionMode") == "Indexed" && spec.has("completions") && old_spec.has("completions");
+    let elastic =
+        spec.str("completionMode") == "Indexed" && spec.has("completions") && old_spec.has("completions");
     if !elastic {
         errors.immutable(&spec, &old_spec, "completions");
     } else if spec.int("completions") != old_spec.int("completions")
@@ -410,7 +421,8 @@ fn job_update(new: &Value, old: &Value) -> Vec<FieldError> {
         let value = spec.child("template").value.clone();
         errors.invalid(spec.at("template"), value, names::FIELD_IMMUTABLE);
     }
-    for field in ["completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"] {
+    for field in ["completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"]
+    {
         errors.immutable(&spec, &old_spec, field);
     }
     errors.0

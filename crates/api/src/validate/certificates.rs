@@ -170,7 +170,11 @@ fn conditions(new: &Value, old: &Value, approval: bool) -> Vec<FieldError> {
     let (status, had) = (root.child("status"), old_root.child("status"));
     let path = status.at("conditions");
     let of = |at: &At<'_>, kind: &str| {
-        at.list("conditions").iter().filter(|condition| condition["type"] == kind).cloned().collect::<Vec<_>>()
+        at.list("conditions")
+            .iter()
+            .filter(|condition| condition["type"] == kind)
+            .cloned()
+            .collect::<Vec<_>>()
     };
     for kind in ["Approved", "Denied", "Failed"] {
         let (now, before) = (of(&status, kind), of(&had, kind));

@@ -19,12 +19,9 @@ const RESERVED_MAX: usize = 256;
 pub(super) fn strategy(kind: &str) -> Strategy {
     let none = Strategy::default();
     match kind {
-        "ResourceClaim" => Strategy {
-            validate: claim,
-            validate_update: spec_stays,
-            validate_status: claim_status,
-            ..none
-        },
+        "ResourceClaim" => {
+            Strategy { validate: claim, validate_update: spec_stays, validate_status: claim_status, ..none }
+        }
         "ResourceClaimTemplate" => Strategy { validate: template, validate_update: spec_stays, ..none },
         "DeviceClass" => Strategy { validate: class, ..none },
         "ResourceSlice" => Strategy {
@@ -58,7 +55,8 @@ fn template(value: &Value) -> Vec<FieldError> {
     let (spec, mut errors) = (At::root(value).child("spec"), Errors::default());
     let metadata = spec.child("metadata");
     errors.extend(names::validate_labels(metadata.value.get("labels"), &metadata.at("labels")));
-    errors.extend(names::validate_annotations(metadata.value.get("annotations"), &metadata.at("annotations")));
+    errors
+        .extend(names::validate_annotations(metadata.value.get("annotations"), &metadata.at("annotations")));
     claim_spec(&spec.child("spec"), &mut errors);
     errors.0
 }
@@ -92,17 +90,18 @@ fn claim_spec(spec: &At<'_>, errors: &mut Errors) {
                 }
             }
             (Some(_), false) => {
-                let why = "exactly one of `exactly` or `firstAvailable` is required, but multiple fields are set";
+                let why =
+                    "exactly one of `exactly` or `firstAvailable` is required, but multiple fields are set";
                 errors.invalid(request.path.clone(), request.value.clone(), why);
             }
-            (None, true) => errors.required(
-                request.path.clone(),
-                "exactly one of `exactly` or `firstAvailable` is required",
-            ),
+            (None, true) => errors
+                .required(request.path.clone(), "exactly one of `exactly` or `firstAvailable` is required"),
         }
     }
     let named = |at: &At<'_>, errors: &mut Errors| {
-        for (i, name) in at.strings("requests").enumerate().filter(|(_, name)| !known.iter().any(|k| k == name)) {
+        for (i, name) in
+            at.strings("requests").enumerate().filter(|(_, name)| !known.iter().any(|k| k == name))
+        {
             let why = "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'";
             errors.invalid(at.at("requests").index(i), name, why);
         }
@@ -146,7 +145,11 @@ fn device_request(at: &At<'_>, errors: &mut Errors) {
         errors.checked(&toleration, "key", names::is_qualified_name);
         match toleration.str("operator") {
             "Exists" if !toleration.str("value").is_empty() => {
-                errors.invalid(toleration.at("value"), toleration.str("value"), "must be empty for operator `Exists`");
+                errors.invalid(
+                    toleration.at("value"),
+                    toleration.str("value"),
+                    "must be empty for operator `Exists`",
+                );
             }
             "Exists" | "Equal" => {}
             other => errors.not_supported(toleration.at("operator"), other, &["Equal", "Exists"]),
@@ -288,7 +291,8 @@ fn device(at: &At<'_>, errors: &mut Errors) {
 }
 
 fn slice_update(new: &Value, old: &Value) -> Vec<FieldError> {
-    let (now, had, mut errors) = (At::root(new).child("spec"), At::root(old).child("spec"), Errors::default());
+    let (now, had, mut errors) =
+        (At::root(new).child("spec"), At::root(old).child("spec"), Errors::default());
     for field in ["driver", "nodeName"] {
         errors.immutable(&now, &had, field);
     }

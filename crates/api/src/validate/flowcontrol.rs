@@ -31,7 +31,11 @@ fn flow_schema(value: &Value) -> Vec<FieldError> {
         errors.invalid(spec.at("matchingPrecedence"), precedence, why);
     }
     if precedence == 1 && meta::name(value) != "exempt" {
-        errors.invalid(spec.at("matchingPrecedence"), 1, "only the schema named 'exempt' may have matchingPrecedence 1");
+        errors.invalid(
+            spec.at("matchingPrecedence"),
+            1,
+            "only the schema named 'exempt' may have matchingPrecedence 1",
+        );
     }
     if let Some(method) = spec.get("distinguisherMethod")
         && !matches!(method.str("type"), "ByUser" | "ByNamespace")
@@ -52,7 +56,10 @@ fn rules(at: &At<'_>, errors: &mut Errors) {
     }
     at.items("subjects").for_each(|subject| self::subject(&subject, errors));
     if at.list("resourceRules").is_empty() && at.list("nonResourceRules").is_empty() {
-        errors.required(at.path.clone(), "at least one of resourceRules and nonResourceRules has to be non-empty");
+        errors.required(
+            at.path.clone(),
+            "at least one of resourceRules and nonResourceRules has to be non-empty",
+        );
     }
     for rule in at.items("resourceRules") {
         verbs(&rule, errors);
@@ -150,7 +157,11 @@ fn priority_level(value: &Value) -> Vec<FieldError> {
         other => errors.not_supported(spec.at("type"), other, &["Exempt", "Limited"]),
     }
     if name == "exempt" && spec.str("type") != "Exempt" {
-        errors.invalid(spec.at("type"), spec.str("type"), "type must be 'Exempt' if and only if name is 'exempt'");
+        errors.invalid(
+            spec.at("type"),
+            spec.str("type"),
+            "type must be 'Exempt' if and only if name is 'exempt'",
+        );
     }
     if name != "exempt" && spec.str("type") == "Exempt" {
         errors.invalid(spec.at("type"), "Exempt", "type must be 'Exempt' if and only if name is 'exempt'");
@@ -181,7 +192,10 @@ fn limited(at: &At<'_>, errors: &mut Errors) {
     match response.str("type") {
         "Reject" => {
             if response.has("queuing") {
-                errors.forbidden(response.at("queuing"), "must be nil if limited.limitResponse.type is not Limited");
+                errors.forbidden(
+                    response.at("queuing"),
+                    "must be nil if limited.limitResponse.type is not Limited",
+                );
             }
         }
         "Queue" => match response.get("queuing") {

@@ -69,7 +69,11 @@ fn ingress(value: &Value) -> Vec<FieldError> {
 }
 
 fn is_host(host: &str) -> names::Messages {
-    if host.contains('*') { names::is_wildcard_dns1123_subdomain(host) } else { names::is_dns1123_subdomain(host) }
+    if host.contains('*') {
+        names::is_wildcard_dns1123_subdomain(host)
+    } else {
+        names::is_dns1123_subdomain(host)
+    }
 }
 
 fn ingress_rule(rule: &At<'_>, errors: &mut Errors) {
@@ -93,7 +97,9 @@ fn ingress_rule(rule: &At<'_>, errors: &mut Errors) {
                     errors.invalid(field.clone(), path, "must be an absolute path");
                 }
                 if !path.is_empty() {
-                    for part in ["//", "/./", "/../", "%2f", "%2F"].iter().filter(|part| path.contains(**part)) {
+                    for part in
+                        ["//", "/./", "/../", "%2f", "%2F"].iter().filter(|part| path.contains(**part))
+                    {
                         errors.invalid(field.clone(), path, format!("must not contain '{part}'"));
                     }
                     for end in ["/..", "/."].iter().filter(|end| path.ends_with(**end)) {
@@ -158,7 +164,8 @@ fn local_reference(at: &At<'_>, errors: &mut Errors) {
 
 fn ingress_create(value: &Value) -> Vec<FieldError> {
     let (root, mut errors) = (At::root(value), Errors::default());
-    if let Some(class) = meta::annotation(value, CLASS_ANNOTATION).filter(|_| root.child("spec").has("ingressClassName"))
+    if let Some(class) =
+        meta::annotation(value, CLASS_ANNOTATION).filter(|_| root.child("spec").has("ingressClassName"))
     {
         let path = root.at("metadata").child("annotations").key(CLASS_ANNOTATION);
         errors.invalid(path, class, "can not be set when the class field is also set");
@@ -353,7 +360,8 @@ fn service_cidr(value: &Value) -> Vec<FieldError> {
             let families: Vec<bool> =
                 cidrs.iter().filter_map(|cidr| names::parse_cidr(cidr)).map(|(ip, _)| ip.is_ipv6()).collect();
             if families.len() == 2 && families[0] == families[1] {
-                let why = "may specify no more than one IP for each IP family, i.e. 192.168.0.0/24, 2001:db8::/96";
+                let why =
+                    "may specify no more than one IP for each IP family, i.e. 192.168.0.0/24, 2001:db8::/96";
                 errors.invalid(path, cidrs, why);
             }
         }
@@ -363,7 +371,8 @@ fn service_cidr(value: &Value) -> Vec<FieldError> {
 
 /// A second family may join; what is there stays.
 fn service_cidr_update(new: &Value, old: &Value) -> Vec<FieldError> {
-    let (now, had, mut errors) = (At::root(new).child("spec"), At::root(old).child("spec"), Errors::default());
+    let (now, had, mut errors) =
+        (At::root(new).child("spec"), At::root(old).child("spec"), Errors::default());
     let (cidrs, before) = (now.list("cidrs"), had.list("cidrs"));
     let grows = before.len() == 1 && cidrs.len() == 2 && cidrs[0] == before[0];
     if !grows && !same(now.value.get("cidrs"), had.value.get("cidrs")) {

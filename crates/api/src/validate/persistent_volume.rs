@@ -103,7 +103,8 @@ pub(super) fn csi(at: &At<'_>, errors: &mut Errors) {
 }
 
 fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
-    let (now, had, mut errors) = (At::root(new).child("spec"), At::root(old).child("spec"), Errors::default());
+    let (now, had, mut errors) =
+        (At::root(new).child("spec"), At::root(old).child("spec"), Errors::default());
     let source = |at: &At<'_>| {
         let fields = volume::source_fields().filter_map(|f| Some((f.to_owned(), at.value.get(f)?.clone())));
         Value::Object(fields.collect::<Map<_, _>>())

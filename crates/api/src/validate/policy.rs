@@ -15,7 +15,12 @@ pub(super) fn disruption_budget_strategy() -> Strategy {
 }
 
 pub(super) fn quota_strategy() -> Strategy {
-    Strategy { validate: quota, validate_update: quota_update, validate_status: quota_status, ..Strategy::default() }
+    Strategy {
+        validate: quota,
+        validate_update: quota_update,
+        validate_status: quota_status,
+        ..Strategy::default()
+    }
 }
 
 pub(super) fn limit_range_strategy() -> Strategy {
@@ -102,9 +107,9 @@ fn counts_under(scope: &str, name: &str) -> bool {
         }
         _ => {
             matches!(name, "pods" | "cpu" | "memory" | "ephemeral-storage")
-                || ["requests.", "limits."].iter().any(|prefix| {
-                    name.strip_prefix(prefix).is_some_and(|name| name != "storage")
-                })
+                || ["requests.", "limits."]
+                    .iter()
+                    .any(|prefix| name.strip_prefix(prefix).is_some_and(|name| name != "storage"))
         }
     }
 }
@@ -144,7 +149,8 @@ fn scope_selector(at: &At<'_>, hard: &[&str], errors: &mut Errors) {
 }
 
 fn quota_update(new: &Value, old: &Value) -> Vec<FieldError> {
-    let (now, had, mut errors) = (At::root(new).child("spec"), At::root(old).child("spec"), Errors::default());
+    let (now, had, mut errors) =
+        (At::root(new).child("spec"), At::root(old).child("spec"), Errors::default());
     let sorted = |at: &At<'_>| {
         let mut scopes: Vec<String> = at.strings("scopes").map(str::to_owned).collect();
         scopes.sort_unstable();
@@ -211,7 +217,8 @@ fn limit_item(limit: &At<'_>, kind: &str, errors: &mut Errors) {
         let why = "either minimum or maximum storage value is required, but neither was provided";
         errors.required(limit.path.clone(), why);
     }
-    let mut names: Vec<&String> = LIMITS.iter().flat_map(|list| limit.entries(list)).map(|(name, _)| name).collect();
+    let mut names: Vec<&String> =
+        LIMITS.iter().flat_map(|list| limit.entries(list)).map(|(name, _)| name).collect();
     names.sort_unstable();
     names.dedup();
     for name in names {
@@ -224,15 +231,16 @@ fn limits_agree(limit: &At<'_>, name: &str, errors: &mut Errors) {
     let get = |list: &str| limit.child(list).quantity(name);
     let (min, max) = (get("min"), get("max"));
     let (default, request, ratio) = (get("default"), get("defaultRequest"), get("maxLimitRequestRatio"));
-    let mut ordered = |low: Option<Quantity>, low_name: &str, high: Option<Quantity>, high_name: &str, at: &str| {
-        if let (Some(low), Some(high)) = (low, high)
-            && low > high
-        {
-            let shown = if at == "min" { get("min") } else { get(at) };
-            let why = format!("{low_name} value {low} is greater than {high_name} value {high}");
-            errors.invalid(limit.at(at).key(name), shown.unwrap_or_default().to_string(), why);
-        }
-    };
+    let mut ordered =
+        |low: Option<Quantity>, low_name: &str, high: Option<Quantity>, high_name: &str, at: &str| {
+            if let (Some(low), Some(high)) = (low, high)
+                && low > high
+            {
+                let shown = if at == "min" { get("min") } else { get(at) };
+                let why = format!("{low_name} value {low} is greater than {high_name} value {high}");
+                errors.invalid(limit.at(at).key(name), shown.unwrap_or_default().to_string(), why);
+            }
+        };
     ordered(min, "min", max, "max", "min");
     ordered(min, "min", request, "default request", "defaultRequest");
     ordered(request, "default request", max, "max", "defaultRequest");

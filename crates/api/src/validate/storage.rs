@@ -208,7 +208,8 @@ fn driver(value: &Value) -> Vec<FieldError> {
 }
 
 fn driver_update(new: &Value, old: &Value) -> Vec<FieldError> {
-    let (now, had, mut errors) = (At::root(new).child("spec"), At::root(old).child("spec"), Errors::default());
+    let (now, had, mut errors) =
+        (At::root(new).child("spec"), At::root(old).child("spec"), Errors::default());
     for (field, shown) in [
         ("attachRequired", "attachedRequired"),
         ("fsGroupPolicy", "fsGroupPolicy"),
@@ -254,7 +255,8 @@ fn node(value: &Value) -> Vec<FieldError> {
 
 /// Drivers come and go; one that stays keeps what it is, but for how much it can take.
 fn node_update(new: &Value, old: &Value) -> Vec<FieldError> {
-    let (now, had, mut errors) = (At::root(new).child("spec"), At::root(old).child("spec"), Errors::default());
+    let (now, had, mut errors) =
+        (At::root(new).child("spec"), At::root(old).child("spec"), Errors::default());
     let fixed = |driver: &Value| {
         let mut driver = driver.clone();
         if let Some(fields) = driver.as_object_mut() {

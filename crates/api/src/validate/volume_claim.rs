@@ -127,7 +127,8 @@ fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     if !had.has("dataSourceRef") && had.has("dataSource") {
         take("dataSourceRef");
     }
-    let storage = |at: &At<'_>| at.child("resources").child("requests").quantity("storage").unwrap_or_default();
+    let storage =
+        |at: &At<'_>| at.child("resources").child("requests").quantity("storage").unwrap_or_default();
     if bound && let Some(requests) = now.value.pointer("/resources/requests/storage") {
         if !allowed["resources"]["requests"].is_object() {
             allowed["resources"] = json!({"requests": {}});
@@ -140,7 +141,8 @@ fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
             "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
         );
     }
-    let capacity: Quantity = old_root.child("status").child("capacity").quantity("storage").unwrap_or_default();
+    let capacity: Quantity =
+        old_root.child("status").child("capacity").quantity("storage").unwrap_or_default();
     if bound && storage(&now) < storage(&had) && storage(&now) <= capacity {
         let path = now.at("resources").child("requests").child("storage");
         errors.forbidden(path, "field can not be less than status.capacity");

@@ -58,14 +58,26 @@ const CONTAINER_WITHOUT_EFFECT: &[(&str, &str)] = &[("resizePolicy", "containers
 /// Kinds that are stored and served, and that nothing in this cluster acts on yet.
 const KINDS_WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
     ("", "LimitRange", "LimitRange: has no effect in this cluster yet: no limits are put on Pods"),
-    ("", "PersistentVolume", "PersistentVolume: has no effect in this cluster yet: volumes are not bound to claims"),
+    (
+        "",
+        "PersistentVolume",
+        "PersistentVolume: has no effect in this cluster yet: volumes are not bound to claims",
+    ),
     (
         "",
         "PersistentVolumeClaim",
         "PersistentVolumeClaim: has no effect in this cluster yet: claims are not bound to volumes",
     ),
-    ("", "ReplicationController", "ReplicationController: has no effect in this cluster yet: no Pods are made from it"),
-    ("", "ResourceQuota", "ResourceQuota: has no effect in this cluster yet: use is neither counted nor limited"),
+    (
+        "",
+        "ReplicationController",
+        "ReplicationController: has no effect in this cluster yet: no Pods are made from it",
+    ),
+    (
+        "",
+        "ResourceQuota",
+        "ResourceQuota: has no effect in this cluster yet: use is neither counted nor limited",
+    ),
     ("admissionregistration.k8s.io", "MutatingAdmissionPolicy", ADMISSION),
     ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding", ADMISSION),
     ("admissionregistration.k8s.io", "MutatingWebhookConfiguration", ADMISSION),
@@ -93,12 +105,32 @@ const KINDS_WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
     ),
     ("flowcontrol.apiserver.k8s.io", "FlowSchema", FLOW),
     ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration", FLOW),
-    ("networking.k8s.io", "IPAddress", "IPAddress: has no effect in this cluster yet: addresses are allocated elsewhere"),
+    (
+        "networking.k8s.io",
+        "IPAddress",
+        "IPAddress: has no effect in this cluster yet: addresses are allocated elsewhere",
+    ),
     ("networking.k8s.io", "Ingress", "Ingress: has no effect in this cluster yet: no controller serves it"),
-    ("networking.k8s.io", "IngressClass", "IngressClass: has no effect in this cluster yet: no Ingress gets it by default"),
-    ("networking.k8s.io", "NetworkPolicy", "NetworkPolicy: has no effect in this cluster yet: traffic is not filtered"),
-    ("networking.k8s.io", "ServiceCIDR", "ServiceCIDR: has no effect in this cluster yet: Services keep the range they have"),
-    ("node.k8s.io", "RuntimeClass", "RuntimeClass: has no effect in this cluster yet: nodes have one runtime"),
+    (
+        "networking.k8s.io",
+        "IngressClass",
+        "IngressClass: has no effect in this cluster yet: no Ingress gets it by default",
+    ),
+    (
+        "networking.k8s.io",
+        "NetworkPolicy",
+        "NetworkPolicy: has no effect in this cluster yet: traffic is not filtered",
+    ),
+    (
+        "networking.k8s.io",
+        "ServiceCIDR",
+        "ServiceCIDR: has no effect in this cluster yet: Services keep the range they have",
+    ),
+    (
+        "node.k8s.io",
+        "RuntimeClass",
+        "RuntimeClass: has no effect in this cluster yet: nodes have one runtime",
+    ),
     (
         "policy",
         "PodDisruptionBudget",
@@ -115,7 +147,11 @@ const KINDS_WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
         "CSIStorageCapacity",
         "CSIStorageCapacity: has no effect in this cluster yet: the scheduler does not look at it",
     ),
-    ("storage.k8s.io", "StorageClass", "StorageClass: has no effect in this cluster yet: no volumes are provisioned"),
+    (
+        "storage.k8s.io",
+        "StorageClass",
+        "StorageClass: has no effect in this cluster yet: no volumes are provisioned",
+    ),
     (
         "storage.k8s.io",
         "VolumeAttachment",
@@ -128,9 +164,9 @@ const KINDS_WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
     ),
 ];
 
-const ADMISSION: &str =
-    "admissionregistration.k8s.io: has no effect in this cluster yet: neither webhooks nor policies are asked";
-const FLOW: &str = "flowcontrol.apiserver.k8s.io: has no effect in this cluster yet: requests are not queued by flow";
+const ADMISSION: &str = "admissionregistration.k8s.io: has no effect in this cluster yet: neither webhooks nor policies are asked";
+const FLOW: &str =
+    "flowcontrol.apiserver.k8s.io: has no effect in this cluster yet: requests are not queued by flow";
 const DEVICES: &str = "resource.k8s.io: has no effect in this cluster yet: devices are not allocated";
 
 /// What a write of a kind is warned of, where nothing acts on the kind yet.

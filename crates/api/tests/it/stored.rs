@@ -37,7 +37,8 @@ fn new_objects_are_stored_and_shown_as_upstream_does() {
         let found = [object, names.join("|").into(), cells.join("|").into()];
         for (name, found) in ["stored", "columns", "cells"].iter().zip(found) {
             if row[name] != found {
-                differences.push(format!("{} {name}\n  expected {}\n  found    {found}", kind.gvk.kind, row[name]));
+                differences
+                    .push(format!("{} {name}\n  expected {}\n  found    {found}", kind.gvk.kind, row[name]));
             }
         }
         count += 1;

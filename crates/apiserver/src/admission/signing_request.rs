@@ -16,8 +16,11 @@ impl Plugin for Requestor {
     fn admit<'a>(&'a self, request: &'a mut Admission<'_>) -> BoxFuture<'a, Result<(), Status>> {
         if request.operation == Operation::Create
             && request.is("certificates.k8s.io", "certificatesigningrequests", "")
-            && let Some(spec) =
-                request.object.as_mut().and_then(|object| object.get_mut("spec")).and_then(Value::as_object_mut)
+            && let Some(spec) = request
+                .object
+                .as_mut()
+                .and_then(|object| object.get_mut("spec"))
+                .and_then(Value::as_object_mut)
         {
             let who = request.identity;
             for (field, value) in [

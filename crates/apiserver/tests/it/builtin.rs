@@ -15,7 +15,8 @@ fn path_of(kind: &Kind, object: &Value) -> String {
         "" => "/api/v1".to_owned(),
         group => format!("/apis/{group}/{}", kind.gvk.version),
     };
-    let namespace = if kind.namespaced { format!("/namespaces/{}", meta::namespace(object)) } else { String::new() };
+    let namespace =
+        if kind.namespaced { format!("/namespaces/{}", meta::namespace(object)) } else { String::new() };
     format!("{root}{namespace}/{}", kind.plural)
 }
 
@@ -47,13 +48,17 @@ async fn an_object_of_each_kind_lives_and_dies() {
         // What was read can be written; what does not change is not stored anew.
         assert_eq!(s.put(&format!("{path}/{name}"), &got).await.expect(200), made);
         let list = s.get(&path).await.expect(200);
-        assert_eq!((&list["kind"], &list["items"][0]["metadata"]["name"]), (&json!(*kind.list_kind), &json!(name)));
+        assert_eq!(
+            (&list["kind"], &list["items"][0]["metadata"]["name"]),
+            (&json!(*kind.list_kind), &json!(name))
+        );
         let shown = s.send("GET", &path, &AS_TABLE, "").await.expect(200);
         let cells = shown["rows"][0]["cells"].as_array().unwrap();
         assert_eq!(cells.len(), row["cells"].as_str().unwrap().split('|').count(), "{shown}");
         if kind.has_status() {
             let wrong = json!({"metadata": {"labels": {"seen": "yes"}}});
-            let changed = s.patch(&format!("{path}/{name}/status"), "merge-patch+json", &wrong).await.expect(200);
+            let changed =
+                s.patch(&format!("{path}/{name}/status"), "merge-patch+json", &wrong).await.expect(200);
             assert_eq!(meta::generation(&changed), meta::generation(&made), "a status is no specification");
         }
         let dry = s.delete(&format!("{path}/{name}?dryRun=All")).await.expect(200);
@@ -68,7 +73,8 @@ async fn an_object_of_each_kind_lives_and_dies() {
 #[tokio::test]
 async fn autoscalers_are_the_same_in_both_versions() {
     let s = start().await;
-    let at = |version: &str| format!("/apis/autoscaling/{version}/namespaces/default/horizontalpodautoscalers");
+    let at =
+        |version: &str| format!("/apis/autoscaling/{version}/namespaces/default/horizontalpodautoscalers");
     let old = json!({"apiVersion": "autoscaling/v1", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "web"},
         "spec": {"maxReplicas": 4, "targetCPUUtilizationPercentage": 60,
                  "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"}}});
@@ -85,7 +91,9 @@ async fn autoscalers_are_the_same_in_both_versions() {
     let behavior = &seen["metadata"]["annotations"]["autoscaling.alpha.kubernetes.io/behavior"];
     assert!(behavior.as_str().unwrap().contains("stabilizationWindowSeconds"), "{seen}");
     // An update by the old version keeps what it cannot say.
-    s.patch(&format!("{}/web", at("v1")), "merge-patch+json", &json!({"spec": {"maxReplicas": 9}})).await.expect(200);
+    s.patch(&format!("{}/web", at("v1")), "merge-patch+json", &json!({"spec": {"maxReplicas": 9}}))
+        .await
+        .expect(200);
     let new = s.get(&format!("{}/web", at("v2"))).await.expect(200);
     assert_eq!(new["spec"]["maxReplicas"], 9);
     assert_eq!(new["spec"]["behavior"]["scaleDown"]["stabilizationWindowSeconds"], 5);
@@ -94,7 +102,8 @@ async fn autoscalers_are_the_same_in_both_versions() {
 #[tokio::test]
 async fn every_set_of_pods_scales() {
     let s = start().await;
-    let template = json!({"metadata": {"labels": {"app": "x"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let template =
+        json!({"metadata": {"labels": {"app": "x"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
     for (root, plural, kind, version, selector) in [
         ("/apis/apps/v1", "statefulsets", "StatefulSet", "apps/v1", json!({"matchLabels": {"app": "x"}})),
         ("/api/v1", "replicationcontrollers", "ReplicationController", "v1", json!({"app": "x"})),
@@ -118,18 +127,23 @@ async fn requests_for_certificates_are_approved_apart() {
     let path = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
     let table: Value = serde_saphyr::from_str(TABLE).unwrap();
     let rows = table.as_array().unwrap();
-    let object = &rows.iter().find(|row| row["object"]["kind"] == "CertificateSigningRequest").unwrap()["object"];
+    let object =
+        &rows.iter().find(|row| row["object"]["kind"] == "CertificateSigningRequest").unwrap()["object"];
     s.post(path, object).await.expect(201);
     let approved = json!({"spec": {"signerName": "other.io/x"}, "status": {"certificate": "eA==",
         "conditions": [{"type": "Approved", "status": "True", "reason": "Fine"}]}});
     let got = s.patch(&format!("{path}/jane/approval"), "merge-patch+json", &approved).await.expect(200);
     assert_eq!(got["status"]["conditions"][0]["reason"], "Fine");
-    assert_eq!((&got["status"].get("certificate"), &got["spec"]["signerName"]), (&None, &object["spec"]["signerName"]));
+    assert_eq!(
+        (&got["status"].get("certificate"), &got["spec"]["signerName"]),
+        (&None, &object["spec"]["signerName"])
+    );
     let taken_back = json!({"status": {"conditions": []}});
     let answer = s.patch(&format!("{path}/jane/approval"), "merge-patch+json", &taken_back).await;
     assert_eq!(answer.expect(422)["details"]["causes"][0]["field"], "status.conditions");
-    let issued = s.patch(&format!("{path}/jane/status"), "merge-patch+json", &json!({"status": {"certificate": "eA=="}}));
-    assert_eq!(issued.await.expect(200)["status"]["certificate"], "eA==");
+    let issued = json!({"status": {"certificate": "eA=="}});
+    let got = s.patch(&format!("{path}/jane/status"), "merge-patch+json", &issued).await.expect(200);
+    assert_eq!(got["status"]["certificate"], "eA==");
     let selected = format!("{path}?fieldSelector=spec.signerName%3Dexample.com%2Fsigner");
     assert_eq!(s.get(&selected).await.expect(200)["items"].as_array().unwrap().len(), 1);
 }

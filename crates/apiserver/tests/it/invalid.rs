@@ -80,7 +80,9 @@ async fn refuse(s: &Server, base: &Value, case: &Value) -> Answer {
 async fn invalid_objects_are_refused_over_http() {
     let (mut wrong, mut count) = (Vec::new(), 0);
     let tables = TABLES.map(|text| serde_saphyr::from_str::<Value>(text).unwrap());
-    for (table, case) in tables.iter().flat_map(|t| t["cases"].as_array().unwrap().iter().map(move |c| (t, c))) {
+    for (table, case) in
+        tables.iter().flat_map(|t| t["cases"].as_array().unwrap().iter().map(move |c| (t, c)))
+    {
         let base = &table["bases"][case["base"].as_str().unwrap()];
         if REVIEWS.contains(&meta::kind(base)) {
             continue;

@@ -72,21 +72,39 @@ spec: {limits: [{type: PersistentVolumeClaim, max: {storage: 10Gi}}]}
 
 fn each_kind(scope: &Scope<'_>) -> Result<()> {
     let said = scope.kubectl_stdin(&["apply", "-f", "-"], OBJECTS)?;
-    for made in ["statefulset.apps/db", "job.batch/pi", "persistentvolumeclaim/data", "ingress.networking.k8s.io/web"] {
+    for made in
+        ["statefulset.apps/db", "job.batch/pi", "persistentvolumeclaim/data", "ingress.networking.k8s.io/web"]
+    {
         ensure!(said.contains(&format!("{made} created")), "{made}: {said}");
     }
     let again = scope.kubectl_stdin(&["apply", "-f", "-"], OBJECTS)?;
     ensure!(!again.contains("configured") && again.contains("cronjob.batch/nightly unchanged"), "{again}");
     let all = scope.kubectl(&["get", "all"])?;
-    for part in ["statefulset.apps/db", "daemonset.apps/agent", "replicationcontroller/old", "job.batch/pi",
-        "cronjob.batch/nightly", "horizontalpodautoscaler.autoscaling/web", "NODE SELECTOR", "none=here"]
-    {
+    for part in [
+        "statefulset.apps/db",
+        "daemonset.apps/agent",
+        "replicationcontroller/old",
+        "job.batch/pi",
+        "cronjob.batch/nightly",
+        "horizontalpodautoscaler.autoscaling/web",
+        "NODE SELECTOR",
+        "none=here",
+    ] {
         ensure!(all.contains(part), "no {part}: {all}");
     }
     let wide = scope.kubectl(&["get", "sts,ds,rc,job,cj,hpa,pdb,pvc,ing,netpol", "-o", "wide"])?;
-    for part in ["TIMEZONE", "Europe/Berlin", "cpu: <unknown>/80%", "ALLOWED DISRUPTIONS", "VOLUMEMODE",
-        "VOLUMEATTRIBUTESCLASS", "example.com", "POD-SELECTOR", "CONTAINERS", "IMAGES"]
-    {
+    for part in [
+        "TIMEZONE",
+        "Europe/Berlin",
+        "cpu: <unknown>/80%",
+        "ALLOWED DISRUPTIONS",
+        "VOLUMEMODE",
+        "VOLUMEATTRIBUTESCLASS",
+        "example.com",
+        "POD-SELECTOR",
+        "CONTAINERS",
+        "IMAGES",
+    ] {
         ensure!(wide.contains(part), "no {part}: {wide}");
     }
     let explained = scope.kubectl(&["explain", "cronjob.spec.jobTemplate.spec.backoffLimit"])?;
