@@ -38,7 +38,7 @@ async fn an_object_of_each_kind_lives_and_dies() {
         let (kind, name) = (kind_of(&s, object), meta::name(object));
         let path = path_of(&kind, object);
         let answer = s.post(&path, object).await;
-        let told = kind.strategy.without_effect.map(str::to_owned);
+        let told = kind.strategy.without_effect.map(|warning| format!("299 - \"{warning}\""));
         assert_eq!(answer.warnings().first(), told.as_ref(), "{object}");
         let made = answer.expect(201);
         assert_eq!(made.get("status").is_some(), row["stored"].get("status").is_some(), "{made}");
@@ -152,7 +152,7 @@ async fn requests_for_certificates_are_approved_apart() {
 async fn components_have_a_status() {
     let s = start().await;
     let answer = s.get("/api/v1/componentstatuses").await;
-    assert_eq!(answer.warnings(), ["v1 ComponentStatus is deprecated in v1.19+"]);
+    assert_eq!(answer.warnings(), ["299 - \"v1 ComponentStatus is deprecated in v1.19+\""]);
     let list = answer.expect(200);
     assert_eq!((&list["kind"], list["items"].as_array().unwrap().len()), (&json!("ComponentStatusList"), 3));
     let one = s.get("/api/v1/componentstatuses/scheduler").await.expect(200);
