@@ -9,7 +9,11 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 
+mod cluster;
+mod networking;
 mod pod;
+mod storage;
+mod workload;
 
 type CellFn = fn(&Value, Timestamp) -> Value;
 
@@ -101,7 +105,7 @@ fn since(object: &Value, pointer: &str, now: Timestamp) -> Option<String> {
 }
 
 /// The columns of a built-in kind. Kinds without any of their own show name and creation time.
-pub fn of(group: &str, kind: &str) -> Vec<Column> {
+pub fn of(group: &str, version: &str, kind: &str) -> Vec<Column> {
     let rows: &[Row] = match (group, kind) {
         ("", "Pod") => pod::COLUMNS,
         ("", "Namespace") => const { &[NAME, s("Status", |o, _| text(o, "/status/phase").into()), AGE] },
@@ -140,6 +144,45 @@ pub fn of(group: &str, kind: &str) -> Vec<Column> {
                 ]
             }
         }
+        ("apps", "StatefulSet") => workload::STATEFUL_SET,
+        ("apps", "DaemonSet") => workload::DAEMON_SET,
+        ("", "ReplicationController") => workload::REPLICATION_CONTROLLER,
+        ("", "PodTemplate") => workload::POD_TEMPLATE,
+        ("batch", "Job") => workload::JOB,
+        ("batch", "CronJob") => workload::CRON_JOB,
+        ("autoscaling", "HorizontalPodAutoscaler") if version == "v1" => workload::AUTOSCALER_V1,
+        ("autoscaling", "HorizontalPodAutoscaler") => workload::AUTOSCALER,
+        ("policy", "PodDisruptionBudget") => workload::DISRUPTION_BUDGET,
+        ("", "ResourceQuota") => workload::QUOTA,
+        ("", "PersistentVolumeClaim") => storage::CLAIM,
+        ("", "PersistentVolume") => storage::VOLUME,
+        ("", "ComponentStatus") => COMPONENT_STATUS,
+        ("storage.k8s.io", "StorageClass") => storage::CLASS,
+        ("storage.k8s.io", "VolumeAttributesClass") => storage::ATTRIBUTES_CLASS,
+        ("storage.k8s.io", "VolumeAttachment") => storage::ATTACHMENT,
+        ("storage.k8s.io", "CSIDriver") => storage::DRIVER,
+        ("storage.k8s.io", "CSINode") => storage::CSI_NODE,
+        ("storage.k8s.io", "CSIStorageCapacity") => storage::CAPACITY,
+        ("networking.k8s.io", "Ingress") => networking::INGRESS,
+        ("networking.k8s.io", "IngressClass") => networking::INGRESS_CLASS,
+        ("networking.k8s.io", "NetworkPolicy") => networking::NETWORK_POLICY,
+        ("networking.k8s.io", "IPAddress") => networking::IP_ADDRESS,
+        ("networking.k8s.io", "ServiceCIDR") => networking::SERVICE_CIDR,
+        ("node.k8s.io", "RuntimeClass") => cluster::RUNTIME_CLASS,
+        ("certificates.k8s.io", "CertificateSigningRequest") => cluster::SIGNING_REQUEST,
+        ("flowcontrol.apiserver.k8s.io", "FlowSchema") => cluster::FLOW_SCHEMA,
+        ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => cluster::PRIORITY_LEVEL,
+        ("resource.k8s.io", "ResourceClaim") => cluster::RESOURCE_CLAIM,
+        ("resource.k8s.io", "ResourceSlice") => cluster::RESOURCE_SLICE,
+        ("resource.k8s.io", "ResourceClaimTemplate" | "DeviceClass") => cluster::NAME_AND_AGE,
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy") => cluster::VALIDATING_POLICY,
+        ("admissionregistration.k8s.io", "MutatingAdmissionPolicy") => cluster::MUTATING_POLICY,
+        (
+            "admissionregistration.k8s.io",
+            "ValidatingAdmissionPolicyBinding" | "MutatingAdmissionPolicyBinding",
+        ) => cluster::POLICY_BINDING,
+        ("admissionregistration.k8s.io", _) => cluster::WEBHOOKS,
+        ("apiregistration.k8s.io", "APIService") => cluster::API_SERVICE,
         ("scheduling.k8s.io", "PriorityClass") => PRIORITY_CLASS,
         ("autoscaling", "Scale") => {
             const {
@@ -158,6 +201,7 @@ pub fn of(group: &str, kind: &str) -> Vec<Column> {
 }
 
 /// A column of a built-in kind.
+#[derive(Clone, Copy)]
 struct Row {
     name: &'static str,
     kind: &'static str,
@@ -185,6 +229,10 @@ const fn s(name: &'static str, cell: CellFn) -> Row {
 
 const fn i(name: &'static str, cell: CellFn) -> Row {
     Row { name, kind: "integer", priority: 0, cell }
+}
+
+const fn b(name: &'static str, cell: CellFn) -> Row {
+    Row { name, kind: "boolean", priority: 0, cell }
 }
 
 const fn wide(name: &'static str, cell: CellFn) -> Row {
@@ -278,14 +326,18 @@ const REPLICA_SET: &[Row] = &[
 const PRIORITY_CLASS: &[Row] = &[
     NAME,
     i("Value", |o, _| number(o, "/value").into()),
-    Row {
-        name: "Global-Default",
-        kind: "boolean",
-        priority: 0,
-        cell: |o, _| o.get("globalDefault").and_then(Value::as_bool).unwrap_or(false).into(),
-    },
+    b("Global-Default", |o, _| flag(o, "/globalDefault")),
     AGE,
     s("PreemptionPolicy", |o, _| text(o, "/preemptionPolicy").into()),
+];
+
+const COMPONENT_STATUS: &[Row] = &[
+    NAME,
+    s("Status", |o, _| {
+        if text(o, "/conditions/0/status") == "True" { "Healthy" } else { "Unhealthy" }.into()
+    }),
+    s("Message", |o, _| text(o, "/conditions/0/message").into()),
+    s("Error", |o, _| text(o, "/conditions/0/error").into()),
 ];
 
 const ROLE_BINDING: &[Row] = &[
@@ -335,6 +387,10 @@ fn number(object: &Value, pointer: &str) -> i64 {
     object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0)
 }
 
+fn flag(object: &Value, pointer: &str) -> Value {
+    object.pointer(pointer).and_then(Value::as_bool).unwrap_or(false).into()
+}
+
 fn list<'a>(object: &'a Value, pointer: &str) -> &'a [Value] {
     object.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
@@ -363,14 +419,18 @@ fn labels(map: Option<&Value>) -> String {
 }
 
 fn selector(object: &Value) -> String {
-    match LabelSelector::from_object(object.pointer("/spec/selector")) {
+    selector_at(object, "/spec/selector")
+}
+
+fn selector_at(object: &Value, pointer: &str) -> String {
+    match LabelSelector::from_object(object.pointer(pointer)) {
         Ok(selector) => or(&selector.to_string(), NONE).to_owned(),
         Err(_) => "<invalid>".to_owned(),
     }
 }
 
 fn template(object: &Value, field: &str) -> String {
-    join(list(object, "/spec/template/spec/containers").iter().map(|c| c[field].as_str().unwrap_or("")), ",")
+    workload::containers(object, "/spec/template/spec/containers", field)
 }
 
 fn controller(object: &Value) -> String {

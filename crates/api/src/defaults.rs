@@ -2,7 +2,12 @@
 //! idempotent, without validation: what is wrong stays wrong.
 //! Upstream counterpart: `pkg/apis/*/v1/defaults.go` and the conversions next to it.
 
+mod batch;
+mod cluster;
+mod networking;
 mod pod;
+mod policy;
+mod storage;
 mod workload;
 
 use crate::kinds::Strategy;
@@ -14,7 +19,7 @@ type Object = Map<String, Value>;
 const RBAC: &str = "rbac.authorization.k8s.io";
 
 /// The defaulting of a kind, for [`Strategy::default`].
-pub fn of(group: &str, kind: &str) -> fn(&mut Value) {
+pub fn of(group: &str, version: &str, kind: &str) -> fn(&mut Value) {
     match (group, kind) {
         ("", "Pod") => pod::pod,
         ("", "Namespace") => namespace,
@@ -26,6 +31,39 @@ pub fn of(group: &str, kind: &str) -> fn(&mut Value) {
         ("scheduling.k8s.io", "PriorityClass") => priority_class,
         ("apps", "Deployment") => workload::deployment,
         ("apps", "ReplicaSet") => workload::replica_set,
+        ("apps", "StatefulSet") => workload::stateful_set,
+        ("apps", "DaemonSet") => workload::daemon_set,
+        ("", "ReplicationController") => workload::replication_controller,
+        ("", "PodTemplate") => workload::pod_template,
+        ("batch", "Job") => batch::job,
+        ("batch", "CronJob") => batch::cron_job,
+        ("autoscaling", "HorizontalPodAutoscaler") if version == "v1" => policy::autoscaler_v1,
+        ("autoscaling", "HorizontalPodAutoscaler") => policy::autoscaler,
+        ("policy", "PodDisruptionBudget") => policy::disruption_budget,
+        ("", "ResourceQuota") => policy::quota,
+        ("", "LimitRange") => policy::limit_range,
+        ("", "PersistentVolumeClaim") => storage::claim,
+        ("", "PersistentVolume") => storage::volume,
+        ("storage.k8s.io", "StorageClass") => storage::class,
+        ("storage.k8s.io", "VolumeAttachment") => storage::attachment,
+        ("storage.k8s.io", "CSIDriver") => storage::driver,
+        ("storage.k8s.io", "CSINode") => storage::node,
+        ("networking.k8s.io", "Ingress") => networking::ingress,
+        ("networking.k8s.io", "IngressClass") => networking::ingress_class,
+        ("networking.k8s.io", "NetworkPolicy") => networking::network_policy,
+        ("networking.k8s.io", "ServiceCIDR") => empty_status,
+        ("node.k8s.io", "RuntimeClass") => cluster::runtime_class,
+        ("certificates.k8s.io", "CertificateSigningRequest") => empty_status,
+        ("flowcontrol.apiserver.k8s.io", "FlowSchema") => cluster::flow_schema,
+        ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => cluster::priority_level,
+        ("resource.k8s.io", "ResourceClaim") => cluster::resource_claim,
+        ("resource.k8s.io", "ResourceClaimTemplate") => cluster::resource_claim_template,
+        ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration") => cluster::webhooks,
+        ("admissionregistration.k8s.io", "MutatingWebhookConfiguration") => cluster::mutating_webhooks,
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy") => cluster::validating_policy,
+        ("admissionregistration.k8s.io", "MutatingAdmissionPolicy") => cluster::mutating_policy,
+        ("admissionregistration.k8s.io", _) => cluster::policy_binding,
+        ("apiregistration.k8s.io", "APIService") => cluster::api_service,
         (RBAC, "RoleBinding" | "ClusterRoleBinding") => role_binding,
         ("authentication.k8s.io", "TokenRequest") => token_request,
         _ => Strategy::default().default,
@@ -132,15 +170,8 @@ fn service(object: &mut Value) {
     balancer_status(object);
 }
 
-/// The status of a new Service.
-pub(crate) fn service_status(object: &mut Value) {
-    if let Some(object) = object.as_object_mut() {
-        balancer_status(object);
-    }
-}
-
 /// The status of a new object of most kinds.
-pub(crate) fn empty_status(object: &mut Value) {
+fn empty_status(object: &mut Value) {
     if let Some(object) = object.as_object_mut() {
         set(object, "status", Object::new());
     }

@@ -69,6 +69,10 @@ pub struct Strategy {
     pub validate_update: fn(&Value, &Value) -> Vec<FieldError>,
     /// `(new, old)` for the status subresource.
     pub validate_status: fn(&Value, &Value) -> Vec<FieldError>,
+    /// Before an update of the subresource `approval`: `(new, old)`, as for `prepare_status`.
+    pub prepare_approval: fn(&mut Value, &Value),
+    /// `(new, old)` for the subresource `approval`.
+    pub validate_approval: fn(&Value, &Value) -> Vec<FieldError>,
     /// Warnings for a create or update that goes through: `(new, old)`.
     pub warnings: fn(&Value, Option<&Value>) -> Vec<String>,
     /// Field-selector keys beyond `metadata.name` and `metadata.namespace`, with their values.
@@ -89,6 +93,8 @@ pub struct Strategy {
     pub returns_deleted: bool,
     /// How long an object is kept after its last write.
     pub ttl: Option<Duration>,
+    /// What of a write has no effect on this server yet; told with each that goes through.
+    pub without_effect: Option<&'static str>,
     /// What every answer warns of: since when the kind is deprecated, and what takes its place.
     pub deprecated: Option<&'static str>,
 }
@@ -104,6 +110,8 @@ impl Default for Strategy {
             validate_create: |_| Vec::new(),
             validate_update: |_, _| Vec::new(),
             validate_status: |_, _| Vec::new(),
+            prepare_approval: |_, _| {},
+            validate_approval: |_, _| Vec::new(),
             warnings: |_, _| Vec::new(),
             selectable: |_| Vec::new(),
             selectable_keys: &[],
@@ -114,6 +122,7 @@ impl Default for Strategy {
             conditional_update: false,
             returns_deleted: false,
             ttl: None,
+            without_effect: None,
             deprecated: None,
         }
     }

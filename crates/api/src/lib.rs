@@ -2,8 +2,10 @@
 //! sets, validation and `Status` errors. Pure: no IO, no clock, no randomness; all that anyone
 //! waits for here is a change of the kinds table.
 
+pub mod autoscaling;
 pub mod builtin;
 pub mod columns;
+pub mod cron;
 pub mod decode;
 pub mod defaults;
 pub mod expansion;

@@ -2,26 +2,41 @@
 //! Rules are pure functions over JSON values; the values have passed the schema and defaulting.
 //! Upstream counterparts: `pkg/apis/*/validation`, `pkg/registry/*/*/strategy.go`, `pkg/api/*/warnings.go`.
 
+mod admission;
 mod affinity;
+mod api_service;
 mod apps;
 mod at;
+mod autoscaling;
+mod batch;
+mod certificates;
 mod container;
 mod core;
+mod dra;
+mod flowcontrol;
+mod networking;
+mod persistent_volume;
 mod pod;
+mod policy;
 mod rbac;
 mod resources;
 mod review;
+mod runtime_class;
 mod service;
+mod sets;
+mod storage;
 mod volume;
+mod volume_claim;
 mod warnings;
 
 pub use container::split_subscript;
+pub use warnings::without_effect;
 
 use crate::kinds::Strategy;
 use serde_json::Value;
 
 /// The strategy of a built-in kind, all but its defaults. Unknown kinds have the empty one.
-pub fn strategy_for(group: &str, kind: &str) -> Strategy {
+pub fn strategy_for(group: &str, version: &str, kind: &str) -> Strategy {
     let none = Strategy::default();
     match (group, kind) {
         ("", "Namespace") => Strategy {
@@ -153,6 +168,25 @@ pub fn strategy_for(group: &str, kind: &str) -> Strategy {
         ("rbac.authorization.k8s.io", "ClusterRoleBinding") => {
             Strategy { validate: rbac::cluster_role_binding, validate_update: rbac::binding_update, ..none }
         }
+        ("apps", "StatefulSet") => sets::stateful_set_strategy(),
+        ("apps", "DaemonSet") => sets::daemon_set_strategy(),
+        ("", "ReplicationController") => sets::replication_controller_strategy(),
+        ("", "PodTemplate") => sets::pod_template_strategy(),
+        ("batch", kind) => batch::strategy(kind),
+        ("autoscaling", "HorizontalPodAutoscaler") => autoscaling::strategy(version),
+        ("policy", "PodDisruptionBudget") => policy::disruption_budget_strategy(),
+        ("", "ResourceQuota") => policy::quota_strategy(),
+        ("", "LimitRange") => policy::limit_range_strategy(),
+        ("", "PersistentVolumeClaim") => volume_claim::strategy(),
+        ("", "PersistentVolume") => persistent_volume::strategy(),
+        ("storage.k8s.io", kind) => storage::strategy(kind),
+        ("networking.k8s.io", kind) => networking::strategy(kind),
+        ("node.k8s.io", "RuntimeClass") => runtime_class::strategy(),
+        ("certificates.k8s.io", "CertificateSigningRequest") => certificates::strategy(),
+        ("flowcontrol.apiserver.k8s.io", kind) => flowcontrol::strategy(kind),
+        ("resource.k8s.io", kind) => dra::strategy(kind),
+        ("admissionregistration.k8s.io", kind) => admission::strategy(kind),
+        ("apiregistration.k8s.io", "APIService") => api_service::strategy(),
         ("autoscaling", "Scale") => Strategy { validate: apps::scale, ..none },
         ("", "Binding") => Strategy { validate: review::binding, ..none },
         ("authentication.k8s.io", "TokenRequest") => Strategy { validate: review::token_request, ..none },

@@ -1,12 +1,12 @@
 //! Translation between the versions of a kind that share one storage. One row of the group is
-//! stored; requests for another are converted on the way in and out. Events are the one built-in
-//! case: `events.k8s.io/v1` is stored as core `v1`.
+//! stored; requests for another are converted on the way in and out. The built-in cases are Events
+//! (`events.k8s.io/v1` is stored as core `v1`) and autoscalers (`autoscaling/v1` is stored as `v2`).
 //! Upstream counterpart: the scheme's conversion functions, `pkg/apis/events/v1/conversion.go`.
 
 use crate::cache::Entry;
 use bytes::Bytes;
 use serde_json::{Map, Value};
-use skeg_api::Kind;
+use skeg_api::{Kind, autoscaling};
 
 /// `(events.k8s.io/v1, core v1)` names of the fields that differ.
 const EVENT_FIELDS: [(&str, &str); 7] = [
@@ -26,6 +26,7 @@ enum Rule {
     /// Only `apiVersion` differs.
     Rename,
     Event,
+    Autoscaler,
 }
 
 fn rule(kind: &Kind, stored: &Kind) -> Rule {
@@ -33,6 +34,8 @@ fn rule(kind: &Kind, stored: &Kind) -> Rule {
         Rule::Same
     } else if &*kind.gvk.group == "events.k8s.io" && &*kind.gvk.kind == "Event" {
         Rule::Event
+    } else if &*kind.gvk.group == "autoscaling" && &*kind.gvk.kind == "HorizontalPodAutoscaler" {
+        Rule::Autoscaler
     } else {
         Rule::Rename
     }
@@ -43,13 +46,22 @@ pub fn is_native(kind: &Kind, stored: &Kind) -> bool {
     kind.gvk == stored.gvk
 }
 
-/// From the requested version to the stored one.
+/// From the requested version to the stored one, with its defaults.
 pub fn to_storage(kind: &Kind, stored: &Kind, object: &mut Value) {
+    if rule(kind, stored) == Rule::Autoscaler {
+        *object = autoscaling::to_v2(object.take());
+        (stored.strategy.default)(object);
+        return;
+    }
     convert(rule(kind, stored), stored, object, |(requested, core)| (requested, core));
 }
 
 /// From the stored version to the requested one.
 pub fn from_storage(kind: &Kind, stored: &Kind, object: &mut Value) {
+    if rule(kind, stored) == Rule::Autoscaler {
+        *object = autoscaling::to_v1(object.take());
+        return;
+    }
     convert(rule(kind, stored), kind, object, |(requested, core)| (core, requested));
 }
 
@@ -82,7 +94,7 @@ fn convert(
     let Some(fields) = object.as_object_mut() else { return };
     match rule {
         Rule::Same => return,
-        Rule::Rename => {}
+        Rule::Rename | Rule::Autoscaler => {}
         Rule::Event => EVENT_FIELDS.into_iter().map(pair).for_each(|(from, to)| rename(fields, from, to)),
     }
     fields.insert("apiVersion".into(), to.gvk.api_version().into());

@@ -22,8 +22,9 @@ use std::io::Read;
 use std::sync::Arc;
 
 /// Groups in the order in which upstream lists them; others follow by name.
-const GROUP_ORDER: [&str; 16] = [
+const GROUP_ORDER: [&str; 21] = [
     "",
+    "apiregistration.k8s.io",
     "apps",
     "events.k8s.io",
     "authentication.k8s.io",
@@ -39,6 +40,10 @@ const GROUP_ORDER: [&str; 16] = [
     "apiextensions.k8s.io",
     "scheduling.k8s.io",
     "coordination.k8s.io",
+    "node.k8s.io",
+    "discovery.k8s.io",
+    "resource.k8s.io",
+    "flowcontrol.apiserver.k8s.io",
 ];
 
 const AGGREGATED: [&str; 2] = ["v2", "v2beta1"];

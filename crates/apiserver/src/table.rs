@@ -92,7 +92,12 @@ impl Renderer {
 
     /// A list in the form asked for.
     pub fn list(&self, list: &ListMeta, entries: &[Arc<Entry>]) -> Value {
-        let objects = entries.iter().map(|entry| self.whole(entry, entry.revision));
+        self.values(list, entries.iter().map(|entry| self.whole(entry, entry.revision)))
+    }
+
+    /// As [`Renderer::list`], from objects that are decoded already.
+    pub fn values(&self, list: &ListMeta, objects: impl IntoIterator<Item = Value>) -> Value {
+        let objects = objects.into_iter();
         let mut metadata = Vec::new();
         list.write(&mut metadata);
         let metadata: Value = serde_json::from_slice(&metadata).unwrap_or_default();

@@ -5,7 +5,7 @@ const NOW: &str = "2026-01-10T00:00:00Z";
 
 fn row(group: &str, kind: &str, object: Value) -> Vec<Value> {
     let now = NOW.parse().unwrap();
-    of(group, kind).iter().map(|column| cell(column, &object, now)).collect()
+    of(group, "v1", kind).iter().map(|column| cell(column, &object, now)).collect()
 }
 
 /// The cells joined by `|`, as tests read them best.

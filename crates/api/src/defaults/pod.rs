@@ -1,6 +1,6 @@
 //! Pods and Pod templates: containers, probes, volumes.
 
-use super::{Object, child, each, existing, set, set_number, set_text, text};
+use super::{Object, child, each, existing, set, set_number, set_text, storage, text};
 use crate::quantity::Quantity;
 use serde_json::Value;
 
@@ -140,7 +140,7 @@ fn http_get(get: &mut Object) {
     set_text(get, "scheme", "HTTP");
 }
 
-fn resource_lists(resources: &mut Object) {
+pub(super) fn resource_lists(resources: &mut Object) {
     for field in ["limits", "requests"] {
         round_resources(resources, field);
     }
@@ -240,27 +240,7 @@ fn volume(volume: &mut Object) {
     if volume.keys().all(|key| key == "name") {
         set(volume, "emptyDir", Object::new());
     }
-    for (source, field, value) in [
-        ("azureDisk", "cachingMode", Value::from("ReadWrite")),
-        ("azureDisk", "fsType", "ext4".into()),
-        ("azureDisk", "kind", "Shared".into()),
-        ("azureDisk", "readOnly", false.into()),
-        ("configMap", "defaultMode", FILE_MODE.into()),
-        ("downwardAPI", "defaultMode", FILE_MODE.into()),
-        ("hostPath", "type", "".into()),
-        ("iscsi", "iscsiInterface", "default".into()),
-        ("projected", "defaultMode", FILE_MODE.into()),
-        ("rbd", "keyring", "/etc/ceph/keyring".into()),
-        ("rbd", "pool", "rbd".into()),
-        ("rbd", "user", "admin".into()),
-        ("scaleIO", "fsType", "xfs".into()),
-        ("scaleIO", "storageMode", "ThinProvisioned".into()),
-        ("secret", "defaultMode", FILE_MODE.into()),
-    ] {
-        if let Some(found) = existing(volume, source) {
-            set(found, field, value);
-        }
-    }
+    volume_sources(volume);
     if let Some(image) = existing(volume, "image") {
         let policy = pull_policy(text(image, "reference"));
         set_text(image, "pullPolicy", policy);
@@ -280,9 +260,31 @@ fn volume(volume: &mut Object) {
     }
     let claim = existing(volume, "ephemeral").and_then(|source| existing(source, "volumeClaimTemplate"));
     if let Some(spec) = claim.and_then(|claim| existing(claim, "spec")) {
-        set(spec, "volumeMode", "Filesystem");
-        if let Some(resources) = existing(spec, "resources") {
-            resource_lists(resources);
+        storage::claim_spec(spec);
+    }
+}
+
+/// What sources of volumes leave out, of Pods and of PersistentVolumes.
+pub(super) fn volume_sources(volume: &mut Object) {
+    for (source, field, value) in [
+        ("azureDisk", "cachingMode", Value::from("ReadWrite")),
+        ("azureDisk", "fsType", "ext4".into()),
+        ("azureDisk", "kind", "Shared".into()),
+        ("azureDisk", "readOnly", false.into()),
+        ("configMap", "defaultMode", FILE_MODE.into()),
+        ("downwardAPI", "defaultMode", FILE_MODE.into()),
+        ("hostPath", "type", "".into()),
+        ("iscsi", "iscsiInterface", "default".into()),
+        ("projected", "defaultMode", FILE_MODE.into()),
+        ("rbd", "keyring", "/etc/ceph/keyring".into()),
+        ("rbd", "pool", "rbd".into()),
+        ("rbd", "user", "admin".into()),
+        ("scaleIO", "fsType", "xfs".into()),
+        ("scaleIO", "storageMode", "ThinProvisioned".into()),
+        ("secret", "defaultMode", FILE_MODE.into()),
+    ] {
+        if let Some(found) = existing(volume, source) {
+            set(found, field, value);
         }
     }
 }

@@ -1,7 +1,7 @@
 use super::*;
 
 fn defaulted(group: &str, kind: &str, mut object: Value) -> Value {
-    let default = of(group, kind);
+    let default = of(group, "v1", kind);
     default(&mut object);
     let once = object.clone();
     default(&mut object);

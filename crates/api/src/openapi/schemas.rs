@@ -179,6 +179,11 @@ impl<'a> Writer<'a> {
                 self.used.insert(name);
                 if schema.has_site_attributes() {
                     patch_attributes(schema, &mut out);
+                    // What the type says of itself is not said again.
+                    let own = Schema::builtin(name);
+                    if own.is_some_and(|own| own.root().map_type() == schema.map_type()) {
+                        out.remove("x-kubernetes-map-type");
+                    }
                 }
                 let is_struct = schema.shape() == Shape::Object && !schema.preserve_unknown();
                 wrapped(self.form, name, out, by_value && is_struct)
@@ -295,7 +300,8 @@ fn is_by_value(owner: &str, name: &str, required: bool, schema: SchemaRef<'_>) -
 fn patch_attributes(schema: SchemaRef<'_>, out: &mut Map<String, Value>) {
     if schema.merge_type_is_explicit() {
         match schema.shape() {
-            Shape::Array => {
+            // Bytes are a list of numbers to upstream.
+            Shape::Array | Shape::String => {
                 let list = match schema.list_type() {
                     ListType::Atomic => "atomic",
                     ListType::Set => "set",

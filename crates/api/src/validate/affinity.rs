@@ -88,6 +88,14 @@ fn node_selector_term(term: &At<'_>, errors: &mut Errors) {
     }
 }
 
+/// A NodeSelector object.
+pub(super) fn node_selector(at: &At<'_>, errors: &mut Errors) {
+    if at.list("nodeSelectorTerms").is_empty() {
+        errors.required(at.at("nodeSelectorTerms"), "must have at least one node selector term");
+    }
+    at.items("nodeSelectorTerms").for_each(|term| node_selector_term(&term, errors));
+}
+
 fn weight(at: &At<'_>, errors: &mut Errors) {
     let weight = at.int("weight").unwrap_or(0);
     if !(1..=100).contains(&weight) {
@@ -101,11 +109,7 @@ pub(super) fn affinity(at: &At<'_>, errors: &mut Errors) {
     const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
     if let Some(node) = at.get("nodeAffinity") {
         if let Some(required) = node.get(REQUIRED) {
-            if required.list("nodeSelectorTerms").is_empty() {
-                errors
-                    .required(required.at("nodeSelectorTerms"), "must have at least one node selector term");
-            }
-            required.items("nodeSelectorTerms").for_each(|term| node_selector_term(&term, errors));
+            node_selector(&required, errors);
         }
         for preferred in node.items(PREFERRED) {
             weight(&preferred, errors);

@@ -8,8 +8,9 @@ use crate::names;
 use crate::selector::LabelSelector;
 use serde_json::Value;
 
-/// Replicas, selector and template, as both workloads have them.
-fn workload(spec: &At<'_>, what: &str, errors: &mut Errors) {
+/// Replicas, selector and template, as all workloads have them. `empty` is the kind as the message
+/// about an empty selector calls it, `what` as the one about a deadline does.
+pub(super) fn workload(spec: &At<'_>, empty: &str, what: &str, errors: &mut Errors) {
     errors.not_negative(spec, &["replicas", "minReadySeconds"]);
     let Some(selector) = spec.get("selector") else {
         errors.required(spec.at("selector"), "");
@@ -23,7 +24,7 @@ fn workload(spec: &At<'_>, what: &str, errors: &mut Errors) {
         errors.invalid(
             selector.path.clone(),
             selector.value.clone(),
-            "empty selector is invalid for deployment",
+            format!("empty selector is invalid for {empty}"),
         );
     }
     match LabelSelector::from_object(Some(selector.value)) {
@@ -32,7 +33,8 @@ fn workload(spec: &At<'_>, what: &str, errors: &mut Errors) {
     }
 }
 
-fn template(spec: &At<'_>, selector: Option<LabelSelector>, what: &str, errors: &mut Errors) {
+/// The template of Pods that are always started anew, and that `selector` has to choose.
+pub(super) fn template(spec: &At<'_>, selector: Option<LabelSelector>, what: &str, errors: &mut Errors) {
     let at = spec.child("template");
     if let Some(selector) = selector.filter(|s| !s.is_everything())
         && !selector.matches(at.value)
@@ -56,7 +58,7 @@ fn template(spec: &At<'_>, selector: Option<LabelSelector>, what: &str, errors: 
 pub(super) fn deployment(value: &Value) -> Vec<FieldError> {
     let (root, mut errors) = (At::root(value), Errors::default());
     let spec = root.child("spec");
-    workload(&spec, "ReplicaSet", &mut errors);
+    workload(&spec, "deployment", "ReplicaSet", &mut errors);
     let strategy = spec.child("strategy");
     match strategy.str("type") {
         "Recreate" if strategy.has("rollingUpdate") => {
@@ -89,31 +91,46 @@ pub(super) fn deployment(value: &Value) -> Vec<FieldError> {
 
 fn rolling_update(at: &At<'_>, errors: &mut Errors) {
     for field in ["maxUnavailable", "maxSurge"] {
-        match at.value.get(field) {
-            Some(Value::String(text)) => errors.each(&at.at(field), text, names::is_percent(text)),
-            Some(Value::Number(n)) if n.as_i64().is_some_and(|n| n < 0) => {
-                errors.invalid(at.at(field), Value::Number(n.clone()), NOT_NEGATIVE);
-            }
-            _ => {}
-        }
+        count_or_percent(at, field, errors);
     }
-    let amount = |field: &str| match at.value.get(field) {
-        Some(Value::String(text)) => intstr::percent(text).map_or(0, i64::from),
-        Some(value) => value.as_i64().unwrap_or(0),
-        None => 0,
-    };
+    let amount = |field: &str| amount(at, field);
     let unavailable = || at.value.get("maxUnavailable").cloned().unwrap_or_default();
     if amount("maxUnavailable") == 0 && amount("maxSurge") == 0 {
         errors.invalid(at.at("maxUnavailable"), unavailable(), "may not be 0 when `maxSurge` is 0");
     }
-    if at.str("maxUnavailable").strip_suffix('%').is_some() && amount("maxUnavailable") > 100 {
-        errors.invalid(at.at("maxUnavailable"), unavailable(), "must not be greater than 100%");
+    at_most_all(at, "maxUnavailable", errors);
+}
+
+/// A number that is not negative, or a percentage.
+pub(super) fn count_or_percent(at: &At<'_>, field: &str, errors: &mut Errors) {
+    match at.value.get(field) {
+        Some(Value::String(text)) => errors.each(&at.at(field), text, names::is_percent(text)),
+        Some(Value::Number(n)) if n.as_i64().is_some_and(|n| n < 0) => {
+            errors.invalid(at.at(field), Value::Number(n.clone()), NOT_NEGATIVE);
+        }
+        _ => {}
+    }
+}
+
+/// The number in a field that may be a percentage.
+pub(super) fn amount(at: &At<'_>, field: &str) -> i64 {
+    match at.value.get(field) {
+        Some(Value::String(text)) => intstr::percent(text).map_or(0, i64::from),
+        Some(value) => value.as_i64().unwrap_or(0),
+        None => 0,
+    }
+}
+
+/// A percentage must not exceed 100%.
+pub(super) fn at_most_all(at: &At<'_>, field: &str, errors: &mut Errors) {
+    if at.str(field).ends_with('%') && amount(at, field) > 100 {
+        errors.invalid(at.at(field), at.str(field), "must not be greater than 100%");
     }
 }
 
 pub(super) fn replica_set(value: &Value) -> Vec<FieldError> {
     let (root, mut errors) = (At::root(value), Errors::default());
-    workload(&root.child("spec"), "ReplicaSet", &mut errors);
+    workload(&root.child("spec"), "deployment", "ReplicaSet", &mut errors);
     errors.0
 }
 
@@ -126,7 +143,7 @@ pub(super) fn selector_stays(new: &Value, old: &Value) -> Vec<FieldError> {
 const TOO_MANY: &str = "cannot be greater than status.replicas";
 
 /// Counts of ready and available Pods cannot exceed all there are.
-fn counts(status: &At<'_>, parts: &[&str], errors: &mut Errors) {
+pub(super) fn counts(status: &At<'_>, parts: &[&str], errors: &mut Errors) {
     let count = |field: &str| status.int(field).unwrap_or(0);
     for part in parts {
         if count(part) > count("replicas") {
@@ -156,12 +173,17 @@ pub(super) fn deployment_status(new: &Value, old: &Value) -> Vec<FieldError> {
         ],
     );
     counts(&status, &["updatedReplicas", "readyReplicas", "availableReplicas"], &mut errors);
+    collisions_stay(&status, old, &mut errors);
+    errors.0
+}
+
+/// Collisions of hashes are counted, never forgotten.
+pub(super) fn collisions_stay(status: &At<'_>, old: &Value, errors: &mut Errors) {
     let (now, had) = (status.int("collisionCount"), At::root(old).child("status").int("collisionCount"));
     if had.is_some_and(|had| now.is_none_or(|now| now < had)) {
         let value = now.map_or(Value::Null, Value::from);
         errors.invalid(status.at("collisionCount"), value, "cannot be decremented");
     }
-    errors.0
 }
 
 pub(super) fn replica_set_status(new: &Value, _: &Value) -> Vec<FieldError> {

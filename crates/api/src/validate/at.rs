@@ -165,6 +165,20 @@ impl Errors {
         }
     }
 
+    /// A domain, a slash and a path: `acme.io/foo`.
+    pub fn domain_prefixed_path(&mut self, at: &At<'_>, name: &str) {
+        if !self.need(at, name) {
+            return;
+        }
+        let (value, path) = (at.str(name), at.at(name));
+        match value.split_once('/') {
+            Some((host, rest)) if !host.is_empty() && !rest.is_empty() => {
+                self.each(&path, host, names::is_dns1123_subdomain(host));
+            }
+            _ => self.invalid(path, value, "must be a domain-prefixed path (such as \"acme.io/foo\")"),
+        }
+    }
+
     /// A number that is set must be in a range.
     pub fn range(&mut self, at: &At<'_>, name: &str, min: i64, max: i64) {
         if let Some(n) = at.int(name) {

@@ -64,18 +64,33 @@ fn may_overcommit(name: &str) -> bool {
     is_native(name) && !is_huge_page(name)
 }
 
-/// The name of a resource that a container may ask for.
-fn container_resource_name(name: &str, path: &Path, errors: &mut Errors) {
+/// The name of any resource.
+pub(super) fn resource_name(name: &str, path: &Path, errors: &mut Errors) {
     let messages = names::is_qualified_name(name);
     let qualified = messages.is_empty();
     errors.each(path, name, messages);
+    let standard =
+        STANDARD_RESOURCES.contains(&name) || is_huge_page(name) || name.starts_with("requests.hugepages-");
+    if qualified && !name.contains('/') && !standard {
+        errors.invalid(path.clone(), name, "must be a standard resource type or fully qualified");
+    }
+}
+
+/// The name of a resource that a quota counts.
+pub(super) fn quota_name(name: &str, path: &Path, errors: &mut Errors) {
+    resource_name(name, path, errors);
+    let counted = STANDARD_RESOURCES.contains(&name) && name != "storage"
+        || is_huge_page(name)
+        || name.starts_with("requests.hugepages-");
+    if !name.contains('/') && !counted {
+        errors.invalid(path.clone(), name, "must be a standard resource for quota");
+    }
+}
+
+/// The name of a resource that a container may ask for.
+pub(super) fn container_resource_name(name: &str, path: &Path, errors: &mut Errors) {
+    resource_name(name, path, errors);
     if !name.contains('/') {
-        let standard = STANDARD_RESOURCES.contains(&name)
-            || is_huge_page(name)
-            || name.starts_with("requests.hugepages-");
-        if qualified && !standard {
-            errors.invalid(path.clone(), name, "must be a standard resource type or fully qualified");
-        }
         if !STANDARD_CONTAINER_RESOURCES.contains(&name) && !is_huge_page(name) {
             errors.invalid(path.clone(), name, "must be a standard resource for containers");
         }

@@ -58,8 +58,14 @@ const SOURCES: &[Source] = &[
     source("projected", &[], projected),
     source("scaleIO", &["gateway", "system", "volumeName"], nothing),
     source("csi", &["driver"], nothing),
-    source("ephemeral", &["volumeClaimTemplate"], nothing),
+    source("ephemeral", &[], ephemeral),
     source("image", &[], image),
+];
+
+/// Sources of PersistentVolumes only, or with other fields there.
+const PERSISTENT: &[Source] = &[
+    source("local", &["path"], |at, errors| no_backsteps(at.str("path"), &at.at("path"), errors)),
+    source("csi", &["volumeHandle"], super::persistent_volume::csi),
 ];
 
 /// `spec.volumes`. `pod_name` is empty for templates.
@@ -67,7 +73,10 @@ pub(super) fn volumes(spec: &At<'_>, pod_name: &str, is_pod: bool, errors: &mut 
     let mut seen: BTreeSet<&str> = BTreeSet::new();
     let all = spec.list("volumes");
     for at in spec.items("volumes") {
-        volume_source(&at, is_pod, errors);
+        volume_source(&at, SOURCES.iter(), errors);
+        if let Some(image) = at.get("image").filter(|image| is_pod && image.str("reference").is_empty()) {
+            errors.required(image.at("reference"), "");
+        }
         let name = at.str("name");
         if errors.need(&at, "name") {
             errors.checked(&at, "name", names::is_dns1123_label);
@@ -93,9 +102,20 @@ pub(super) fn volumes(spec: &At<'_>, pod_name: &str, is_pod: bool, errors: &mut 
     }
 }
 
-fn volume_source(at: &At<'_>, is_pod: bool, errors: &mut Errors) {
+/// The one source of a PersistentVolume.
+pub(super) fn persistent_source(spec: &At<'_>, errors: &mut Errors) {
+    let replaced = |source: &&Source| PERSISTENT.iter().all(|other| other.field != source.field);
+    volume_source(spec, SOURCES.iter().filter(replaced).chain(PERSISTENT), errors);
+}
+
+/// The names of all fields that are sources of volumes.
+pub(super) fn source_fields() -> impl Iterator<Item = &'static str> {
+    SOURCES.iter().chain(PERSISTENT).map(|source| source.field)
+}
+
+fn volume_source<'s>(at: &At<'_>, sources: impl Iterator<Item = &'s Source>, errors: &mut Errors) {
     let mut count = 0;
-    for source in SOURCES.iter().filter(|source| at.has(source.field)) {
+    for source in sources.filter(|source| at.has(source.field)) {
         count += 1;
         if count > 1 {
             errors.forbidden(at.at(source.second), ONE_TYPE);
@@ -108,9 +128,6 @@ fn volume_source(at: &At<'_>, is_pod: bool, errors: &mut Errors) {
         // Upstream says no more about a path that is not there.
         if source.field != "hostPath" || errors.0.len() == before {
             (source.check)(&field, errors);
-        }
-        if source.field == "image" && is_pod && field.str("reference").is_empty() {
-            errors.required(field.at("reference"), "");
         }
     }
     if count == 0 {
@@ -212,6 +229,13 @@ fn fibre_channel(at: &At<'_>, errors: &mut Errors) {
             errors.required(at.at("lun"), "lun is required if targetWWNs is specified")
         }
         _ => errors.range(at, "lun", 0, 255),
+    }
+}
+
+fn ephemeral(at: &At<'_>, errors: &mut Errors) {
+    match at.get("volumeClaimTemplate") {
+        Some(template) => super::volume_claim::spec(&template.child("spec"), errors),
+        None => errors.required(at.at("volumeClaimTemplate"), ""),
     }
 }
 

@@ -55,15 +55,135 @@ const SELINUX: &str = "nodes set no SELinux labels";
 /// The same for a container.
 const CONTAINER_WITHOUT_EFFECT: &[(&str, &str)] = &[("resizePolicy", "containers are not resized in place")];
 
+/// Kinds that are stored and served, and that nothing in this cluster acts on yet.
+const KINDS_WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
+    ("", "LimitRange", "LimitRange: has no effect in this cluster yet: no limits are put on Pods"),
+    (
+        "",
+        "PersistentVolume",
+        "PersistentVolume: has no effect in this cluster yet: volumes are not bound to claims",
+    ),
+    (
+        "",
+        "PersistentVolumeClaim",
+        "PersistentVolumeClaim: has no effect in this cluster yet: claims are not bound to volumes",
+    ),
+    (
+        "",
+        "ReplicationController",
+        "ReplicationController: has no effect in this cluster yet: no Pods are made from it",
+    ),
+    (
+        "",
+        "ResourceQuota",
+        "ResourceQuota: has no effect in this cluster yet: use is neither counted nor limited",
+    ),
+    ("admissionregistration.k8s.io", "MutatingAdmissionPolicy", ADMISSION),
+    ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding", ADMISSION),
+    ("admissionregistration.k8s.io", "MutatingWebhookConfiguration", ADMISSION),
+    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", ADMISSION),
+    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding", ADMISSION),
+    ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration", ADMISSION),
+    (
+        "apiregistration.k8s.io",
+        "APIService",
+        "APIService: has no effect in this cluster yet: requests are not passed to other servers",
+    ),
+    ("apps", "DaemonSet", "DaemonSet: has no effect in this cluster yet: no Pods are made from it"),
+    ("apps", "StatefulSet", "StatefulSet: has no effect in this cluster yet: no Pods are made from it"),
+    (
+        "autoscaling",
+        "HorizontalPodAutoscaler",
+        "HorizontalPodAutoscaler: has no effect in this cluster yet: nothing is scaled by metrics",
+    ),
+    ("batch", "CronJob", "CronJob: has no effect in this cluster yet: no Jobs are made from it"),
+    ("batch", "Job", "Job: has no effect in this cluster yet: no Pods are made from it"),
+    (
+        "certificates.k8s.io",
+        "CertificateSigningRequest",
+        "CertificateSigningRequest: has no effect in this cluster yet: no signer issues certificates",
+    ),
+    ("flowcontrol.apiserver.k8s.io", "FlowSchema", FLOW),
+    ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration", FLOW),
+    (
+        "networking.k8s.io",
+        "IPAddress",
+        "IPAddress: has no effect in this cluster yet: addresses are allocated elsewhere",
+    ),
+    ("networking.k8s.io", "Ingress", "Ingress: has no effect in this cluster yet: no controller serves it"),
+    (
+        "networking.k8s.io",
+        "IngressClass",
+        "IngressClass: has no effect in this cluster yet: no Ingress gets it by default",
+    ),
+    (
+        "networking.k8s.io",
+        "NetworkPolicy",
+        "NetworkPolicy: has no effect in this cluster yet: traffic is not filtered",
+    ),
+    (
+        "networking.k8s.io",
+        "ServiceCIDR",
+        "ServiceCIDR: has no effect in this cluster yet: Services keep the range they have",
+    ),
+    (
+        "node.k8s.io",
+        "RuntimeClass",
+        "RuntimeClass: has no effect in this cluster yet: nodes have one runtime",
+    ),
+    (
+        "policy",
+        "PodDisruptionBudget",
+        "PodDisruptionBudget: has no effect in this cluster yet: evictions are not refused",
+    ),
+    ("resource.k8s.io", "DeviceClass", DEVICES),
+    ("resource.k8s.io", "ResourceClaim", DEVICES),
+    ("resource.k8s.io", "ResourceClaimTemplate", DEVICES),
+    ("resource.k8s.io", "ResourceSlice", DEVICES),
+    ("storage.k8s.io", "CSIDriver", "CSIDriver: has no effect in this cluster yet: nodes run no CSI drivers"),
+    ("storage.k8s.io", "CSINode", "CSINode: has no effect in this cluster yet: nodes run no CSI drivers"),
+    (
+        "storage.k8s.io",
+        "CSIStorageCapacity",
+        "CSIStorageCapacity: has no effect in this cluster yet: the scheduler does not look at it",
+    ),
+    (
+        "storage.k8s.io",
+        "StorageClass",
+        "StorageClass: has no effect in this cluster yet: no volumes are provisioned",
+    ),
+    (
+        "storage.k8s.io",
+        "VolumeAttachment",
+        "VolumeAttachment: has no effect in this cluster yet: nodes run no CSI drivers",
+    ),
+    (
+        "storage.k8s.io",
+        "VolumeAttributesClass",
+        "VolumeAttributesClass: has no effect in this cluster yet: volumes are not modified",
+    ),
+];
+
+const ADMISSION: &str = "admissionregistration.k8s.io: has no effect in this cluster yet: neither webhooks nor policies are asked";
+const FLOW: &str =
+    "flowcontrol.apiserver.k8s.io: has no effect in this cluster yet: requests are not queued by flow";
+const DEVICES: &str = "resource.k8s.io: has no effect in this cluster yet: devices are not allocated";
+
+/// What a write of a kind is warned of, where nothing acts on the kind yet.
+pub fn without_effect(group: &str, kind: &str) -> Option<&'static str> {
+    let known = KINDS_WITHOUT_EFFECT.iter().find(|(g, k, _)| *g == group && *k == kind);
+    known.map(|(_, _, warning)| *warning)
+}
+
 /// Tells of fields that are accepted and do nothing.
-fn without_effect(at: &At<'_>, fields: &[(&str, &str)], out: &mut Vec<String>) {
+fn fields_without_effect(at: &At<'_>, fields: &[(&str, &str)], out: &mut Vec<String>) {
     for (field, why) in fields.iter().filter(|(field, _)| at.has(field)) {
         out.push(format!("{}: has no effect in this cluster: {why}", at.at(field)));
     }
 }
 
 fn security(at: &At<'_>, out: &mut Vec<String>) {
-    without_effect(at, SECURITY_WITHOUT_EFFECT, out);
+    fields_without_effect(at, SECURITY_WITHOUT_EFFECT, out);
     if at.child("appArmorProfile").str("type") == "RuntimeDefault" {
         let path = at.at("appArmorProfile");
         out.push(format!("{path}: has no effect in this cluster: nodes apply no AppArmor profile"));
@@ -85,11 +205,23 @@ pub(super) fn for_pod(new: &Value, _: Option<&Value>) -> Vec<String> {
 
 /// Of workloads: their template.
 pub(super) fn for_workload(new: &Value, old: Option<&Value>) -> Vec<String> {
-    let template = |object: &Value| object.get("spec").and_then(|s| s.get("template")).cloned();
-    if old.is_some_and(|old| template(old) == template(new)) {
+    for_template(new, old, &["spec", "template"])
+}
+
+pub(super) fn for_cron_job(new: &Value, old: Option<&Value>) -> Vec<String> {
+    for_template(new, old, &["spec", "jobTemplate", "spec", "template"])
+}
+
+pub(super) fn for_pod_template(new: &Value, old: Option<&Value>) -> Vec<String> {
+    for_template(new, old, &["template"])
+}
+
+fn for_template(new: &Value, old: Option<&Value>, path: &[&str]) -> Vec<String> {
+    let find = |object: &Value| super::lookup(object, path).cloned();
+    if old.is_some_and(|old| find(old) == find(new)) {
         return Vec::new();
     }
-    pod_and_metadata(&At::root(new).child("spec").child("template"))
+    pod_and_metadata(&path.iter().fold(At::root(new), |at, field| at.child(field)))
 }
 
 fn pod_and_metadata(root: &At<'_>) -> Vec<String> {
@@ -113,7 +245,7 @@ fn pod_and_metadata(root: &At<'_>) -> Vec<String> {
             out.push(format!("{}: {message}", at.at(source)));
         }
     }
-    without_effect(&spec, POD_WITHOUT_EFFECT, &mut out);
+    fields_without_effect(&spec, POD_WITHOUT_EFFECT, &mut out);
     security(&spec.child("securityContext"), &mut out);
     lists(&spec, &mut out);
     fractions(spec.value.get("overhead"), &spec.at("overhead"), &mut out);
@@ -124,7 +256,7 @@ fn pod_and_metadata(root: &At<'_>) -> Vec<String> {
             fractions(resources.value.get(list), &resources.at(list), &mut out);
         }
         environment(&at, &mut out);
-        without_effect(&at, CONTAINER_WITHOUT_EFFECT, &mut out);
+        fields_without_effect(&at, CONTAINER_WITHOUT_EFFECT, &mut out);
         for rule in at.items("restartPolicyRules").filter(|rule| rule.str("action") == "RestartAllContainers")
         {
             let path = rule.at("action");
@@ -276,7 +408,7 @@ pub(super) fn for_service(new: &Value, old: Option<&Value>) -> Vec<String> {
     if kind == "LoadBalancer" && old.is_none_or(|old| old.get("spec") != new.get("spec")) {
         let type_path = spec.at("type");
         out.push(format!("{type_path}: no load balancer is set up in this cluster: the Service is reached by its cluster IP and node ports"));
-        without_effect(&spec, LOAD_BALANCER_WITHOUT_EFFECT, &mut out);
+        fields_without_effect(&spec, LOAD_BALANCER_WITHOUT_EFFECT, &mut out);
     }
     let headless = spec.str("clusterIP") == "None";
     if headless && !spec.str("loadBalancerIP").is_empty() {

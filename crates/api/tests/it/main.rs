@@ -5,3 +5,4 @@
 mod apply;
 mod invalid;
 mod robust;
+mod stored;

@@ -51,6 +51,7 @@ pub mod namespace_lifecycle;
 pub mod node_restriction;
 pub mod pod_defaults;
 pub mod service_account;
+pub mod signing_request;
 
 /// The default chain, in upstream's order.
 pub fn chain(
@@ -66,6 +67,7 @@ pub fn chain(
         Arc::new(pod_defaults::Priority::new(reader.clone())),
         Arc::new(pod_defaults::DefaultTolerationSeconds),
         Arc::new(escalation::Escalation::new(authorizer.clone())),
+        Arc::new(signing_request::Requestor),
     ]
 }
 

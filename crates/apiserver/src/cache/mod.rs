@@ -101,11 +101,13 @@ impl Table {
     ) -> Result<(), CacheError> {
         let snapshot = kinds.snapshot();
         self.generation = snapshot.generation;
-        // Of the rows that share a prefix the first by group and version is stored.
-        let mut stored = BTreeMap::new();
+        // Of the rows that share a prefix the one of the first group is stored, in its last version.
+        let mut stored: BTreeMap<String, &Arc<Kind>> = BTreeMap::new();
         for kind in snapshot.iter() {
-            if let Some(storage) = &kind.storage {
-                stored.entry(format!("{ROOT}{storage}")).or_insert(kind);
+            let Some(storage) = &kind.storage else { continue };
+            let row = stored.entry(format!("{ROOT}{storage}")).or_insert(kind);
+            if row.gvk.group == kind.gvk.group {
+                *row = kind;
             }
         }
         for (prefix, kind) in stored {

@@ -322,6 +322,7 @@ impl Writing<'_> {
     pub(super) fn part_of(subresource: &str) -> Option<Part> {
         match subresource {
             "status" => Some(Part::Status),
+            "approval" => Some(Part::Approval),
             "finalize" => Some(Part::Finalize),
             _ => None,
         }

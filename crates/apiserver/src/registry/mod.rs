@@ -3,6 +3,7 @@
 //! Upstream counterpart: `k8s.io/apiserver/pkg/registry/generic/registry` and
 //! `endpoints/handlers`.
 
+mod components;
 mod create;
 mod delete;
 mod object;
@@ -60,7 +61,10 @@ const WITHOUT_EFFECT: [&str; 2] = ["ignoreStoreReadErrorWithClusterBreakingPoten
 /// Serves one authorized request.
 pub async fn serve(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Response<Body>, Status> {
     let mut response = dispatch(ctx, parts, body).await?;
-    let deprecated = ctx.served.kind.strategy.deprecated;
+    let strategy = &ctx.served.kind.strategy;
+    let writes = matches!(ctx.info.verb, "create" | "update" | "patch") && ctx.info.subresource.is_empty();
+    let inert = strategy.without_effect.filter(|_| writes);
+    let deprecated = strategy.deprecated.or(inert);
     if deprecated.is_some() || !ctx.query.is_empty() {
         let given = WITHOUT_EFFECT.iter().filter(|name| ctx.query.get(name).is_some());
         let given = given.map(|name| format!("{name}: has no effect on this server"));
@@ -73,6 +77,9 @@ pub async fn serve(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Respon
 async fn dispatch(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Response<Body>, Status> {
     if !ctx.info.subresource.is_empty() || ctx.served.resource.is_none() {
         return match ctx.info.verb {
+            "get" | "list" if &*ctx.served.kind.plural == components::PLURAL => {
+                components::read(ctx, &parts.headers)
+            }
             "get" => subresource::get(ctx, &parts.headers).await,
             _ => Box::pin(write(ctx, parts, body)).await,
         };
@@ -93,6 +100,8 @@ pub enum Part {
     /// All but status, where that is a subresource.
     Main,
     Status,
+    /// The conditions of a CertificateSigningRequest by which it is approved or denied.
+    Approval,
     /// `spec.finalizers` of a Namespace.
     Finalize,
     /// Whatever the server itself decided to change; not checked against the kind's rules for

@@ -87,7 +87,7 @@ impl<'a> Context<'a> {
             subresource: &self.info.subresource,
             now: self.server.clock().now_seconds(),
             ignored: match part {
-                Part::Status => kind.strategy.status_resets,
+                Part::Status | Part::Approval => kind.strategy.status_resets,
                 Part::Main if kind.has_status() => &["status"],
                 _ => &[],
             },

@@ -22,7 +22,7 @@ pub async fn get(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Body>
             let value = scale_of(&ctx.decode(&entry));
             ctx.respond(output, Answer::Value { code: StatusCode::OK, value })
         }
-        "status" => read::get(ctx, headers).await,
+        "status" | "approval" => read::get(ctx, headers).await,
         _ => Err(unserved()),
     }
 }
@@ -80,14 +80,21 @@ fn validate_as(kind: &Kind, object: &Value, name: &str) -> Result<(), Status> {
     }
 }
 
-/// `autoscaling/v1` Scale of a Deployment or ReplicaSet.
+/// `autoscaling/v1` Scale of a workload.
 fn scale_of(object: &Value) -> Value {
     let metadata = meta::metadata(object);
     let kept = ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"];
     let metadata: serde_json::Map<String, Value> =
         kept.iter().filter_map(|field| Some(((*field).to_owned(), metadata?.get(*field)?.clone()))).collect();
     let number = |pointer| object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
-    let selector = LabelSelector::from_object(object.pointer("/spec/selector"));
+    let selector = object.pointer("/spec/selector");
+    let selector = match (meta::kind(object), selector.and_then(Value::as_object)) {
+        // The one kind whose selector is a plain map.
+        ("ReplicationController", Some(labels)) => Ok(LabelSelector::from_labels(
+            labels.iter().map(|(key, value)| (key.as_str(), value.as_str().unwrap_or_default())),
+        )),
+        _ => LabelSelector::from_object(selector),
+    };
     let mut status = json!({"replicas": number("/status/replicas")});
     if let Ok(selector) = selector {
         status["selector"] = selector.to_string().into();

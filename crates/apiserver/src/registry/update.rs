@@ -212,6 +212,10 @@ fn prepare(kind: &Kind, part: Part, new: &mut Value, old: &Value) {
             keep_all_but_status(kind, new, old);
             (kind.strategy.prepare_status)(new, old);
         }
+        Part::Approval => {
+            keep_all_but_status(kind, new, old);
+            (kind.strategy.prepare_approval)(new, old);
+        }
         Part::Finalize => {
             let finalizers = new.get_mut("spec").and_then(|spec| spec.get_mut("finalizers")).map(Value::take);
             copy_field(new, old, "spec");
@@ -285,6 +289,7 @@ fn validate(kind: &Kind, part: Part, new: &Value, old: &Value) -> Vec<FieldError
             errors.extend((kind.strategy.validate_update)(new, old));
         }
         Part::Status => errors.extend((kind.strategy.validate_status)(new, old)),
+        Part::Approval => errors.extend((kind.strategy.validate_approval)(new, old)),
         Part::Finalize => errors.extend((kind.strategy.validate)(new)),
         Part::Unchecked => {}
     }

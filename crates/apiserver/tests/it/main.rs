@@ -4,6 +4,7 @@
 
 mod access;
 mod apply;
+mod builtin;
 mod concurrency;
 mod crud;
 mod faults;

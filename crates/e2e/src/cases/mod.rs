@@ -6,6 +6,7 @@ mod counts;
 mod durability;
 mod guest;
 mod images;
+mod kinds;
 mod kubectl;
 mod leaks;
 mod network;
@@ -25,6 +26,7 @@ pub const SHARED: &[&[Case]] = &[
     rollout::CASES,
     kubectl::CASES,
     apply::CASES,
+    kinds::CASES,
     pods::CASES,
     security::CASES,
     images::CASES,

@@ -1,0 +1,164 @@
+//! Built-in kinds over HTTP: one object of each kind lives and dies, is shown as a Table, and what
+//! kinds have of their own.
+
+use crate::harness::*;
+use serde_json::{Value, json};
+use skeg_api::kinds::Kind;
+use skeg_api::meta;
+use std::sync::Arc;
+
+const TABLE: &str = include_str!("../../../api/testdata/kinds.yaml");
+const AS_TABLE: [(&str, &str); 1] = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+
+fn path_of(kind: &Kind, object: &Value) -> String {
+    let root = match &*kind.gvk.group {
+        "" => "/api/v1".to_owned(),
+        group => format!("/apis/{group}/{}", kind.gvk.version),
+    };
+    let namespace =
+        if kind.namespaced { format!("/namespaces/{}", meta::namespace(object)) } else { String::new() };
+    format!("{root}{namespace}/{}", kind.plural)
+}
+
+fn kind_of(s: &Server, object: &Value) -> Arc<Kind> {
+    let snapshot = s.api.kinds().snapshot();
+    let found = snapshot.iter().find(|kind| {
+        kind.gvk.api_version() == meta::api_version(object) && &*kind.gvk.kind == meta::kind(object)
+    });
+    found.unwrap_or_else(|| panic!("{object}")).clone()
+}
+
+#[tokio::test]
+async fn an_object_of_each_kind_lives_and_dies() {
+    let s = start().await;
+    let table: Value = serde_saphyr::from_str(TABLE).unwrap();
+    let mut count = 0;
+    for row in table.as_array().unwrap() {
+        let object = &row["object"];
+        let (kind, name) = (kind_of(&s, object), meta::name(object));
+        let path = path_of(&kind, object);
+        let answer = s.post(&path, object).await;
+        let told = kind.strategy.without_effect.map(|warning| format!("299 - \"{warning}\""));
+        assert_eq!(answer.warnings().first(), told.as_ref(), "{object}");
+        let made = answer.expect(201);
+        assert_eq!(made.get("status").is_some(), row["stored"].get("status").is_some(), "{made}");
+        assert_eq!(meta::generation(&made), i64::from(kind.has_generation), "{made}");
+        let got = s.get(&format!("{path}/{name}")).await.expect(200);
+        assert_eq!(got, made);
+        // What was read can be written; what does not change is not stored anew.
+        assert_eq!(s.put(&format!("{path}/{name}"), &got).await.expect(200), made);
+        let list = s.get(&path).await.expect(200);
+        assert_eq!(
+            (&list["kind"], &list["items"][0]["metadata"]["name"]),
+            (&json!(*kind.list_kind), &json!(name))
+        );
+        let shown = s.send("GET", &path, &AS_TABLE, "").await.expect(200);
+        let cells = shown["rows"][0]["cells"].as_array().unwrap();
+        assert_eq!(cells.len(), row["cells"].as_str().unwrap().split('|').count(), "{shown}");
+        if kind.has_status() {
+            let wrong = json!({"metadata": {"labels": {"seen": "yes"}}});
+            let changed =
+                s.patch(&format!("{path}/{name}/status"), "merge-patch+json", &wrong).await.expect(200);
+            assert_eq!(meta::generation(&changed), meta::generation(&made), "a status is no specification");
+        }
+        let dry = s.delete(&format!("{path}/{name}?dryRun=All")).await.expect(200);
+        assert_eq!(dry["kind"] == *kind.gvk.kind, kind.strategy.returns_deleted, "{dry}");
+        s.delete(&format!("{path}/{name}")).await.expect(200);
+        s.get(&format!("{path}/{name}")).await.expect(404);
+        count += 1;
+    }
+    assert!(count >= 50, "{count}");
+}
+
+#[tokio::test]
+async fn autoscalers_are_the_same_in_both_versions() {
+    let s = start().await;
+    let at =
+        |version: &str| format!("/apis/autoscaling/{version}/namespaces/default/horizontalpodautoscalers");
+    let old = json!({"apiVersion": "autoscaling/v1", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "web"},
+        "spec": {"maxReplicas": 4, "targetCPUUtilizationPercentage": 60,
+                 "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"}}});
+    let made = s.post(&at("v1"), &old).await.expect(201);
+    assert_eq!(made["apiVersion"], "autoscaling/v1");
+    let mut new = s.get(&format!("{}/web", at("v2"))).await.expect(200);
+    assert_eq!(new["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"], 60);
+    assert_eq!(new["metadata"]["uid"], made["metadata"]["uid"]);
+    new["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"] = 70.into();
+    new["spec"]["behavior"] = json!({"scaleDown": {"stabilizationWindowSeconds": 5}});
+    s.put(&format!("{}/web", at("v2")), &new).await.expect(200);
+    let seen = s.get(&format!("{}/web", at("v1"))).await.expect(200);
+    assert_eq!(seen["spec"]["targetCPUUtilizationPercentage"], 70);
+    let behavior = &seen["metadata"]["annotations"]["autoscaling.alpha.kubernetes.io/behavior"];
+    assert!(behavior.as_str().unwrap().contains("stabilizationWindowSeconds"), "{seen}");
+    // An update by the old version keeps what it cannot say.
+    s.patch(&format!("{}/web", at("v1")), "merge-patch+json", &json!({"spec": {"maxReplicas": 9}}))
+        .await
+        .expect(200);
+    let new = s.get(&format!("{}/web", at("v2"))).await.expect(200);
+    assert_eq!(new["spec"]["maxReplicas"], 9);
+    assert_eq!(new["spec"]["behavior"]["scaleDown"]["stabilizationWindowSeconds"], 5);
+}
+
+#[tokio::test]
+async fn every_set_of_pods_scales() {
+    let s = start().await;
+    let template =
+        json!({"metadata": {"labels": {"app": "x"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    for (root, plural, kind, version, selector) in [
+        ("/apis/apps/v1", "statefulsets", "StatefulSet", "apps/v1", json!({"matchLabels": {"app": "x"}})),
+        ("/api/v1", "replicationcontrollers", "ReplicationController", "v1", json!({"app": "x"})),
+    ] {
+        let path = format!("{root}/namespaces/default/{plural}");
+        let object = json!({"apiVersion": version, "kind": kind, "metadata": {"name": "x"},
+            "spec": {"selector": selector, "template": template}});
+        s.post(&path, &object).await.expect(201);
+        let scale = s.get(&format!("{path}/x/scale")).await.expect(200);
+        assert_eq!((&scale["spec"]["replicas"], &scale["status"]["selector"]), (&json!(1), &json!("app=x")));
+        let three = json!({"spec": {"replicas": 3}});
+        s.patch(&format!("{path}/x/scale"), "merge-patch+json", &three).await.expect(200);
+        let got = s.get(&format!("{path}/x")).await.expect(200);
+        assert_eq!((&got["spec"]["replicas"], &got["metadata"]["generation"]), (&json!(3), &json!(2)));
+    }
+}
+
+#[tokio::test]
+async fn requests_for_certificates_are_approved_apart() {
+    let s = start().await;
+    let path = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+    let table: Value = serde_saphyr::from_str(TABLE).unwrap();
+    let rows = table.as_array().unwrap();
+    let object =
+        &rows.iter().find(|row| row["object"]["kind"] == "CertificateSigningRequest").unwrap()["object"];
+    s.post(path, object).await.expect(201);
+    let approved = json!({"spec": {"signerName": "other.io/x"}, "status": {"certificate": "eA==",
+        "conditions": [{"type": "Approved", "status": "True", "reason": "Fine"}]}});
+    let got = s.patch(&format!("{path}/jane/approval"), "merge-patch+json", &approved).await.expect(200);
+    assert_eq!(got["status"]["conditions"][0]["reason"], "Fine");
+    assert_eq!(
+        (&got["status"].get("certificate"), &got["spec"]["signerName"]),
+        (&None, &object["spec"]["signerName"])
+    );
+    let taken_back = json!({"status": {"conditions": []}});
+    let answer = s.patch(&format!("{path}/jane/approval"), "merge-patch+json", &taken_back).await;
+    assert_eq!(answer.expect(422)["details"]["causes"][0]["field"], "status.conditions");
+    let issued = json!({"status": {"certificate": "eA=="}});
+    let got = s.patch(&format!("{path}/jane/status"), "merge-patch+json", &issued).await.expect(200);
+    assert_eq!(got["status"]["certificate"], "eA==");
+    let selected = format!("{path}?fieldSelector=spec.signerName%3Dexample.com%2Fsigner");
+    assert_eq!(s.get(&selected).await.expect(200)["items"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn components_have_a_status() {
+    let s = start().await;
+    let answer = s.get("/api/v1/componentstatuses").await;
+    assert_eq!(answer.warnings(), ["299 - \"v1 ComponentStatus is deprecated in v1.19+\""]);
+    let list = answer.expect(200);
+    assert_eq!((&list["kind"], list["items"].as_array().unwrap().len()), (&json!("ComponentStatusList"), 3));
+    let one = s.get("/api/v1/componentstatuses/scheduler").await.expect(200);
+    assert_eq!(one["conditions"][0]["status"], "True");
+    s.get("/api/v1/componentstatuses/other").await.expect(404);
+    let table = s.send("GET", "/api/v1/componentstatuses", &AS_TABLE, "").await.expect(200);
+    assert_eq!(table["rows"][1]["cells"], json!(["etcd-0", "Healthy", "ok", ""]));
+    s.post("/api/v1/componentstatuses", &one).await.expect(405);
+}
