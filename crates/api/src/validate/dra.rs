@@ -4,7 +4,7 @@ use super::at::{At, Errors, same};
 use super::{affinity, storage};
 use crate::field::FieldError;
 use crate::kinds::Strategy;
-use crate::names;
+use crate::{names, object_meta};
 use serde_json::Value;
 
 const REQUESTS_MAX: usize = 32;
@@ -55,7 +55,7 @@ fn template(value: &Value) -> Vec<FieldError> {
     let (spec, mut errors) = (At::root(value).child("spec"), Errors::default());
     let metadata = spec.child("metadata");
     errors.extend(names::validate_labels(metadata.value.get("labels"), &metadata.at("labels")));
-    errors.extend(crate::object_meta::validate_annotations(
+    errors.extend(object_meta::validate_annotations(
         metadata.value.get("annotations"),
         &metadata.at("annotations"),
     ));

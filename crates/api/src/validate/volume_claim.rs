@@ -121,7 +121,7 @@ fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     if !had.has("storageClassName") && had.str("volumeName").is_empty() {
         take("storageClassName");
     }
-    if bound && now.str("volumeAttributesClassName") != "" {
+    if bound && !now.str("volumeAttributesClassName").is_empty() {
         take("volumeAttributesClassName");
     }
     if !had.has("dataSourceRef") && had.has("dataSource") {

@@ -528,7 +528,8 @@ async fn clients_discover_what_there_is() {
     let cluster = cluster().await;
     let mut admin = cluster.admin();
     let groups = cluster.get(&admin, "/apis").await.expect(200);
-    assert_eq!(groups["groups"][0]["name"], "apps");
+    assert_eq!(groups["groups"][0]["name"], "apiregistration.k8s.io");
+    assert_eq!(groups["groups"][1]["name"], "apps");
     let core = cluster.get(&admin, "/api/v1").await.expect(200);
     let names: Vec<&str> =
         core["resources"].as_array().unwrap().iter().map(|r| r["name"].as_str().unwrap()).collect();
