@@ -82,8 +82,9 @@ fn migration(scope: &Scope<'_>) -> Result<()> {
     // What kubectl applied from the client it owns from the server: no conflict, and no leftovers.
     let said = server_side(scope, &map(json!({"color": "blue"})), &[])?;
     ensure!(said.contains("configmap/map serverside-applied"), "{said}");
+    // The second one owns the annotation: kubectl applies it by a name of its own.
     let owners = managers(scope, &["configmap", "map"])?;
-    ensure!(owners == ["kubectl Apply"], "{owners:?}");
+    ensure!(owners == ["kubectl Apply", "kubectl-last-applied Apply"], "{owners:?}");
     let data = scope.jsonpath(&["configmap", "map"], "{.data}")?;
     ensure!(data == "{\"color\":\"blue\"}", "{data}");
     let view = scope.kubectl(&["apply", "view-last-applied", "configmap/map", "-o", "json"])?;
