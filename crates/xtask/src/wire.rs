@@ -154,34 +154,19 @@ pub fn write(definitions: &Map<String, Value>, dir: &Path, out: &Path) -> Result
     }
     let mut messages = Messages::new();
     read(&project.join("vendor").join(CRATE).join("src"), "io.k8s", &mut messages)?;
-    let messages = completed(spelled(messages, definitions));
+    let mut messages = spelled(copied(messages), definitions);
+    for (message, number, name, prefix, kind) in NEWER {
+        let field = Field { number: number.to_owned(), name: name.to_owned(), kind: kind.to_owned(), prefix };
+        messages.entry(message.to_owned()).or_default().push(field);
+    }
     let table = table(&messages, definitions)?;
     std::fs::write(out, &table)?;
     println!("{}: {} bytes", out.display(), table.len());
     Ok(())
 }
 
-/// Messages under the names that their schemas have: the crate writes acronyms in its own way.
-fn spelled(messages: Messages, definitions: &Map<String, Value>) -> Messages {
-    let extra = UNIONS.map(|name| format!("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.{name}"));
-    let known = definitions.keys().chain(&extra).map(|name| (name.to_lowercase(), name));
-    let known: BTreeMap<String, &String> = known.collect();
-    let name = |name: &str| {
-        // A version that is served and has no messages takes them from another.
-        let newer = name.replacen(SAME.0, SAME.1, 1);
-        match known.get(&name.to_lowercase()) {
-            Some(name) => (*name).clone(),
-            None => known
-                .get(&newer.to_lowercase())
-                .map_or_else(|| name.to_owned(), |name| name.replacen(SAME.1, SAME.0, 1)),
-        }
-    };
-    let field = |field: Field| Field { kind: name(&field.kind), ..field };
-    messages.into_iter().map(|(of, fields)| (name(&of), fields.into_iter().map(field).collect())).collect()
-}
-
-/// Adds what is newer than the crate.
-fn completed(mut messages: Messages) -> Messages {
+/// Adds the messages of a version that is newer than the crate.
+fn copied(mut messages: Messages) -> Messages {
     let renamed = |name: &str| name.replacen(&format!("{}.", SAME.0), &format!("{}.", SAME.1), 1);
     let copies: Vec<(String, Vec<Field>)> = messages
         .iter()
@@ -192,11 +177,16 @@ fn completed(mut messages: Messages) -> Messages {
         })
         .collect();
     messages.extend(copies);
-    for (message, number, name, prefix, kind) in NEWER {
-        let field = Field { number: number.to_owned(), name: name.to_owned(), kind: kind.to_owned(), prefix };
-        messages.entry(message.to_owned()).or_default().push(field);
-    }
     messages
+}
+
+/// Messages under the names that their schemas have: the crate writes acronyms in its own way.
+fn spelled(messages: Messages, definitions: &Map<String, Value>) -> Messages {
+    let known: BTreeMap<String, &String> =
+        definitions.keys().map(|name| (name.to_lowercase(), name)).collect();
+    let name = |name: &str| known.get(&name.to_lowercase()).map_or(name, |name| name.as_str()).to_owned();
+    let field = |field: Field| Field { kind: name(&field.kind), ..field };
+    messages.into_iter().map(|(of, fields)| (name(&of), fields.into_iter().map(field).collect())).collect()
 }
 
 fn read(dir: &Path, module: &str, messages: &mut Messages) -> Result<()> {

@@ -45,7 +45,7 @@ impl<'a> Clause<'a> {
         let all = self.parameters.split(';').filter_map(|part| part.split_once('='));
         all.filter(|(own, value)| own.trim() == name && !value.is_empty() && !value.contains('='))
             .map(|(_, value)| value.trim())
-            .last()
+            .next_back()
     }
 
     fn precedes(&self, other: &Self) -> bool {

@@ -26,8 +26,11 @@ fn again<M: Message + Default>(raw: &[u8]) -> Vec<u8> {
     M::decode(raw).unwrap().encode_to_vec()
 }
 
+/// [`again`] of one type.
+type Again = fn(&[u8]) -> Vec<u8>;
+
 /// `again` of the type that the published definitions have for a kind.
-fn codec(version: &str, kind: &str) -> Option<fn(&[u8]) -> Vec<u8>> {
+fn codec(version: &str, kind: &str) -> Option<Again> {
     use k8s_pb::api::{
         admissionregistration, apps, authentication, authorization, autoscaling, batch, certificates,
         coordination, core, discovery, events, flowcontrol, networking, node, policy, rbac, resource,
