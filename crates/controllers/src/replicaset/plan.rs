@@ -292,7 +292,7 @@ mod tests {
         for a in &pods {
             for b in pods.iter().filter(|b| before(a, b)) {
                 for c in pods.iter().filter(|c| before(b, c)) {
-                    assert!(before(a, c));
+                    assert!(before(a, c), "{:?} {:?} {:?}", a.metadata, b.metadata, c.metadata);
                 }
             }
         }
