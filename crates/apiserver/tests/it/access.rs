@@ -565,7 +565,7 @@ async fn discovery_and_reviews_speak_protobuf() {
     let answer = cluster.get(&admin, "/apis").await;
     assert_eq!(answer.headers["content-type"].to_str().unwrap(), aggregated);
     let list: APIGroupDiscoveryList = decode(&answer, "apidiscovery.k8s.io/v2", "APIGroupDiscoveryList");
-    assert_eq!(list.items[0].metadata.as_ref().unwrap().name(), "apps");
+    assert_eq!(list.items[0].metadata.as_ref().unwrap().name(), "apiregistration.k8s.io");
     assert_eq!(list.items[0].versions[0].resources[0].scope(), "Namespaced");
     admin.headers =
         vec![("accept", PROTOBUF.into()), ("if-none-match", answer.headers["etag"].to_str().unwrap().into())];
