@@ -1,5 +1,5 @@
 //! The one generic path for every kind: verbs on objects and their subresources. Reads copy cache
-//! entries; writes run decode → default → admit → prepare → validate → track → encode → store.
+//! entries; writes run decode → default → track → admit → prepare → validate → encode → store.
 //! Upstream counterpart: `k8s.io/apiserver/pkg/registry/generic/registry` and
 //! `endpoints/handlers`.
 
