@@ -85,6 +85,16 @@ const IMAGES: &[Image] = &[
         ports: &[],
         stop_signal: "",
     },
+    // As busybox, but nobody imports it: a registry must be asked for its layer.
+    Image {
+        name: "remote",
+        packages: &["busybox-static"],
+        files: &[("etc/motd", "from a registry\n")],
+        entrypoint: &[],
+        cmd: &["sh"],
+        ports: &[],
+        stop_signal: "",
+    },
     // Speaks HTTPS and gRPC's health protocol.
     Image {
         name: "etcd",

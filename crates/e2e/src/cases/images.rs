@@ -40,7 +40,7 @@ fn image_pull_errors(scope: &Scope<'_>) -> Result<()> {
 
 fn images_from_a_registry(scope: &Scope<'_>) -> Result<()> {
     let registry = scope.cluster.registry.as_ref().context("the registry")?;
-    registry.push(&scope.cluster.archive("busybox"), "team/box:v1", None)?;
+    registry.push(&scope.cluster.archive("remote"), "team/box:v1", None)?;
     let run = |name: &str, image: &str| -> Result<()> {
         let mut pod = pod(name, &[("main", "sleep 1000")]);
         pod["spec"]["containers"][0]["image"] = image.into();
