@@ -158,6 +158,26 @@ pub fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
 }
 
+/// Whether a container whose run ended with this code runs again: its own rules decide (KEP-5307),
+/// then its own policy, then the Pod's.
+pub fn restarts(pod_policy: Option<&str>, container: &Container, is_init: bool, exit_code: i32) -> bool {
+    for rule in container.restart_policy_rules.iter().flatten() {
+        let Some(codes) = &rule.exit_codes else { continue };
+        let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
+        let hit = if codes.operator == "NotIn" { !listed } else { listed };
+        if hit {
+            return matches!(rule.action.as_str(), "Restart" | "RestartAllContainers");
+        }
+    }
+    let own = container.restart_policy.as_deref();
+    match own.or(pod_policy).unwrap_or("Always") {
+        "Never" => false,
+        // An init container that succeeded is done, whatever the Pod's policy.
+        "Always" => !(is_init && own != Some("Always") && exit_code == 0),
+        _ => exit_code != 0,
+    }
+}
+
 fn amounts(list: Option<&BTreeMap<String, Text>>) -> Resources {
     list.into_iter().flatten().map(|(name, text)| (name.clone(), Quantity::of(text))).collect()
 }

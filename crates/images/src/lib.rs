@@ -19,7 +19,7 @@ pub use registries::Registries;
 pub use registry::Credential;
 pub use store::{Images, ImagesConfig};
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why an image operation failed. Callers branch on the variant.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +51,16 @@ pub enum Error {
     Config(String),
     #[error("{what}: {source}")]
     Io { what: String, source: std::io::Error },
+}
+
+impl Error {
+    /// Tells the file or directory of an error that names a part of it only.
+    pub(crate) fn inside(self, path: &Path) -> Error {
+        match self {
+            Error::Io { what, source } => Error::Io { what: format!("{what} in {}", path.display()), source },
+            other => other,
+        }
+    }
 }
 
 pub type Result<T> = std::result::Result<T, Error>;

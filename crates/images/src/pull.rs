@@ -227,7 +227,7 @@ impl Images {
             fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755))
                 .map_err(io("chmod layer"))?;
             let file = File::open(&blob).map_err(io(format!("open {}", blob.display())))?;
-            let unpacked = unpack(file, dir)?;
+            let unpacked = unpack(file, dir).map_err(|error| error.inside(dir))?;
             drop(temporary);
             check("layer", Some(&digest), &unpacked.digest)?;
             check("unpacked layer", Some(&diff_id), &unpacked.diff_id)?;

@@ -188,7 +188,7 @@ impl Registry {
                     tracing::debug!(blob.digest, done, why, "resuming a blob");
                     tokio::time::sleep(backoff.next()).await;
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.inside(to)),
             }
         }
         file.flush().await.map_err(io(format!("write {}", to.display())))?;

@@ -52,7 +52,9 @@ pub struct Subject {
 
 /// The running probes; dropping it ends them.
 pub struct Probes {
-    _tasks: JoinSet<()>,
+    _readiness: JoinSet<()>,
+    /// Startup and liveness: those that may restart the container.
+    restarting: JoinSet<()>,
     started: watch::Sender<bool>,
 }
 
@@ -65,7 +67,7 @@ impl Probes {
         started: bool,
         verdicts: mpsc::Sender<Verdict>,
     ) -> Self {
-        let mut tasks = JoinSet::new();
+        let (mut readiness, mut restarting) = (JoinSet::new(), JoinSet::new());
         let (sender, receiver) = watch::channel(started);
         let container = &subject.container;
         let all = [
@@ -79,10 +81,16 @@ impl Probes {
             {
                 let task =
                     run(kind, spec.clone(), subject.clone(), running_for, receiver.clone(), verdicts.clone());
-                tasks.spawn(task);
+                if kind == Kind::Readiness { &mut readiness } else { &mut restarting }.spawn(task);
             }
         }
-        Probes { _tasks: tasks, started: sender }
+        Probes { _readiness: readiness, restarting, started: sender }
+    }
+
+    /// Ends all but the readiness probe: whether a container that is being ended still serves is
+    /// worth knowing, but nothing restarts it.
+    pub fn keep_readiness(&mut self) {
+        self.restarting.abort_all();
     }
 
     pub fn startup_passed(&self) {

@@ -2,7 +2,7 @@
 //! Upstream counterparts: `kubelet_node_status.go`, `nodelease`.
 
 use crate::host::Shortage;
-use crate::shown::says;
+use crate::shown::{self, says};
 use crate::{Context, text};
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
@@ -238,7 +238,7 @@ async fn register(ctx: &Context, seen: &Seen) -> Result<Node> {
 }
 
 async fn write_status(ctx: &Context, node: &Node, seen: &Seen) -> Result<()> {
-    let patch = json!({"status": status(ctx, node.status.as_ref(), seen)});
+    let patch = json!({"status": shown::patch(node.status.as_ref(), &status(ctx, node.status.as_ref(), seen))});
     let api = ctx.client.api::<Node>();
     api.patch("", &ctx.config.name, PatchKind::Strategic, &patch, Some("status")).await.map(drop)
 }

@@ -4,7 +4,9 @@ use super::at::{At, Errors, same};
 use super::container::{self, Context};
 use super::{affinity, resources, volume};
 use crate::field::{FieldError, Path};
-use crate::{meta, names, object_meta, pod};
+use crate::{meta, names, object_meta, pod, predicates};
+use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 
@@ -607,21 +609,27 @@ pub(super) fn validate_status(new: &Value, old: &Value) -> Vec<FieldError> {
 /// A container that must not restart stays terminated.
 fn stays_terminated(root: &At<'_>, new: &At<'_>, old: &At<'_>, list: &str, errors: &mut Errors) {
     let spec = root.child("spec");
-    let policy = if list == "ephemeralContainerStatuses" { "Never" } else { spec.str("restartPolicy") };
-    if policy == "Always" {
-        return;
-    }
+    let (containers, is_init) = match list {
+        "containerStatuses" => ("containers", false),
+        "initContainerStatuses" => ("initContainers", true),
+        _ => ("ephemeralContainers", false),
+    };
+    let restarts = |name: &str, exit_code: i64| {
+        let found = spec.items(containers).find(|c| c.str("name") == name);
+        let Some(at) = found.filter(|_| containers != "ephemeralContainers") else { return false };
+        // A Pod that starts anew after its sandbox was lost begins with its init containers.
+        let plain = !at.has("restartPolicy") && !at.has("restartPolicyRules");
+        let container = Container::deserialize(at.value).unwrap_or_default();
+        let policy = Some(spec.str("restartPolicy"));
+        plain && policy == Some("Always")
+            || predicates::restarts(policy, &container, is_init, i32::try_from(exit_code).unwrap_or(i32::MAX))
+    };
     for (i, had) in old.items(list).enumerate() {
         let Some(terminated) = had.child("state").get("terminated") else { continue };
         let name = had.str("name");
-        let retried = policy == "OnFailure" && terminated.int("exitCode").unwrap_or(0) != 0;
-        let sidecar = list == "initContainerStatuses"
-            && spec
-                .items("initContainers")
-                .any(|c| c.str("name") == name && c.str("restartPolicy") == "Always");
         let revived =
             new.items(list).any(|now| now.str("name") == name && !now.child("state").has("terminated"));
-        if !retried && !sidecar && revived {
+        if revived && !restarts(name, terminated.int("exitCode").unwrap_or(0)) {
             errors.forbidden(
                 new.at(list).index(i).child("state"),
                 "may not be transitioned to non-terminated state",

@@ -55,29 +55,23 @@ const SELINUX: &str = "nodes set no SELinux labels";
 /// The same for a container.
 const CONTAINER_WITHOUT_EFFECT: &[(&str, &str)] = &[("resizePolicy", "containers are not resized in place")];
 
+/// What the warning of a kind, or of a group that is alike, says.
+macro_rules! inert {
+    ($what:literal, $why:literal) => {
+        concat!($what, ": has no effect in this cluster yet: ", $why)
+    };
+}
+const ADMISSION: &str = inert!("admissionregistration.k8s.io", "neither webhooks nor policies are asked");
+const FLOW: &str = inert!("flowcontrol.apiserver.k8s.io", "requests are not queued by flow");
+const DEVICES: &str = inert!("resource.k8s.io", "devices are not allocated");
+
 /// Kinds that are stored and served, and that nothing in this cluster acts on yet.
 const KINDS_WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
-    ("", "LimitRange", "LimitRange: has no effect in this cluster yet: no limits are put on Pods"),
-    (
-        "",
-        "PersistentVolume",
-        "PersistentVolume: has no effect in this cluster yet: volumes are not bound to claims",
-    ),
-    (
-        "",
-        "PersistentVolumeClaim",
-        "PersistentVolumeClaim: has no effect in this cluster yet: claims are not bound to volumes",
-    ),
-    (
-        "",
-        "ReplicationController",
-        "ReplicationController: has no effect in this cluster yet: no Pods are made from it",
-    ),
-    (
-        "",
-        "ResourceQuota",
-        "ResourceQuota: has no effect in this cluster yet: use is neither counted nor limited",
-    ),
+    ("", "LimitRange", inert!("LimitRange", "no limits are put on Pods")),
+    ("", "PersistentVolume", inert!("PersistentVolume", "volumes are not bound to claims")),
+    ("", "PersistentVolumeClaim", inert!("PersistentVolumeClaim", "claims are not bound to volumes")),
+    ("", "ReplicationController", inert!("ReplicationController", "no Pods are made from it")),
+    ("", "ResourceQuota", inert!("ResourceQuota", "use is neither counted nor limited")),
     ("admissionregistration.k8s.io", "MutatingAdmissionPolicy", ADMISSION),
     ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding", ADMISSION),
     ("admissionregistration.k8s.io", "MutatingWebhookConfiguration", ADMISSION),
@@ -87,87 +81,46 @@ const KINDS_WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
     (
         "apiregistration.k8s.io",
         "APIService",
-        "APIService: has no effect in this cluster yet: requests are not passed to other servers",
+        inert!("APIService", "requests are not passed to other servers"),
     ),
-    ("apps", "DaemonSet", "DaemonSet: has no effect in this cluster yet: no Pods are made from it"),
-    ("apps", "StatefulSet", "StatefulSet: has no effect in this cluster yet: no Pods are made from it"),
+    ("apps", "DaemonSet", inert!("DaemonSet", "no Pods are made from it")),
+    ("apps", "StatefulSet", inert!("StatefulSet", "no Pods are made from it")),
     (
         "autoscaling",
         "HorizontalPodAutoscaler",
-        "HorizontalPodAutoscaler: has no effect in this cluster yet: nothing is scaled by metrics",
+        inert!("HorizontalPodAutoscaler", "nothing is scaled by metrics"),
     ),
-    ("batch", "CronJob", "CronJob: has no effect in this cluster yet: no Jobs are made from it"),
-    ("batch", "Job", "Job: has no effect in this cluster yet: no Pods are made from it"),
+    ("batch", "CronJob", inert!("CronJob", "no Jobs are made from it")),
+    ("batch", "Job", inert!("Job", "no Pods are made from it")),
     (
         "certificates.k8s.io",
         "CertificateSigningRequest",
-        "CertificateSigningRequest: has no effect in this cluster yet: no signer issues certificates",
+        inert!("CertificateSigningRequest", "no signer issues certificates"),
     ),
     ("flowcontrol.apiserver.k8s.io", "FlowSchema", FLOW),
     ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration", FLOW),
-    (
-        "networking.k8s.io",
-        "IPAddress",
-        "IPAddress: has no effect in this cluster yet: addresses are allocated elsewhere",
-    ),
-    ("networking.k8s.io", "Ingress", "Ingress: has no effect in this cluster yet: no controller serves it"),
-    (
-        "networking.k8s.io",
-        "IngressClass",
-        "IngressClass: has no effect in this cluster yet: no Ingress gets it by default",
-    ),
-    (
-        "networking.k8s.io",
-        "NetworkPolicy",
-        "NetworkPolicy: has no effect in this cluster yet: traffic is not filtered",
-    ),
-    (
-        "networking.k8s.io",
-        "ServiceCIDR",
-        "ServiceCIDR: has no effect in this cluster yet: Services keep the range they have",
-    ),
-    (
-        "node.k8s.io",
-        "RuntimeClass",
-        "RuntimeClass: has no effect in this cluster yet: nodes have one runtime",
-    ),
-    (
-        "policy",
-        "PodDisruptionBudget",
-        "PodDisruptionBudget: has no effect in this cluster yet: evictions are not refused",
-    ),
+    ("networking.k8s.io", "IPAddress", inert!("IPAddress", "addresses are allocated elsewhere")),
+    ("networking.k8s.io", "Ingress", inert!("Ingress", "no controller serves it")),
+    ("networking.k8s.io", "IngressClass", inert!("IngressClass", "no Ingress gets it by default")),
+    ("networking.k8s.io", "NetworkPolicy", inert!("NetworkPolicy", "traffic is not filtered")),
+    ("networking.k8s.io", "ServiceCIDR", inert!("ServiceCIDR", "Services keep the range they have")),
+    ("node.k8s.io", "RuntimeClass", inert!("RuntimeClass", "nodes have one runtime")),
+    ("policy", "PodDisruptionBudget", inert!("PodDisruptionBudget", "evictions are not refused")),
     ("resource.k8s.io", "DeviceClass", DEVICES),
     ("resource.k8s.io", "ResourceClaim", DEVICES),
     ("resource.k8s.io", "ResourceClaimTemplate", DEVICES),
     ("resource.k8s.io", "ResourceSlice", DEVICES),
-    ("storage.k8s.io", "CSIDriver", "CSIDriver: has no effect in this cluster yet: nodes run no CSI drivers"),
-    ("storage.k8s.io", "CSINode", "CSINode: has no effect in this cluster yet: nodes run no CSI drivers"),
+    ("storage.k8s.io", "CSIDriver", inert!("CSIDriver", "nodes run no CSI drivers")),
+    ("storage.k8s.io", "CSINode", inert!("CSINode", "nodes run no CSI drivers")),
     (
         "storage.k8s.io",
         "CSIStorageCapacity",
-        "CSIStorageCapacity: has no effect in this cluster yet: the scheduler does not look at it",
+        inert!("CSIStorageCapacity", "the scheduler does not look at it"),
     ),
-    (
-        "storage.k8s.io",
-        "StorageClass",
-        "StorageClass: has no effect in this cluster yet: no volumes are provisioned",
-    ),
-    (
-        "storage.k8s.io",
-        "VolumeAttachment",
-        "VolumeAttachment: has no effect in this cluster yet: nodes run no CSI drivers",
-    ),
-    (
-        "storage.k8s.io",
-        "VolumeAttributesClass",
-        "VolumeAttributesClass: has no effect in this cluster yet: volumes are not modified",
-    ),
+    ("storage.k8s.io", "StorageClass", inert!("StorageClass", "no volumes are provisioned")),
+    ("storage.k8s.io", "VolumeAttachment", inert!("VolumeAttachment", "nodes run no CSI drivers")),
+    ("storage.k8s.io", "VolumeAttributesClass", inert!("VolumeAttributesClass", "volumes are not modified")),
 ];
-
-const ADMISSION: &str = "admissionregistration.k8s.io: has no effect in this cluster yet: neither webhooks nor policies are asked";
-const FLOW: &str =
-    "flowcontrol.apiserver.k8s.io: has no effect in this cluster yet: requests are not queued by flow";
-const DEVICES: &str = "resource.k8s.io: has no effect in this cluster yet: devices are not allocated";
 
 /// What a write of a kind is warned of, where nothing acts on the kind yet.
 pub fn without_effect(group: &str, kind: &str) -> Option<&'static str> {

@@ -66,12 +66,7 @@ pub async fn run(
     random: &Random,
     settings: &Settings,
 ) -> Result<usize, BootstrapError> {
-    write(store, kinds, clock, random, wanted(settings)).await
-}
-
-/// The kinds of what is put back.
-fn maintained() -> [&'static Gvr; 4] {
-    [&resources::NAMESPACES, &resources::SERVICES, &resources::ENDPOINTS, &resources::ENDPOINT_SLICES]
+    write(store, kinds, clock, random, &wanted(settings)).await
 }
 
 /// Puts back what somebody deletes or changes of the system namespaces and the Service
@@ -79,20 +74,20 @@ fn maintained() -> [&'static Gvr; 4] {
 pub async fn maintain(server: Arc<ApiServer>, settings: Settings) {
     let seams = server.seams();
     let [mut namespaces, mut services, mut endpoints, mut slices] =
-        maintained().map(|gvr| seams.reader.changes(gvr));
+        [&resources::NAMESPACES, &resources::SERVICES, &resources::ENDPOINTS, &resources::ENDPOINT_SLICES]
+            .map(|gvr| seams.reader.changes(gvr));
+    let wanted = indispensable(&settings);
     let (_, stop) = server.tasks();
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
     let mut looked_at = Vec::new();
     loop {
-        let wanted: Vec<_> =
-            wanted(&settings).into_iter().filter(|wanted| maintained().contains(&wanted.gvr)).collect();
         let found: Vec<_> = wanted
             .iter()
             .map(|w| seams.reader.get(w.gvr, meta::namespace(&w.object), meta::name(&w.object)))
             .collect();
         let mut again = None;
         if found != looked_at {
-            match write(&*seams.store, &seams.kinds, seams.clock, &seams.random, wanted).await {
+            match write(&*seams.store, &seams.kinds, seams.clock, &seams.random, &wanted).await {
                 // What was written is looked at when the cache has it.
                 Ok(_) => {
                     backoff.reset();
@@ -121,9 +116,9 @@ async fn write(
     kinds: &Kinds,
     clock: Clock,
     random: &Random,
-    wanted: Vec<Wanted>,
+    wanted: &[Wanted],
 ) -> Result<usize, BootstrapError> {
-    let existing = existing(store, kinds, &wanted).await?;
+    let existing = existing(store, kinds, wanted).await?;
     let mut writes = Vec::new();
     for Wanted { gvr, object, reconcile } in wanted {
         let kind = kinds
@@ -132,11 +127,11 @@ async fn write(
             .cloned()
             .ok_or_else(|| BootstrapError::Kind(gvr.group_resource()))?;
         let key = kind
-            .key(meta::namespace(&object), meta::name(&object))
+            .key(meta::namespace(object), meta::name(object))
             .ok_or_else(|| BootstrapError::Kind(gvr.group_resource()))?;
         let (mut object, expect) = match existing.get(&key) {
             None => {
-                let mut object = object;
+                let mut object = object.clone();
                 meta::set_uid(&mut object, &random.uuid());
                 meta::set_creation_timestamp(&mut object, clock.now_seconds());
                 if kind.has_generation {
@@ -145,7 +140,7 @@ async fn write(
                 (kind.strategy.default)(&mut object);
                 (object, Expect::Absent)
             }
-            Some((revision, existing)) => match reconcile(existing, &object) {
+            Some((revision, existing)) => match reconcile(existing, object) {
                 Some(object) => (object, Expect::Modified(*revision)),
                 None => continue,
             },
@@ -211,11 +206,30 @@ async fn existing(store: &dyn Store, kinds: &Kinds, wanted: &[Wanted]) -> Result
     Ok(found)
 }
 
-fn wanted(settings: &Settings) -> Vec<Wanted> {
+/// What no cluster can be without: the system namespaces and the Service `kubernetes`.
+fn indispensable(settings: &Settings) -> Vec<Wanted> {
     let mut all: Vec<Wanted> = NAMESPACES
         .iter()
         .map(|name| Wanted { gvr: &resources::NAMESPACES, object: namespace(name), reconcile: keep })
         .collect();
+    all.push(Wanted { gvr: &resources::SERVICES, object: service(settings), reconcile: reconcile_ports });
+    if !settings.endpoints.is_empty() {
+        all.push(Wanted {
+            gvr: &resources::ENDPOINTS,
+            object: endpoints(settings),
+            reconcile: reconcile_subsets,
+        });
+        all.push(Wanted {
+            gvr: &resources::ENDPOINT_SLICES,
+            object: slice(settings),
+            reconcile: reconcile_slice,
+        });
+    }
+    all
+}
+
+fn wanted(settings: &Settings) -> Vec<Wanted> {
+    let mut all = indispensable(settings);
     all.extend(rbac::objects().into_iter().map(|(gvr, object)| Wanted {
         gvr,
         object,
@@ -233,19 +247,6 @@ fn wanted(settings: &Settings) -> Vec<Wanted> {
             "metadata": {"name": name}, "value": value, "description": description,
             "preemptionPolicy": "PreemptLowerPriority"});
         all.push(Wanted { gvr: &resources::PRIORITY_CLASSES, object, reconcile: keep });
-    }
-    all.push(Wanted { gvr: &resources::SERVICES, object: service(settings), reconcile: reconcile_ports });
-    if !settings.endpoints.is_empty() {
-        all.push(Wanted {
-            gvr: &resources::ENDPOINTS,
-            object: endpoints(settings),
-            reconcile: reconcile_subsets,
-        });
-        all.push(Wanted {
-            gvr: &resources::ENDPOINT_SLICES,
-            object: slice(settings),
-            reconcile: reconcile_slice,
-        });
     }
     all
 }

@@ -55,13 +55,18 @@ fn service(scope: &Scope<'_>) -> Result<()> {
         Ok(scope.exec("box", &["wget", "-qO-", "-T", "2", &format!("http://{ip}:8000/")]).ok())
     })?;
     ensure!(page.contains("Welcome to nginx!"), "{page}");
-    // From the host as well.
-    let mut stream = std::net::TcpStream::connect((ip.as_str(), 8000)).context("from the host")?;
+    let page = page_from_host(&ip, 8000)?;
+    ensure!(page.contains("Welcome to nginx!"), "{page}");
+    Ok(())
+}
+
+/// The answer to a request for `/` that this host makes.
+pub(super) fn page_from_host(ip: &str, port: u16) -> Result<String> {
+    let mut stream = std::net::TcpStream::connect((ip, port)).context("from the host")?;
     std::io::Write::write_all(&mut stream, b"GET / HTTP/1.0\r\n\r\n")?;
     let mut page = String::new();
     std::io::Read::read_to_string(&mut stream, &mut page)?;
-    ensure!(page.contains("Welcome to nginx!"), "{page}");
-    Ok(())
+    Ok(page)
 }
 
 fn names(scope: &Scope<'_>) -> Result<()> {

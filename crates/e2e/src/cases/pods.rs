@@ -120,6 +120,24 @@ fn restart_policies(scope: &Scope<'_>) -> Result<()> {
     ensure!(fine["exitCode"] == 0 && fine["reason"] == "Completed", "{fine}");
     let shown = scope.kubectl(&["get", "pods"])?;
     ensure!(shown.contains("Completed") && shown.contains("Error"), "{shown}");
+    // A container's own policy goes before the Pod's, and its rules before that.
+    let mut own = with_policy("own", "Never", "exit 42");
+    own["spec"]["containers"][0]["restartPolicy"] = "Always".into();
+    let mut rule = with_policy("rule", "Never", "exit 42");
+    rule["spec"]["containers"][0]["restartPolicy"] = "Never".into();
+    rule["spec"]["containers"][0]["restartPolicyRules"] =
+        json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]);
+    let mut done = with_policy("done", "Always", "exit 42");
+    done["spec"]["containers"][0]["restartPolicy"] = "Never".into();
+    for pod in [&own, &rule, &done] {
+        scope.apply(pod)?;
+    }
+    scope.wait_for("pod/done", "{.status.containerStatuses[0].state.terminated.exitCode}=42")?;
+    for name in ["own", "rule"] {
+        scope.wait_for(&format!("pod/{name}"), "{.status.containerStatuses[0].restartCount}=1")?;
+        let status = status(scope, name)?;
+        ensure!(status["phase"] == "Running", "{status}");
+    }
     Ok(())
 }
 

@@ -1,6 +1,8 @@
 //! Probes of each kind, and what they decide.
 
+use super::network::page_from_host;
 use super::{pod, started, status};
+use crate::cluster::eventually;
 use crate::{Case, Scope};
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -10,6 +12,7 @@ pub const CASES: &[Case] = &[
     Case { name: "readiness_by_exec_and_tcp", run: readiness },
     Case { name: "http_grpc_and_https_probes", run: http_probes },
     Case { name: "https_and_grpc_probes_succeed", run: secure_and_grpc },
+    Case { name: "a_pod_that_ends_serves_while_it_can", run: ending },
 ];
 
 fn liveness_and_startup(scope: &Scope<'_>) -> Result<()> {
@@ -97,5 +100,39 @@ fn secure_and_grpc(scope: &Scope<'_>) -> Result<()> {
     scope.wait_for("pod/unknown", "{.status.containerStatuses[0].started}=true")?;
     scope.event("unknown", "Unhealthy", "Readiness probe failed")?;
     ensure!(status(scope, "unknown")?["containerStatuses"][0]["ready"] == false);
+    Ok(())
+}
+
+/// Readiness is still probed, liveness is not; the Service sends what comes to nobody else.
+fn ending(scope: &Scope<'_>) -> Result<()> {
+    const SLICES: [&str; 3] = ["endpointslices", "-l", "kubernetes.io/service-name=ending"];
+    let mut web = pod("ending", &[("main", "touch /tmp/ready; echo ok > /tmp/index.html; httpd -f -p 8080 -h /tmp")]);
+    web["spec"]["terminationGracePeriodSeconds"] = 60.into();
+    let main = &mut web["spec"]["containers"][0];
+    main["lifecycle"] =
+        json!({"preStop": {"exec": {"command": ["sh", "-c", "until [ -e /tmp/end ]; do sleep 0.1; done"]}}});
+    let probe = json!({"exec": {"command": ["cat", "/tmp/ready"]}, "periodSeconds": 1, "failureThreshold": 1});
+    (main["readinessProbe"], main["livenessProbe"]) = (probe.clone(), probe);
+    started(scope, &web)?;
+    scope.kubectl(&["expose", "pod", "ending", "--port=80", "--target-port=8080"])?;
+    scope.kubectl(&["delete", "pod", "ending", "--wait=false"])?;
+    let conditions = |wanted: serde_json::Value| {
+        scope.watch_until(&SLICES, |slice| slice["endpoints"][0]["conditions"] == wanted)
+    };
+    conditions(json!({"ready": false, "serving": true, "terminating": true}))?;
+    let ip = scope.jsonpath(&["service", "ending"], "{.spec.clusterIP}")?;
+    let page = eventually("the Service still answers", || Ok(page_from_host(&ip, 80).ok()))?;
+    ensure!(page.contains("200 OK"), "{page}");
+    scope.exec("ending", &["rm", "/tmp/ready"])?;
+    conditions(json!({"ready": false, "serving": false, "terminating": true}))?;
+    let status = status(scope, "ending")?;
+    ensure!(status["containerStatuses"][0]["restartCount"] == 0, "{status}");
+    ensure!(status["containerStatuses"][0]["state"]["running"].is_object(), "{status}");
+    // What somebody else adds to the status does not stay.
+    let evicted = r#"{"status": {"reason": "Evicted", "message": "by nobody"}}"#;
+    scope.kubectl(&["patch", "pod", "ending", "--subresource=status", "-p", evicted])?;
+    scope.watch_until(&["pod", "ending"], |pod| pod["status"].get("reason").is_none())?;
+    scope.exec("ending", &["touch", "/tmp/end"])?;
+    scope.kubectl(&["wait", "--for=delete", "pod/ending", "--timeout=60s"])?;
     Ok(())
 }

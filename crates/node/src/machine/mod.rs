@@ -223,24 +223,9 @@ pub fn is_deleting(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_some()
 }
 
-/// Whether a container whose run ended with this code runs again (KEP-5307 rules first, then the
-/// container's own policy, then the Pod's).
+/// Whether a container whose run ended with this code runs again.
 pub fn restarts(spec: &PodSpec, container: &Container, is_init: bool, exit_code: i32) -> bool {
-    for rule in container.restart_policy_rules.iter().flatten() {
-        let Some(codes) = &rule.exit_codes else { continue };
-        let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
-        let hit = if codes.operator == "NotIn" { !listed } else { listed };
-        if hit {
-            return matches!(rule.action.as_str(), "Restart" | "RestartAllContainers");
-        }
-    }
-    let own = container.restart_policy.as_deref();
-    match own.or(spec.restart_policy.as_deref()).unwrap_or("Always") {
-        "Never" => false,
-        // An init container that succeeded is done, whatever the Pod's policy.
-        "Always" => !(is_init && own != Some("Always") && exit_code == 0),
-        _ => exit_code != 0,
-    }
+    skeg_api::predicates::restarts(spec.restart_policy.as_deref(), container, is_init, exit_code)
 }
 
 /// The main containers have nothing left to do, now or later.

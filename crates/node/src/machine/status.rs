@@ -181,7 +181,7 @@ fn container_status(
     out.ready = if is_init && !sidecar {
         known.run().is_some_and(Run::succeeded)
     } else {
-        running && known.probes.started && known.probes.ready && known.busy != Some(Busy::Stopping)
+        running && known.probes.started && known.probes.ready
     };
     out.state = Some(state);
     out.last_state = Some(last.map(terminated).unwrap_or_default());

@@ -356,7 +356,9 @@ impl Loop {
         let Some(known) = self.memory.containers.get_mut(name) else { return };
         let Some(run) = known.current.clone() else { return };
         known.busy = Some(Busy::Stopping);
-        self.probes.remove(name);
+        if let Some((_, probes)) = self.probes.get_mut(name) {
+            probes.keep_readiness();
+        }
         let own = machine::spec(&self.pod).termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE_SECONDS);
         let stop = Stop {
             ctx: self.ctx.clone(),

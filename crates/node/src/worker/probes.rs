@@ -9,10 +9,11 @@ use std::time::Duration;
 
 impl Loop {
     pub(super) fn manage_probes(&mut self) {
-        let spec = machine::spec(&self.pod).clone();
+        let pod = self.pod.clone();
+        let spec = machine::spec(&pod);
         let now = self.now();
         let running_pod = self.memory.sandbox == Sandbox::Ready;
-        for container in machine::all_containers(&spec) {
+        for container in machine::all_containers(spec) {
             let Some(known) = self.memory.containers.get_mut(&container.name) else { continue };
             let run = known.current.clone().filter(|run| running_pod && run.is_running());
             let Some(run) = run.filter(|_| known.busy.is_none()) else {
@@ -39,7 +40,7 @@ impl Loop {
                 runtime: self.ctx.runtime.clone(),
                 recorder: self.ctx.recorder.clone(),
                 about: self.about.clone(),
-                field_path: field_path(&spec, &container.name),
+                field_path: field_path(spec, &container.name),
                 uid: self.worker.uid.clone(),
                 id: run.id.clone(),
                 container: container.clone(),
@@ -48,6 +49,9 @@ impl Loop {
             let running_for = since.and_then(|d| Duration::try_from(d).ok()).unwrap_or_default();
             let probes = Probes::start(subject, running_for, started, self.verdicts.clone());
             self.probes.insert(container.name.clone(), (run.id, probes));
+        }
+        if self.gone || machine::is_deleting(&pod) || self.memory.ended.is_some() {
+            self.probes.values_mut().for_each(|(_, probes)| probes.keep_readiness());
         }
     }
 

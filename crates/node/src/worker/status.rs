@@ -5,7 +5,7 @@ use super::done::Done;
 use crate::machine::status::status;
 use crate::machine::{self, Ended};
 use crate::shown::says;
-use crate::text;
+use crate::{shown, text};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use serde_json::{Value, json};
 use skeg_client::PatchKind;
@@ -149,60 +149,7 @@ fn urgent(old: Option<&PodStatus>, new: &PodStatus) -> bool {
     }
 }
 
-/// A strategic merge patch from what is stored to what is true.
+/// The body of the write that makes the stored status the true one.
 pub(super) fn patch(uid: &str, old: Option<&PodStatus>, new: &PodStatus) -> Value {
-    let mut status = serde_json::to_value(new).unwrap_or_default();
-    if let (Some(old), Some(fields)) = (old, status.as_object_mut()) {
-        // What is not said any more has to be taken back.
-        let said = [
-            ("reason", old.reason.is_some() && new.reason.is_none()),
-            ("message", old.message.is_some() && new.message.is_none()),
-            ("podIP", old.pod_ip.is_some() && new.pod_ip.is_none()),
-            ("podIPs", old.pod_ips.is_some() && new.pod_ips.is_none()),
-        ];
-        for (field, cleared) in said {
-            if cleared {
-                fields.insert(field.to_owned(), Value::Null);
-            }
-        }
-        // Lists of addresses merge by address: another one replaces the list.
-        if old.pod_ips.is_some()
-            && old.pod_ips != new.pod_ips
-            && let Some(Value::Array(list)) = fields.get_mut("podIPs")
-        {
-            list.push(json!({"$patch": "replace"}));
-        }
-        // Conditions carry their removed fields as nulls.
-        if let Some(Value::Array(conditions)) = fields.get_mut("conditions") {
-            for condition in conditions {
-                if let Some(fields) = condition.as_object_mut() {
-                    for field in ["reason", "message"] {
-                        fields.entry(field).or_insert(Value::Null);
-                    }
-                }
-            }
-        }
-    }
-    json!({"metadata": {"uid": uid}, "status": status})
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patches_take_back_what_is_not_said_any_more() {
-        let old =
-            PodStatus { reason: Some("X".into()), pod_ip: Some("10.0.0.1".into()), ..Default::default() };
-        let new = PodStatus {
-            phase: Some("Running".into()),
-            pod_ip: Some("10.0.0.1".into()),
-            ..Default::default()
-        };
-        let patch = patch("u", Some(&old), &new);
-        assert_eq!(
-            patch,
-            json!({"metadata": {"uid": "u"}, "status": {"phase": "Running", "podIP": "10.0.0.1", "reason": null}})
-        );
-    }
+    json!({"metadata": {"uid": uid}, "status": shown::patch(old, new)})
 }

@@ -11,7 +11,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 /// What happened to the files, in order.
@@ -408,6 +408,17 @@ fn writer_process() {
     });
 }
 
+/// A store in a new directory, on the disk whose calls can be held up.
+fn on_held_disk() -> (tempfile::TempDir, tokio::runtime::Runtime, Arc<Sqlite>) {
+    register_vfs();
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let vfs = Some(VFS.to_str().unwrap().to_owned());
+    let path = directory.path().join("store.db");
+    let store = Sqlite::open(&Options { vfs, ..Options::new(path, Clock::system()) }).unwrap();
+    (directory, runtime, store)
+}
+
 /// The child of the next test.
 #[test]
 fn waiting_process() {
@@ -415,12 +426,7 @@ fn waiting_process() {
     if std::env::var_os("SKEG_STORE_TEST_WAITING").is_none() {
         return;
     }
-    register_vfs();
-    let directory = tempfile::tempdir().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let vfs = Some(VFS.to_str().unwrap().to_owned());
-    let path = directory.path().join("store.db");
-    let store = Sqlite::open(&Options { vfs, ..Options::new(path, Clock::system()) }).unwrap();
+    let (_directory, runtime, store) = on_held_disk();
     *HELD.lock().unwrap() = Some(("sync", "store.db-wal"));
     runtime.block_on(store.write(create("/before", "v"))).unwrap();
     let before = HELD_CALLS.load(Ordering::SeqCst);
@@ -458,12 +464,7 @@ fn checkpointing_process() {
     if std::env::var_os("SKEG_STORE_TEST_CHECKPOINT").is_none() {
         return;
     }
-    register_vfs();
-    let directory = tempfile::tempdir().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let vfs = Some(VFS.to_str().unwrap().to_owned());
-    let path = directory.path().join("store.db");
-    let store = Sqlite::open(&Options { vfs, ..Options::new(path, Clock::system()) }).unwrap();
+    let (_directory, runtime, store) = on_held_disk();
     let batch = |name: String| {
         let writes = (0..64).map(|n| store.write(create(&format!("/{name}-{n}"), &"v".repeat(4000))));
         let all = futures_util::future::try_join_all(writes.collect::<Vec<_>>());
