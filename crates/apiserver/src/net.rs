@@ -32,6 +32,9 @@ const HEADERS_TIMEOUT: Duration = Duration::from_secs(120);
 const STREAMS_PER_CONNECTION_MAX: u32 = 250;
 /// What the headers of one request may take together, as in Go's server.
 const HEADERS_BYTES_MAX: u32 = 1 << 20;
+/// The same over HTTP/2: a path beyond this could not be represented, which would end the connection
+/// with its other requests instead of being answered.
+const HTTP2_HEADERS_BYTES_MAX: u32 = 64 << 10;
 /// How long requests under way may take to end once the server stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pings find connections whose other end is gone, as upstream's do.
@@ -134,7 +137,7 @@ async fn connection(
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
-        .max_header_list_size(HEADERS_BYTES_MAX)
+        .max_header_list_size(HTTP2_HEADERS_BYTES_MAX)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_EVERY);
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);

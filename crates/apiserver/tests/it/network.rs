@@ -138,6 +138,11 @@ async fn one_http2_connection_carries_requests_and_watches() {
     // A selector of many values makes a long URL.
     let many = format!("{CONFIG_MAPS}?labelSelector=a+in+({})", vec!["value"; 8_000].join(","));
     assert_eq!(send("GET", &many, String::new()).await.status(), 200);
+    // Headers that are too large are answered; the connection and its other requests live on.
+    let large = http::Request::get("https://localhost/version").header("x-large", "x".repeat(100_000));
+    let large = large.body(http_body_util::Full::new(bytes::Bytes::new())).unwrap();
+    assert_eq!(sender.clone().send_request(large).await.unwrap().status(), 431);
+    assert_eq!(send("GET", CONFIG_MAPS, String::new()).await.status(), 200);
     connection.abort();
     remote.server.api.stop().await;
 }
