@@ -11,6 +11,7 @@ use crate::hub::{Hub, WATCH_BACKLOG_MAX};
 use crate::{Change, Error, Page, Record, Result, Revision, Store, Watch, WatchItem, Write, Written};
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
 use skeg_base::Clock;
 use std::path::PathBuf;
@@ -627,19 +628,25 @@ fn connect(options: &Options) -> Result<Connection> {
         None => Connection::open_with_flags(&options.path, flags),
     }
     .map_err(|error| Error::Failed(format!("cannot open {}: {error}", options.path.display())))?;
-    let synchronous = match options.synchronous {
+    set_up(&connection, options.synchronous)?;
+    Ok(connection)
+}
+
+fn set_up(connection: &Connection, synchronous: Synchronous) -> Result<()> {
+    let synchronous = match synchronous {
         Synchronous::Full => "FULL",
         Synchronous::Off => "OFF",
     };
     connection.busy_timeout(Duration::from_secs(10)).map_err(refused)?;
+    // Plans do not depend on what is bound: statements are not prepared again when that changes.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(refused)?;
     connection
         .execute_batch(&format!(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = {synchronous}; PRAGMA secure_delete = ON;
              PRAGMA wal_autocheckpoint = 0; PRAGMA cache_size = -2000; PRAGMA temp_store = MEMORY;
              PRAGMA mmap_size = 0;"
         ))
-        .map_err(refused)?;
-    Ok(connection)
+        .map_err(refused)
 }
 
 /// The version of the tables below. A higher one on disk is refused.
@@ -806,4 +813,22 @@ fn failed(error: rusqlite::Error) -> Error {
         }
     }
     Error::Failed(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rusqlite::StatementStatus;
+
+    #[test]
+    fn statements_are_prepared_once() {
+        let connection = Connection::open_in_memory().unwrap();
+        set_up(&connection, Synchronous::Full).unwrap();
+        migrate(&connection).unwrap();
+        let mut query = connection.prepare("SELECT rev FROM log WHERE rev > ?1 ORDER BY rev LIMIT ?2").unwrap();
+        for n in 0..10 {
+            assert!(query.query([n, n + 1]).unwrap().next().unwrap().is_none());
+        }
+        assert_eq!(query.get_status(StatementStatus::RePrepare), 0);
+    }
 }
