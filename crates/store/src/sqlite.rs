@@ -14,7 +14,8 @@ use futures_util::future::{BoxFuture, FutureExt};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
 use skeg_base::Clock;
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -29,6 +30,8 @@ const QUEUE_MAX: usize = 4096;
 const CHECKPOINT_PAGES: u64 = 1000;
 /// Pages of WAL after which the writer waits for a checkpoint: the bound of the WAL's growth.
 const CHECKPOINT_FORCED_PAGES: u64 = 16_000;
+/// What the WAL is long from the start: a sync that need not record a longer file takes half the time.
+const WAL_ROOM_BYTES: u64 = 4 << 20;
 /// Revisions that one compaction transaction covers, so that writers never wait long.
 const COMPACT_STEP: u64 = 2_000;
 /// Changes that a resuming watch reads from the log at a time.
@@ -109,6 +112,11 @@ impl Sqlite {
     pub fn open(options: &Options) -> Result<Arc<Self>> {
         let connection = connect(options)?;
         migrate(&connection)?;
+        if options.vfs.is_none()
+            && let Err(error) = make_room(&wal(&options.path))
+        {
+            tracing::debug!(%error, "cannot lengthen the WAL ahead");
+        }
         let compacted: u64 = meta(&connection, "compacted")?;
         let newest: u64 = connection
             .query_row("SELECT COALESCE(MAX(rev), 0) FROM log", [], |row| row.get(0))
@@ -305,15 +313,29 @@ impl Store for Sqlite {
     }
 
     fn size_bytes(&self) -> u64 {
-        let wal = self.path.with_extension(
-            self.path.extension().map_or("-wal".into(), |e| format!("{}-wal", e.to_string_lossy())),
-        );
-        [self.path.as_path(), wal.as_path()]
+        [self.path.as_path(), &wal(&self.path)]
             .iter()
             .filter_map(|p| std::fs::metadata(p).ok())
             .map(|m| m.len())
             .sum()
     }
+}
+
+fn wal(database: &Path) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push("-wal");
+    path.into()
+}
+
+/// Lengthens the WAL with zeros, which are no frames.
+fn make_room(wal: &Path) -> std::io::Result<()> {
+    let file = std::fs::OpenOptions::new().write(true).open(wal)?;
+    let length = file.metadata()?.len();
+    if length < WAL_ROOM_BYTES {
+        file.write_all_at(&vec![0; (WAL_ROOM_BYTES - length) as usize], length)?;
+        file.sync_data()?;
+    }
+    Ok(())
 }
 
 struct Writer {
