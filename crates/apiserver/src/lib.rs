@@ -10,6 +10,7 @@ pub mod bootstrap;
 pub mod cache;
 pub mod convert;
 pub mod discovery;
+mod frames;
 pub mod health;
 pub mod hooks;
 pub mod identity;

@@ -2,6 +2,7 @@
 
 mod apply;
 mod cli;
+mod clients;
 mod counts;
 mod durability;
 mod guest;
@@ -26,6 +27,7 @@ pub const SHARED: &[&[Case]] = &[
     rollout::CASES,
     kubectl::CASES,
     apply::CASES,
+    clients::CASES,
     kinds::CASES,
     pods::CASES,
     security::CASES,
