@@ -91,9 +91,7 @@ fn fingerprint(kinds: &[Arc<Kind>]) -> String {
         for sub in &kind.subresources {
             (sub.name, sub.gvk, sub.verbs).hash(&mut hasher);
         }
-        if let Some(source) = kind.schema.source() {
-            source.to_string().hash(&mut hasher);
-        }
+        kind.schema.source_hash().hash(&mut hasher);
     }
     format!("{:016X}{:016X}", hasher.0, hasher.1)
 }

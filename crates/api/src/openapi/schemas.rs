@@ -106,7 +106,7 @@ fn type_meta(properties: &mut Map<String, Value>) {
 
 fn custom(form: Form, kind: &Kind) -> Value {
     let mut schema = match kind.schema.source() {
-        Some(Value::Object(source)) => source.clone(),
+        Some(Value::Object(source)) => source,
         _ => Map::new(),
     };
     let properties = schema.entry("properties").or_insert_with(|| json!({}));

@@ -108,6 +108,10 @@ impl Compiler {
             let item = self.node(&format!("{path}.*"), item, depth + 1)?;
             node.item = self.push(item);
         }
+        if depth > 0 && node.flags & FLAG_EMBEDDED != 0 {
+            node.shape = Shape::Object;
+            self.add_object_fields(&mut node);
+        }
         Ok(node)
     }
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 const APPLY: [(&str, &str); 1] = [("content-type", "application/apply-patch+yaml")];
 
 impl Server {
-    async fn apply(&self, path: &str, manager: &str, config: &Value) -> Answer {
+    pub async fn apply(&self, path: &str, manager: &str, config: &Value) -> Answer {
         let joint = if path.contains('?') { '&' } else { '?' };
         self.send("PATCH", &format!("{path}{joint}fieldManager={manager}"), &APPLY, config.to_string()).await
     }
