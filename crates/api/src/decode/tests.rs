@@ -264,7 +264,9 @@ fn custom_resources_report_types_as_field_errors() {
     assert_eq!(checked.unknown, ["unknown field \"spec.else\""]);
     assert_eq!(
         checked.invalid.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        ["metadata.name: Invalid value: \"integer\": metadata.name in body must be of type string: \"integer\""]
+        [
+            "metadata.name: Invalid value: \"integer\": metadata.name in body must be of type string: \"integer\""
+        ]
     );
     assert_eq!(value["spec"], json!({"size": "big", "note": null}), "the rules of the schema judge the rest");
 }

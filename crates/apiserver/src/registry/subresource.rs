@@ -138,13 +138,18 @@ fn custom_scale(scale: &Scale, object: &Value) -> Result<Value, Status> {
     )
 }
 
+/// Where a kind has its replicas.
+fn replicas_path(kind: &Kind) -> Vec<&str> {
+    let custom = kind.custom.as_ref().and_then(|custom| custom.scale.as_ref());
+    custom
+        .and_then(|scale| scale.spec_replicas.fields())
+        .unwrap_or_else(|| fieldset::scale::REPLICAS.to_vec())
+}
+
 /// Puts the replicas where the kind has them.
 fn set_replicas(kind: &Kind, object: &mut Value, replicas: i64) {
-    let custom = kind.custom.as_ref().and_then(|custom| custom.scale.as_ref());
-    let path =
-        custom.and_then(|scale| scale.spec_replicas.fields()).unwrap_or_else(|| vec!["spec", "replicas"]);
     let mut at = object;
-    for name in path {
+    for name in replicas_path(kind) {
         if !at.is_object() {
             *at = json!({});
         }
@@ -171,7 +176,7 @@ async fn scale(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
             Source::Patch(patch) => {
                 let mut scale = scale_of(&ctx.served.kind, old)?;
                 if patch.is_apply() {
-                    fieldset::scale::to_scale(old, &mut scale);
+                    fieldset::scale::to_scale(old, &mut scale, &replicas_path(&ctx.served.kind));
                 }
                 patch.apply(kind, Part::Unchecked, warnings, Some(&scale))?
             }
@@ -191,7 +196,7 @@ async fn scale(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
             }
         }
         if scaled.is_applied {
-            fieldset::scale::to_object(scale, &mut new);
+            fieldset::scale::to_object(scale, &mut new, &replicas_path(&ctx.served.kind));
         }
         Ok(Decoded { value: new, ..scaled })
     })

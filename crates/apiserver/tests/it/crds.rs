@@ -196,7 +196,14 @@ async fn status_and_scale_are_written_apart() {
     let scaled =
         s.patch(&format!("{WIDGETS}/a/scale"), "merge-patch+json", &json!({"spec": {"replicas": 5}})).await;
     assert_eq!(scaled.expect(200)["spec"]["replicas"], 5);
-    assert_eq!(s.get(&format!("{WIDGETS}/a")).await.expect(200)["spec"]["replicas"], 5);
+    let got = s.get(&format!("{WIDGETS}/a")).await.expect(200);
+    assert_eq!(got["spec"]["replicas"], 5);
+    let scale = json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "a"}, "spec": {"replicas": 7}});
+    let path = format!("{WIDGETS}/a/scale");
+    let refused = s.apply(&path, "scaler", &scale).await.expect(409);
+    assert_eq!(refused["details"]["causes"][0]["field"], ".spec.replicas");
+    let applied = s.apply(&format!("{path}?force=true"), "scaler", &scale).await.expect(200);
+    assert_eq!(applied["spec"]["replicas"], 7);
 }
 
 #[tokio::test]
