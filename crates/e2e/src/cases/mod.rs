@@ -3,6 +3,7 @@
 mod apply;
 mod cli;
 mod counts;
+mod crds;
 mod durability;
 mod guest;
 mod images;
@@ -27,6 +28,7 @@ pub const SHARED: &[&[Case]] = &[
     kubectl::CASES,
     apply::CASES,
     kinds::CASES,
+    crds::CASES,
     pods::CASES,
     security::CASES,
     images::CASES,

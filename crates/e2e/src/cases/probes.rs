@@ -106,12 +106,14 @@ fn secure_and_grpc(scope: &Scope<'_>) -> Result<()> {
 /// Readiness is still probed, liveness is not; the Service sends what comes to nobody else.
 fn ending(scope: &Scope<'_>) -> Result<()> {
     const SLICES: [&str; 3] = ["endpointslices", "-l", "kubernetes.io/service-name=ending"];
-    let mut web = pod("ending", &[("main", "touch /tmp/ready; echo ok > /tmp/index.html; httpd -f -p 8080 -h /tmp")]);
+    let mut web =
+        pod("ending", &[("main", "touch /tmp/ready; echo ok > /tmp/index.html; httpd -f -p 8080 -h /tmp")]);
     web["spec"]["terminationGracePeriodSeconds"] = 60.into();
     let main = &mut web["spec"]["containers"][0];
     main["lifecycle"] =
         json!({"preStop": {"exec": {"command": ["sh", "-c", "until [ -e /tmp/end ]; do sleep 0.1; done"]}}});
-    let probe = json!({"exec": {"command": ["cat", "/tmp/ready"]}, "periodSeconds": 1, "failureThreshold": 1});
+    let probe =
+        json!({"exec": {"command": ["cat", "/tmp/ready"]}, "periodSeconds": 1, "failureThreshold": 1});
     (main["readinessProbe"], main["livenessProbe"]) = (probe.clone(), probe);
     started(scope, &web)?;
     scope.kubectl(&["expose", "pod", "ending", "--port=80", "--target-port=8080"])?;
