@@ -11,6 +11,7 @@ pub mod cache;
 pub mod convert;
 mod crds;
 pub mod discovery;
+mod frames;
 pub mod health;
 pub mod hooks;
 pub mod identity;

@@ -4,6 +4,7 @@
 //! Upstream counterpart: `pkg/registry/core/pod/{rest/subresources.go,strategy.go}`,
 //! `k8s.io/apimachinery/pkg/util/proxy`.
 
+use crate::frames;
 use crate::hooks::{Call, Endpoint};
 use crate::local::{Body, BoxError, empty};
 use crate::query::Query;
@@ -24,7 +25,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 
@@ -316,7 +317,7 @@ impl Streams {
         sender.send_request(request).await.map_err(dial_failed)
     }
 
-    /// Passes an upgraded connection through, byte for byte.
+    /// Passes an upgraded connection through; frames of a WebSocket stay apart.
     async fn tunnel(
         &self,
         call: &Call,
@@ -342,14 +343,26 @@ impl Streams {
         let mut response = Response::new(empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         passed(answer.headers(), response.headers_mut());
+        let upgraded = response.headers().get(header::UPGRADE);
+        let in_frames = upgraded.is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
         let (tasks, stop) = call.server.tasks();
         let stop = stop.clone();
         tasks.spawn(async move {
             let copy = async {
                 let (client, server) = tokio::try_join!(client, server)?;
                 let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
-                tokio::io::copy_bidirectional(&mut client, &mut server).await?;
-                Ok::<(), BoxError>(())
+                if !in_frames {
+                    tokio::io::copy_bidirectional(&mut client, &mut server).await?;
+                    return Ok::<(), BoxError>(());
+                }
+                let (mut from_client, mut to_client) = tokio::io::split(client);
+                let (from_server, mut to_server) = tokio::io::split(server);
+                let onward = async {
+                    tokio::io::copy(&mut from_client, &mut to_server).await?;
+                    to_server.shutdown().await
+                };
+                tokio::try_join!(frames::copy(from_server, &mut to_client), onward)?;
+                Ok(())
             };
             tokio::select! {
                 ended = copy => {

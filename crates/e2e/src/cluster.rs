@@ -35,7 +35,7 @@ pub struct Cluster {
     _lock: File,
 }
 
-fn variable(name: &str) -> Result<PathBuf> {
+pub fn variable(name: &str) -> Result<PathBuf> {
     std::env::var_os(name)
         .map(PathBuf::from)
         .with_context(|| format!("{name} is not set: run `cargo xtask test --e2e`"))

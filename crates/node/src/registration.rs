@@ -238,7 +238,8 @@ async fn register(ctx: &Context, seen: &Seen) -> Result<Node> {
 }
 
 async fn write_status(ctx: &Context, node: &Node, seen: &Seen) -> Result<()> {
-    let patch = json!({"status": shown::patch(node.status.as_ref(), &status(ctx, node.status.as_ref(), seen))});
+    let patch =
+        json!({"status": shown::patch(node.status.as_ref(), &status(ctx, node.status.as_ref(), seen))});
     let api = ctx.client.api::<Node>();
     api.patch("", &ctx.config.name, PatchKind::Strategic, &patch, Some("status")).await.map(drop)
 }

@@ -847,7 +847,8 @@ mod tests {
         let connection = Connection::open_in_memory().unwrap();
         set_up(&connection, Synchronous::Full).unwrap();
         migrate(&connection).unwrap();
-        let mut query = connection.prepare("SELECT rev FROM log WHERE rev > ?1 ORDER BY rev LIMIT ?2").unwrap();
+        let mut query =
+            connection.prepare("SELECT rev FROM log WHERE rev > ?1 ORDER BY rev LIMIT ?2").unwrap();
         for n in 0..10 {
             assert!(query.query([n, n + 1]).unwrap().next().unwrap().is_none());
         }

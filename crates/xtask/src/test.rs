@@ -315,6 +315,7 @@ fn crate_tests(binaries: &[TestBinary], results: &mut Results) -> Result<()> {
 
 fn end_to_end(only: Option<&str>, results: &mut Results) -> Result<()> {
     let mut run = suite("skeg-e2e", "dev")?;
+    run.envs(setup::clients()?);
     if only.is_none_or(|only| "cgroup2_guest".contains(only)) {
         let guest = guest::prepare(&target().join("release/skeg"))?;
         run.env("SKEG_GUEST_KERNEL", guest.kernel).env("SKEG_GUEST_INITRD", guest.initrd);

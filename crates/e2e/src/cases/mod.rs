@@ -2,6 +2,7 @@
 
 mod apply;
 mod cli;
+mod clients;
 mod counts;
 mod crds;
 mod durability;
@@ -27,6 +28,7 @@ pub const SHARED: &[&[Case]] = &[
     rollout::CASES,
     kubectl::CASES,
     apply::CASES,
+    clients::CASES,
     kinds::CASES,
     crds::CASES,
     pods::CASES,
