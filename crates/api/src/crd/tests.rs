@@ -52,3 +52,28 @@ fn defaults_fill_what_is_missing_or_null() {
     rows[0].default(&mut none);
     assert_eq!(none, json!({}));
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_schema_and_no_object_panics(schema in crate::decode::tests::any_json(), object in crate::decode::tests::any_json()) {
+        let mut odd = definition();
+        odd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"] = schema.clone();
+        odd["spec"]["versions"][1] = schema;
+        default(&mut odd);
+        prepare_create(&mut odd);
+        let strategy = crate::validate::strategy_for(GROUP, "v1", "CustomResourceDefinition");
+        (strategy.validate)(&odd);
+        (strategy.warnings)(&odd, None);
+        for row in rows(&odd, &odd["spec"]["names"]).unwrap_or_default() {
+            let mut object = json!({"spec": object.clone()});
+            let _ = crate::decode::check(&row.schema, &mut object);
+            row.default(&mut object);
+            let mut again = object.clone();
+            row.default(&mut again);
+            proptest::prop_assert_eq!(&again, &object);
+            row.check(&object, None);
+            row.selectable(&object);
+            crate::columns::cells(&row, &object, jiff::Timestamp::UNIX_EPOCH);
+        }
+    }
+}
