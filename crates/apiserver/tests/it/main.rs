@@ -13,4 +13,5 @@ mod invalid;
 mod kinds;
 mod network;
 mod protobuf;
+mod proxying;
 mod watching;
