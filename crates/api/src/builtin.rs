@@ -3,6 +3,7 @@
 //! Upstream counterpart: what `/apis` discovery of a cluster lists.
 
 use crate::columns;
+use crate::crd;
 use crate::defaults;
 use crate::gvk::Gvk;
 use crate::kinds::{ALL_VERBS, Kind, NameRule, Strategy, Subresource};
@@ -280,6 +281,13 @@ const ROWS: &[Row] = &[
         name_rule: NameRule::PathSegment,
         ..cluster("apiregistration.k8s.io", "APIService", "apiservices")
     },
+    Row {
+        short: &["crd", "crds"],
+        category: EXTENSIONS,
+        subresources: &[STATUS],
+        has_generation: true,
+        ..cluster(crd::GROUP, "CustomResourceDefinition", "customresourcedefinitions")
+    },
     review(AUTHENTICATION, "SelfSubjectReview", "selfsubjectreviews"),
     review(AUTHENTICATION, "TokenReview", "tokenreviews"),
     Row {
@@ -341,6 +349,7 @@ impl Row {
             schema: Schema::builtin_kind(self.group, self.version, self.kind).unwrap_or_default(),
             columns: columns::of(self.group, self.version, self.kind),
             strategy: strategy(self.group, self.version, self.kind),
+            custom: None,
         }
     }
 }
@@ -352,7 +361,11 @@ fn strategy(group: &str, version: &str, kind: &str) -> Strategy {
         without_effect: validate::without_effect(group, kind),
         ..validate::strategy_for(group, version, kind)
     };
-    let strategy = Strategy { prepare_create: prepare_create(group, kind, &strategy), ..strategy };
+    let strategy = Strategy {
+        prepare_create: prepare_create(group, kind, &strategy),
+        status_resets: status_resets(group, kind),
+        ..strategy
+    };
     match (group, kind) {
         ("", "Event") => Strategy { create_on_update: true, ttl: Some(EVENT_TTL), ..strategy },
         ("", "Endpoints") => Strategy {
@@ -369,11 +382,7 @@ fn strategy(group: &str, version: &str, kind: &str) -> Strategy {
             Strategy { create_on_update: true, conditional_update: true, ..strategy }
         }
         ("", "Node") => Strategy { status_on_create: true, ..strategy },
-        ("", "Pod") => Strategy {
-            returns_deleted: true,
-            status_resets: &["spec", "metadata.deletionTimestamp", "metadata.ownerReferences"],
-            ..strategy
-        },
+        ("", "Pod") => Strategy { returns_deleted: true, ..strategy },
         ("", "ServiceAccount" | "PersistentVolume" | "PersistentVolumeClaim") => {
             Strategy { returns_deleted: true, ..strategy }
         }
@@ -386,13 +395,22 @@ fn strategy(group: &str, version: &str, kind: &str) -> Strategy {
             Strategy { conditional_update: true, ..strategy }
         }
         ("", "Service") => Strategy { create_on_update: true, returns_deleted: true, ..strategy },
-        ("apps", "Deployment") => Strategy {
-            generation_counts: &["annotations"],
-            status_resets: &["spec", "metadata.labels"],
-            ..strategy
-        },
+        ("apps", "Deployment") => Strategy { generation_counts: &["annotations"], ..strategy },
         ("discovery.k8s.io", "EndpointSlice") => Strategy { generation_counts: &["labels"], ..strategy },
         _ => strategy,
+    }
+}
+
+/// What a write to the status of a kind cannot set.
+fn status_resets(group: &str, kind: &str) -> &'static [&'static str] {
+    match (group, kind) {
+        ("", "Pod") => &["spec", "metadata.deletionTimestamp", "metadata.ownerReferences"],
+        ("apps", "Deployment") => &["spec", "metadata.labels"],
+        ("certificates.k8s.io", "CertificateSigningRequest") => &["spec", "status.conditions"],
+        (STORAGE, "VolumeAttachment")
+        | (crd::GROUP | DEVICES | "flowcontrol.apiserver.k8s.io", _)
+        | ("admissionregistration.k8s.io" | "apiregistration.k8s.io", _) => &["metadata", "spec"],
+        _ => &["spec"],
     }
 }
 

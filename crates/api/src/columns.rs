@@ -56,6 +56,7 @@ pub fn row_conditions(kind: &Kind, object: &Value) -> Option<Value> {
 pub fn cell(column: &Column, object: &Value, now: Timestamp) -> Value {
     match &column.cell {
         Cell::Fn(f) => f(object, now),
+        Cell::JsonPath(path) => custom_cell(column.kind, path.first(object), now),
         Cell::Path(path) => {
             let found =
                 path.split('.').filter(|part| !part.is_empty()).try_fold(object, |at, part| at.get(part));
@@ -68,6 +69,25 @@ pub fn cell(column: &Column, object: &Value, now: Timestamp) -> Value {
                 (_, Some(value)) => value.clone(),
             }
         }
+    }
+}
+
+/// The cell of a printer column: a value that does not have the column's type is left out.
+fn custom_cell(kind: &str, found: Option<&Value>, now: Timestamp) -> Value {
+    let Some(value) = found.filter(|value| !value.is_null()) else { return Value::Null };
+    match (kind, value) {
+        ("date", Value::String(_)) => match meta::time(value) {
+            Some(time) => ago(time, now).into(),
+            None => "<invalid>".into(),
+        },
+        ("integer", Value::Number(number)) => {
+            number.as_i64().or_else(|| number.as_f64().map(|n| n as i64)).map_or(Value::Null, Value::from)
+        }
+        ("number", Value::Number(_)) | ("boolean", Value::Bool(_)) | ("string", Value::String(_)) => {
+            value.clone()
+        }
+        ("string", other) => other.to_string().into(),
+        _ => Value::Null,
     }
 }
 

@@ -27,6 +27,7 @@ pub fn of(group: &str, version: &str, kind: &str) -> fn(&mut Value) {
         ("", "Secret") => secret,
         ("", "Service") => service,
         ("", "Endpoints") => endpoints,
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => crate::crd::default,
         ("discovery.k8s.io", "EndpointSlice") => endpoint_slice,
         ("scheduling.k8s.io", "PriorityClass") => priority_class,
         ("apps", "Deployment") => workload::deployment,

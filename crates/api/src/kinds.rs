@@ -1,8 +1,10 @@
 //! The kinds table: one row says all that the generic API path needs to know of a kind. The table
 //! is open at run time; custom resources are rows like any other.
 
+use crate::crd::Custom;
 use crate::field::FieldError;
 use crate::gvk::{Gvk, Gvr};
+use crate::jsonpath::JsonPath;
 use crate::schema::Schema;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -44,6 +46,8 @@ pub struct Column {
 pub enum Cell {
     /// A dotted path, as `additionalPrinterColumns` has it without the leading dot.
     Path(String),
+    /// As custom resources say it.
+    JsonPath(Arc<JsonPath>),
     /// Computed from the object; the second argument is the time now (for ages).
     Fn(fn(&Value, jiff::Timestamp) -> Value),
 }
@@ -95,6 +99,8 @@ pub struct Strategy {
     pub ttl: Option<Duration>,
     /// What of a write has no effect on this server yet; told with each that goes through.
     pub without_effect: Option<&'static str>,
+    /// A finalizer that a delete puts on the object.
+    pub delete_finalizer: Option<&'static str>,
     /// What every answer warns of: since when the kind is deprecated, and what takes its place.
     pub deprecated: Option<&'static str>,
 }
@@ -123,6 +129,7 @@ impl Default for Strategy {
             returns_deleted: false,
             ttl: None,
             without_effect: None,
+            delete_finalizer: None,
             deprecated: None,
         }
     }
@@ -163,6 +170,8 @@ pub struct Kind {
     pub schema: Schema,
     pub columns: Vec<Column>,
     pub strategy: Strategy,
+    /// What custom resources have beyond this.
+    pub custom: Option<Arc<Custom>>,
 }
 
 impl Kind {
@@ -183,7 +192,8 @@ impl Kind {
             storage: Some(format!("{}/{plural}/", gvk.group).into()),
             schema,
             columns: Vec::new(),
-            strategy: Strategy::default(),
+            strategy: Strategy { status_resets: &["metadata", "spec"], ..Strategy::default() },
+            custom: Some(Arc::default()),
             gvk,
         }
     }
@@ -202,6 +212,46 @@ impl Kind {
 
     pub fn has_status(&self) -> bool {
         self.subresource("status").is_some()
+    }
+
+    /// Whether clients see the kind in this version.
+    pub fn is_served(&self) -> bool {
+        self.custom.as_ref().is_none_or(|custom| custom.is_served)
+    }
+
+    /// What every answer warns of.
+    pub fn deprecated(&self) -> Option<&str> {
+        let custom = self.custom.as_ref().and_then(|custom| custom.deprecated.as_deref());
+        custom.or(self.strategy.deprecated)
+    }
+
+    /// Fills defaults: those of the kind's code, and of a custom resource those of its schema.
+    pub fn default(&self, object: &mut Value) {
+        (self.strategy.default)(object);
+        if self.custom.is_some() {
+            self.schema.fill(object);
+        }
+    }
+
+    /// What is wrong with an object of a custom resource by its schema; what is as it was in `old` is
+    /// let pass.
+    pub fn check(&self, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
+        self.custom.as_ref().map_or_else(Vec::new, |custom| custom.check(&self.schema, new, old))
+    }
+
+    /// Field-selector keys beyond `metadata.name` and `metadata.namespace`, with their values.
+    pub fn selectable(&self, object: &Value) -> Vec<(&'static str, String)> {
+        match &self.custom {
+            Some(custom) => custom.selectable(object),
+            None => (self.strategy.selectable)(object),
+        }
+    }
+
+    pub fn selectable_keys(&self) -> &[&'static str] {
+        match &self.custom {
+            Some(custom) => custom.selectable_keys(),
+            None => self.strategy.selectable_keys,
+        }
     }
 
     /// The storage key of an object: `/registry/pods/default/web`.
@@ -235,15 +285,20 @@ pub struct Snapshot {
 
 impl Snapshot {
     pub fn by_gvr(&self, gvr: &Gvr) -> Option<&Arc<Kind>> {
-        self.by_gvr.get(gvr)
+        self.by_gvr.get(gvr).filter(|kind| kind.is_served())
     }
 
     pub fn by_gvk(&self, gvk: &Gvk) -> Option<&Arc<Kind>> {
-        self.by_gvk.get(gvk)
+        self.by_gvk.get(gvk).filter(|kind| kind.is_served())
     }
 
-    /// All rows, by group, version and resource.
+    /// All rows that are served, by group, version and resource.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Kind>> {
+        self.all().filter(|kind| kind.is_served())
+    }
+
+    /// As [`Snapshot::iter`], with the versions of custom resources that are only stored.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Kind>> {
         self.by_gvr.values()
     }
 }
@@ -282,6 +337,14 @@ impl Kinds {
             by_gvr.insert(kind.gvr(), kind.clone());
         });
         kind
+    }
+
+    /// Takes rows away and adds others, as one change.
+    pub fn replace(&self, old: &[Gvr], new: Vec<Kind>) {
+        self.change(|by_gvr| {
+            by_gvr.retain(|gvr, _| !old.contains(gvr));
+            by_gvr.extend(new.into_iter().map(|kind| (kind.gvr(), Arc::new(kind))));
+        });
     }
 
     pub fn remove(&self, gvr: &Gvr) {

@@ -5,6 +5,7 @@
 pub mod autoscaling;
 pub mod builtin;
 pub mod columns;
+pub mod crd;
 pub mod cron;
 pub mod decode;
 pub mod defaults;
@@ -14,6 +15,7 @@ pub mod fieldset;
 mod go;
 pub mod gvk;
 pub mod intstr;
+pub mod jsonpath;
 pub mod kinds;
 pub mod meta;
 pub mod names;

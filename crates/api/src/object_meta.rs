@@ -8,6 +8,7 @@ use crate::names::{
     FIELD_IMMUTABLE, check_name, invalid_each, is_dns1123_label, is_qualified_name, validate_field_manager,
     validate_labels,
 };
+use crate::schema::Schema;
 use serde_json::Value;
 
 /// All keys and values of `metadata.annotations` together.
@@ -60,7 +61,20 @@ pub fn validate_object_meta(object: &Value, namespaced: bool, rule: NameRule) ->
 
 fn standard_finalizers(object: &Value, path: &Path) -> Vec<FieldError> {
     let path = path.child("finalizers");
-    meta::finalizers(object).enumerate().flat_map(|(i, f)| standard_finalizer(f, &path.index(i))).collect()
+    let errors: Vec<_> = meta::finalizers(object)
+        .enumerate()
+        .flat_map(|(i, f)| standard_finalizer(f, &path.index(i)))
+        .collect();
+    if errors.is_empty() || !is_core(object) { Vec::new() } else { errors }
+}
+
+/// Custom resources, their definitions and APIServices are validated by another server upstream,
+/// which knows no standard finalizers.
+fn is_core(object: &Value) -> bool {
+    let (group, version) =
+        meta::api_version(object).split_once('/').unwrap_or(("", meta::api_version(object)));
+    !matches!(group, "apiextensions.k8s.io" | "apiregistration.k8s.io")
+        && Schema::builtin_kind(group, version, meta::kind(object)).is_some()
 }
 
 /// `metadata` on update. The new object carries the resource version it was read at.

@@ -91,9 +91,7 @@ fn fingerprint(kinds: &[Arc<Kind>]) -> String {
         for sub in &kind.subresources {
             (sub.name, sub.gvk, sub.verbs).hash(&mut hasher);
         }
-        if let Some(source) = kind.schema.source() {
-            source.to_string().hash(&mut hasher);
-        }
+        kind.schema.source_hash().hash(&mut hasher);
     }
     format!("{:016X}{:016X}", hasher.0, hasher.1)
 }
@@ -118,32 +116,60 @@ pub fn v3_document(snapshot: &Snapshot, gv: &GroupVersion) -> Option<Vec<u8>> {
 
 /// `/openapi/v2`: one document of all kinds, as JSON.
 pub fn v2_document(snapshot: &Snapshot) -> Vec<u8> {
-    v2(snapshot).to_string().into_bytes()
+    let mut texts = [String::new(), String::new()];
+    v2(snapshot, |paths, definitions| {
+        for (text, part) in texts.iter_mut().zip([paths, definitions]) {
+            for (name, value) in part {
+                let joint = if text.is_empty() { "" } else { "," };
+                *text += &format!("{joint}{}:{value}", Value::String(name));
+            }
+        }
+    });
+    let head = v2_head().to_string();
+    let head = head.trim_end_matches('}');
+    let [paths, definitions] = texts;
+    format!("{head},\"paths\":{{{paths}}},\"definitions\":{{{definitions}}}}}").into_bytes()
 }
 
 /// The same in gnostic's protobuf.
 pub fn v2_gnostic(snapshot: &Snapshot) -> Vec<u8> {
-    gnostic::encode(&v2(snapshot))
+    let mut out = gnostic::encode(&v2_head());
+    // Messages one behind the other are one message with the fields of all.
+    v2(snapshot, |paths, definitions| {
+        out.extend(gnostic::encode(&json!({ "paths": paths, "definitions": definitions })));
+    });
+    out
 }
 
-fn v2(snapshot: &Snapshot) -> Value {
-    let descriptions = Descriptions::load();
-    let mut used = BTreeSet::new();
-    let mut paths = serde_json::Map::new();
-    let mut all = Vec::new();
-    for (gv, kinds) in by_group_version(snapshot) {
-        paths::add(Form::V2, &gv, &kinds, &mut paths, &mut used);
-        all.extend(kinds);
-    }
-    let definitions = schemas::all(Form::V2, &all, used, &descriptions);
+fn v2_head() -> Value {
     json!({
         "swagger": "2.0",
         "info": info(),
-        "paths": paths,
-        "definitions": definitions,
-        "securityDefinitions": { "BearerToken": bearer_token() },
         "security": [{ "BearerToken": [] }],
+        "securityDefinitions": { "BearerToken": bearer_token() },
     })
+}
+
+type Entries = serde_json::Map<String, Value>;
+
+/// Hands out paths and definitions in parts: the built-in kinds, then each group version of custom
+/// resources, of which there may be so many that all at once would be too large.
+fn v2(snapshot: &Snapshot, mut part: impl FnMut(Entries, Entries)) {
+    let descriptions = Descriptions::load();
+    let (custom, builtin): (Vec<_>, Vec<_>) = by_group_version(snapshot)
+        .into_iter()
+        .partition(|(_, kinds)| kinds.iter().all(|kind| kind.schema.is_custom()));
+    let mut told = BTreeSet::new();
+    for groups in std::iter::once(builtin).chain(custom.into_iter().map(|group| vec![group])) {
+        let (mut used, mut paths, mut all) = (BTreeSet::new(), Entries::new(), Vec::new());
+        for (gv, kinds) in groups {
+            paths::add(Form::V2, &gv, &kinds, &mut paths, &mut used);
+            all.extend(kinds);
+        }
+        let mut definitions = schemas::all(Form::V2, &all, used, &descriptions);
+        definitions.retain(|name, _| told.insert(name.clone()));
+        part(paths, definitions);
+    }
 }
 
 fn info() -> Value {

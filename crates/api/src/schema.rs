@@ -18,6 +18,9 @@ use std::fmt;
 use std::sync::Arc;
 use table::Table;
 
+/// How hard the documents of custom resources are compressed.
+const SOURCE_LEVEL: i32 = 3;
+
 /// What a value of a type looks like in JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(u8)]
@@ -134,15 +137,41 @@ impl Schema {
     /// carries it. `apiVersion`, `kind` and `metadata` of the root get their built-in types.
     pub fn from_openapi(kind: &str, schema: &serde_json::Value) -> Result<Self, SchemaError> {
         let mut table = compile::compile(kind, schema)?;
-        table.source = schema.clone();
+        let text = schema.to_string();
+        table.source_hash =
+            text.bytes().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, |hash: u128, byte| {
+                (hash ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
+            });
+        table.source = zstd::bulk::compress(text.as_bytes(), SOURCE_LEVEL).unwrap_or_default();
         Ok(Schema { table: Handle::Shared(Arc::new(table)), node: 0 })
     }
 
-    /// The document that a schema of a custom resource was compiled from.
-    pub fn source(&self) -> Option<&serde_json::Value> {
+    /// The document that a schema of a custom resource was compiled from. It is kept compressed:
+    /// few ask for it.
+    pub fn source(&self) -> Option<serde_json::Value> {
         match &self.table {
             Handle::Static(_) => None,
-            Handle::Shared(table) => Some(&table.source),
+            Handle::Shared(table) => {
+                serde_json::from_slice(&zstd::stream::decode_all(&table.source[..]).ok()?).ok()
+            }
+        }
+    }
+
+    /// A hash (FNV-1a) of [`Schema::source`]; zero for built-in types.
+    pub fn source_hash(&self) -> u128 {
+        match &self.table {
+            Handle::Static(_) => 0,
+            Handle::Shared(table) => table.source_hash,
+        }
+    }
+
+    /// Fills the defaults that the schema has, at any depth: where a field is missing, or null
+    /// without being nullable.
+    pub fn fill(&self, value: &mut serde_json::Value) {
+        if let Handle::Shared(table) = &self.table
+            && table.nodes.iter().any(|node| node.default != table::NONE)
+        {
+            fill(self.root(), value);
         }
     }
 
@@ -158,6 +187,33 @@ impl Schema {
             Handle::Shared(table) => &**table,
         };
         SchemaRef::new(table, self.node)
+    }
+}
+
+fn fill(schema: SchemaRef<'_>, value: &mut serde_json::Value) {
+    use serde_json::Value;
+    match value {
+        Value::Object(map) => {
+            for property in schema.properties() {
+                let Some(default) = property.schema.default() else { continue };
+                match map.get(property.name) {
+                    None => {}
+                    Some(Value::Null) if !property.schema.nullable() => {}
+                    Some(_) => continue,
+                }
+                map.insert(property.name.to_owned(), default.clone());
+            }
+            for (name, child) in map {
+                if let Some(below) = schema.child(name) {
+                    fill(below, child);
+                }
+            }
+        }
+        Value::Array(items) => {
+            let Some(item) = schema.items() else { return };
+            items.iter_mut().for_each(|value| fill(item, value));
+        }
+        _ => {}
     }
 }
 

@@ -12,6 +12,7 @@ mod batch;
 mod certificates;
 mod container;
 mod core;
+mod crd;
 mod dra;
 mod flowcontrol;
 mod networking;
@@ -25,6 +26,7 @@ mod runtime_class;
 mod service;
 mod sets;
 mod storage;
+mod structural;
 mod volume;
 mod volume_claim;
 mod warnings;
@@ -187,6 +189,7 @@ pub fn strategy_for(group: &str, version: &str, kind: &str) -> Strategy {
         ("resource.k8s.io", kind) => dra::strategy(kind),
         ("admissionregistration.k8s.io", kind) => admission::strategy(kind),
         ("apiregistration.k8s.io", "APIService") => api_service::strategy(),
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => crd::strategy(),
         ("autoscaling", "Scale") => Strategy { validate: apps::scale, ..none },
         ("", "Binding") => Strategy { validate: review::binding, ..none },
         ("authentication.k8s.io", "TokenRequest") => Strategy { validate: review::token_request, ..none },

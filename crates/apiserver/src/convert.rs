@@ -54,6 +54,21 @@ pub fn to_storage(kind: &Kind, stored: &Kind, object: &mut Value) {
         return;
     }
     convert(rule(kind, stored), stored, object, |(requested, core)| (requested, core));
+    if rule(kind, stored) == Rule::Rename {
+        fit(stored, object);
+    }
+}
+
+/// Brings a custom resource into the form that its row says: named by that version, without fields
+/// that the schema does not have, with defaults.
+pub fn fit(kind: &Kind, object: &mut Value) {
+    if kind.custom.is_none() {
+        return;
+    }
+    convert(Rule::Rename, kind, object, |pair| pair);
+    // Of custom resources nothing is refused here: that is validation's.
+    let _ = skeg_api::decode::check(&kind.schema, object);
+    kind.default(object);
 }
 
 /// From the stored version to the requested one.
@@ -63,6 +78,9 @@ pub fn from_storage(kind: &Kind, stored: &Kind, object: &mut Value) {
         return;
     }
     convert(rule(kind, stored), kind, object, |(requested, core)| (core, requested));
+    if rule(kind, stored) == Rule::Rename && kind.custom.is_some() {
+        let _ = skeg_api::decode::check(&kind.schema, object);
+    }
 }
 
 /// The field-selector key of the stored version that a key of the requested one means.

@@ -9,6 +9,7 @@ pub mod auth;
 pub mod bootstrap;
 pub mod cache;
 pub mod convert;
+mod crds;
 pub mod discovery;
 mod frames;
 pub mod health;

@@ -140,7 +140,10 @@ fn filter(info: &RequestInfo, query: &Query, served: &Served) -> Result<Filter, 
     let labels = LabelSelector::parse(query.text("labelSelector")).map_err(|e| Status::bad_request(e.0))?;
     let mut fields =
         FieldSelector::parse(query.text("fieldSelector")).map_err(|e| Status::bad_request(e.0))?;
-    let keys = served.stored.strategy.selectable_keys;
+    let keys = match served.kind.custom {
+        Some(_) => served.kind.selectable_keys(),
+        None => served.stored.selectable_keys(),
+    };
     for requirement in &mut fields.requirements {
         let field = convert::field_key(&served.kind, &served.stored, &requirement.field);
         let known = match field.as_str() {

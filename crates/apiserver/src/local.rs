@@ -47,6 +47,13 @@ impl ApiServer {
     }
 }
 
+impl ApiServer {
+    /// The API server's own requests to itself: upstream's loopback client, which may do everything.
+    pub(crate) fn loopback(self: &Arc<Self>) -> LocalService {
+        LocalService { server: self.clone(), identity: Identity::system("system:apiserver", &[SUPERUSERS]) }
+    }
+}
+
 impl LocalService {
     /// One request and its answer. (In a spawned task prefer this, or `call`, to
     /// `ServiceExt::oneshot`: the compiler cannot show that the latter's future is `Send` for

@@ -10,6 +10,7 @@ macro_rules! resources {
 }
 
 resources! {
+    DEFINITIONS = "apiextensions.k8s.io" "v1" "customresourcedefinitions";
     NAMESPACES = "" "v1" "namespaces";
     NODES = "" "v1" "nodes";
     PODS = "" "v1" "pods";

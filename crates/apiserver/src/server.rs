@@ -3,6 +3,7 @@
 //! Upstream counterpart: `k8s.io/apiserver/pkg/server` and its handler chain.
 
 use crate::cache::{Cache, CacheError};
+use crate::crds::{self, Definitions};
 use crate::hooks::{Call, Hooks, Seams};
 use crate::identity::Identity;
 use crate::local::{Body, full};
@@ -88,6 +89,7 @@ impl ApiServer {
     ) -> Result<Arc<Self>, OpenError> {
         let stats = Arc::new(Stats::default());
         let cache = Cache::open(store.clone(), config.kinds.clone(), stats.clone()).await?;
+        let definitions = Definitions::load(&config.kinds, &cache);
         let seams = Seams { reader: cache.clone(), kinds: config.kinds, store, clock, random };
         let server = Arc::new(ApiServer {
             routes: Routes::new(seams.kinds.clone(), &cache),
@@ -105,6 +107,9 @@ impl ApiServer {
         server.tasks.spawn(server.clone().follow());
         let opened = (tokio::time::Instant::now(), server.cache.revision());
         server.tasks.spawn(server.clone().keep(opened));
+        if let Some(definitions) = definitions {
+            server.tasks.spawn(crds::run(server.clone(), definitions));
+        }
         Ok(server)
     }
 

@@ -34,7 +34,7 @@ pub fn start(ctx: &ControllerContext) -> Controllers {
     // Those that need whole objects come first: the garbage collector then shares their informers.
     let pods = pods::Pods::of(ctx.informers.of());
     deployment::start(ctx, &mut controllers, pods.clone());
-    replicaset::start(ctx, &mut controllers, pods.clone());
+    replicaset::start(ctx, &mut controllers, &pods);
     endpointslice::start(ctx, &mut controllers, pods.clone());
     endpoints::start(ctx, &mut controllers, pods);
     nodelifecycle::start(ctx, &mut controllers);

@@ -1,9 +1,11 @@
 //! `cargo xtask coverage`: each row of COMPAT.md that claims to hold names tests that ran and
-//! passed.
+//! passed. With `--spec`, what of Kubernetes' conformance behaviours is proven, and what is missing.
 
 use crate::host::root;
 use crate::test::{Outcome, Results};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 
 pub fn coverage() -> Result<()> {
@@ -58,9 +60,83 @@ fn rows(text: &str) -> Vec<(String, Vec<String>)> {
     rows
 }
 
+/// The groups whose behaviours must all be accounted for; of the others, those that the table names.
+const WHOLE_GROUPS: [&str; 2] = ["[sig-api-machinery] ", "[sig-cli] "];
+
+/// Prints each behaviour of the `conformance.yaml` in `SKEG_SPEC_DIR` as proven, out of scope or
+/// missing, by the table `tests/conformance.tsv`: the behaviour, a tab, and the tests that prove it,
+/// or `out of scope: ` and why.
+///
+/// # Errors
+/// A behaviour is missing, a test of the table did not pass, or the table names what does not exist.
+pub fn spec() -> Result<()> {
+    let dir =
+        std::env::var("SKEG_SPEC_DIR").context("SKEG_SPEC_DIR must name the folder of conformance.yaml")?;
+    let results = Results::load()?;
+    let behaviours = behaviours(&fs::read_to_string(std::path::Path::new(&dir).join("conformance.yaml"))?)?;
+    let table = fs::read_to_string(root().join("tests/conformance.tsv"))?;
+    let (report, wrong) = account(&behaviours, &table, |test| results.outcome(test));
+    print!("{report}");
+    if !wrong.is_empty() {
+        bail!("{} behaviours are not accounted for:\n  {}", wrong.len(), wrong.join("\n  "));
+    }
+    Ok(())
+}
+
+/// The names of the behaviours, without their last tag.
+fn behaviours(yaml: &str) -> Result<Vec<String>> {
+    let list: serde_json::Value = serde_saphyr::from_str(yaml)?;
+    let names = list.as_array().into_iter().flatten().filter_map(|behaviour| behaviour["codename"].as_str());
+    Ok(names.map(|name| name.trim_end_matches(" [Conformance]").to_owned()).collect())
+}
+
+/// A line for each behaviour that counts, and what of it is wrong.
+fn account<'r>(
+    behaviours: &[String],
+    table: &str,
+    outcome: impl Fn(&str) -> Option<&'r Outcome>,
+) -> (String, Vec<String>) {
+    let mut proofs: BTreeMap<&str, &str> = table.lines().filter_map(|line| line.split_once('\t')).collect();
+    let (mut report, mut wrong) = (String::new(), Vec::new());
+    for name in behaviours {
+        let verdict = match proofs.remove(name.as_str()) {
+            Some(proof) if proof.starts_with("out of scope: ") => proof.to_owned(),
+            Some(tests) => {
+                let failed = tests.split(',').find(|test| outcome(test) != Some(&Outcome::Passed));
+                wrong.extend(failed.map(|test| format!("{name}: {test} did not pass")));
+                format!("proven by {tests}")
+            }
+            None if WHOLE_GROUPS.iter().any(|group| name.starts_with(group)) => {
+                wrong.push(format!("{name}: missing"));
+                "missing".to_owned()
+            }
+            None => continue,
+        };
+        let _ = writeln!(report, "{name}: {verdict}");
+    }
+    wrong.extend(proofs.keys().map(|name| format!("{name}: no such behaviour")));
+    (report, wrong)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_behaviour_is_proven_or_told() {
+        let yaml = "- testname: a\n  codename: '[sig-cli] a\n    b [Conformance]'\n- codename: '[sig-cli] c'\n- codename: '[sig-apps] d'\n- codename: '[sig-apps] e [Conformance]'\n";
+        let behaviours = behaviours(yaml).unwrap();
+        let table = "[sig-cli] a b\tgood,bad\n[sig-apps] e\tout of scope: because\n[sig-apps] f\tgood\n";
+        let outcome = |test: &str| (test == "good").then_some(&Outcome::Passed);
+        let (report, wrong) = account(&behaviours, table, outcome);
+        assert_eq!(
+            report,
+            "[sig-cli] a b: proven by good,bad\n[sig-cli] c: missing\n[sig-apps] e: out of scope: because\n"
+        );
+        let expected =
+            ["[sig-cli] a b: bad did not pass", "[sig-cli] c: missing", "[sig-apps] f: no such behaviour"];
+        assert_eq!(wrong, expected);
+    }
 
     #[test]
     fn a_row_holds_only_if_each_of_its_tests_passed() {

@@ -47,7 +47,12 @@ enum Command {
     /// Measure everything that has a target; takes about three minutes.
     Bench,
     /// Check that each row of COMPAT.md names a test that ran and passed.
-    Coverage,
+    Coverage {
+        /// Kubernetes' conformance behaviours instead, against the `conformance.yaml` in
+        /// `SKEG_SPEC_DIR` and the table `tests/conformance.tsv`.
+        #[arg(long)]
+        spec: bool,
+    },
     /// Regenerate the schema tables from the published API definitions.
     Codegen {
         /// `--from FILE`: read the definitions from a file instead of fetching them.
@@ -65,7 +70,8 @@ fn main() -> Result<()> {
         Command::Leakcheck => test::test(false, true, Some("nothing_leaks")),
         Command::Guest => guest::prepare(&host::target().join("release/skeg")).map(|_| ()),
         Command::Bench => test::bench(),
-        Command::Coverage => coverage::coverage(),
+        Command::Coverage { spec: false } => coverage::coverage(),
+        Command::Coverage { spec: true } => coverage::spec(),
         Command::Codegen { args } => codegen::codegen(&args),
     }
 }

@@ -165,7 +165,8 @@ impl Walk {
             Value::Number(number) => {
                 property.omit_zero && shape == Shape::Integer && number.as_i64() == Some(0)
             }
-            Value::Null => shape != Shape::Any && !(self.custom && property.schema.nullable()),
+            Value::Null if self.custom => !property.schema.nullable(),
+            Value::Null => shape != Shape::Any,
             // Of managedFields, an empty list says something: it clears them.
             Value::Array(items) => {
                 shape == Shape::Array
@@ -185,6 +186,9 @@ impl Walk {
         place: &Place<'_>,
     ) -> Result<(), TypeError> {
         let Some(values) = schema.items() else { return Ok(()) };
+        if self.custom && !values.nullable() && values.shape() != Shape::Any {
+            map.retain(|_, value| !value.is_null());
+        }
         for (key, value) in map.iter_mut() {
             self.value(values, value, &place.below(Step::Key(key)))?;
         }
@@ -282,7 +286,11 @@ impl Walk {
 
     fn mismatch(&mut self, schema: SchemaRef<'_>, value: &Value, place: &Place<'_>) -> Result<(), TypeError> {
         if self.custom {
+            // All but the metadata is judged by the rules of the schema.
             let path = place.path();
+            if !path.starts_with("metadata.") {
+                return Ok(());
+            }
             let found = match value {
                 Value::String(_) => "string",
                 Value::Bool(_) => "boolean",

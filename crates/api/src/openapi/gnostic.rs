@@ -14,6 +14,7 @@ enum Type {
     Texts,
     Bool,
     Int,
+    Double,
     /// Any value, as YAML.
     Any,
     Anys,
@@ -33,7 +34,8 @@ enum Type {
 }
 
 use Type::{
-    Any, Anys, Bool, Int, Many, One, Pairs, Parameters, Requirements, SchemaOrBool, Text, Texts, Types,
+    Any, Anys, Bool, Double, Int, Many, One, Pairs, Parameters, Requirements, SchemaOrBool, Text, Texts,
+    Types,
 };
 
 static DOCUMENT: Message = Message {
@@ -133,6 +135,11 @@ static SCHEMA: Message = Message {
         ("title", 3, Text),
         ("description", 4, Text),
         ("default", 5, Any),
+        ("multipleOf", 6, Double),
+        ("maximum", 7, Double),
+        ("exclusiveMaximum", 8, Bool),
+        ("minimum", 9, Double),
+        ("exclusiveMinimum", 10, Bool),
         ("maxLength", 11, Int),
         ("minLength", 12, Int),
         ("pattern", 13, Text),
@@ -179,6 +186,11 @@ fn field(out: &mut Vec<u8>, number: u32, kind: &Type, value: &Value) {
         Texts => list().for_each(|value| text(out, number, value)),
         Bool => integer(out, number, u64::from(value == true)),
         Int => integer(out, number, value.as_u64().unwrap_or(0)),
+        Double => {
+            const FIXED_64: u64 = 1;
+            varint(out, u64::from(number) << 3 | FIXED_64);
+            out.extend_from_slice(&value.as_f64().unwrap_or(0.0).to_le_bytes());
+        }
         Any => bytes(out, number, &any(value)),
         Anys => list().for_each(|value| bytes(out, number, &any(value))),
         One(inside, of) => bytes(out, number, &wrapped(inside, message(of, value))),
@@ -329,10 +341,18 @@ mod tests {
     #[test]
     fn nothing_of_the_document_is_left_out() {
         let kinds = crate::Kinds::new(crate::builtin::builtin());
+        let schema = json!({"type": "object", "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 2.5,
+            "exclusiveMaximum": true, "multipleOf": 0.5, "enum": [1], "default": 1,
+            "anyOf": [{"type": "integer"}], "title": "n"}}});
+        let schema = crate::schema::Schema::from_openapi("Widget", &schema).unwrap();
+        kinds.insert(crate::Kind::custom(crate::Gvk::new("example.com", "v1", "Widget"), "widgets", schema));
         let document: Value =
             serde_json::from_slice(&crate::openapi::v2_document(&kinds.snapshot())).unwrap();
         let mut found = BTreeSet::new();
         left_out(&DOCUMENT, &document, &mut found);
         assert_eq!(found, BTreeSet::new());
+        let double = [b"\x49".as_slice(), &1f64.to_le_bytes()].concat();
+        let written = crate::openapi::v2_gnostic(&kinds.snapshot());
+        assert!(written.windows(double.len()).any(|part| part == double), "the minimum is there");
     }
 }

@@ -106,9 +106,12 @@ fn type_meta(properties: &mut Map<String, Value>) {
 
 fn custom(form: Form, kind: &Kind) -> Value {
     let mut schema = match kind.schema.source() {
-        Some(Value::Object(source)) => source.clone(),
+        Some(Value::Object(source)) => source,
         _ => Map::new(),
     };
+    if form == Form::V2 {
+        simplify(&mut schema);
+    }
     let properties = schema.entry("properties").or_insert_with(|| json!({}));
     if let Some(properties) = properties.as_object_mut() {
         type_meta(properties);
@@ -118,6 +121,30 @@ fn custom(form: Form, kind: &Kind) -> Value {
     let gvk = gvk_value((&kind.gvk.group, &kind.gvk.version, &kind.gvk.kind));
     schema.insert("x-kubernetes-group-version-kind".into(), json!([gvk]));
     Value::Object(schema)
+}
+
+/// Takes out of a schema what version 2 cannot say, or what those who validate by it take wrongly.
+fn simplify(schema: &mut Map<String, Value>) {
+    let is = |schema: &Map<String, Value>, key: &str| schema.get(key) == Some(&Value::Bool(true));
+    if is(schema, "nullable") {
+        schema.retain(|key, _| {
+            !matches!(key.as_str(), "type" | "properties" | "items" | "additionalProperties")
+        });
+    }
+    if is(schema, "x-kubernetes-preserve-unknown-fields") {
+        schema.retain(|key, _| !matches!(key.as_str(), "properties" | "items"));
+    }
+    schema.retain(|key, _| {
+        !matches!(key.as_str(), "allOf" | "anyOf" | "oneOf" | "not" | "nullable" | "default")
+    });
+    let properties = schema.get_mut("properties").and_then(Value::as_object_mut);
+    let below = properties.into_iter().flat_map(|all| all.values_mut()).filter_map(Value::as_object_mut);
+    below.for_each(simplify);
+    for field in ["items", "additionalProperties"] {
+        if let Some(below) = schema.get_mut(field).and_then(Value::as_object_mut) {
+            simplify(below);
+        }
+    }
 }
 
 fn custom_list(form: Form, kind: &Kind) -> Value {

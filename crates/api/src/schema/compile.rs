@@ -44,8 +44,15 @@ pub(super) fn compile(kind: &str, schema: &Value) -> Result<Table, SchemaError> 
     compiler.add_object_fields(&mut root);
     root.definition = 0;
     compiler.table.nodes[0] = root;
-    compiler.table.text = compiler.text.into();
-    Ok(compiler.table)
+    let mut table = compiler.table;
+    table.text = compiler.text.into_boxed_str().into_string().into();
+    // There may be hundreds of tables, and none grows any more.
+    table.nodes.shrink_to_fit();
+    table.props.shrink_to_fit();
+    table.texts.shrink_to_fit();
+    table.definitions.shrink_to_fit();
+    table.values.shrink_to_fit();
+    Ok(table)
 }
 
 impl Compiler {
@@ -107,6 +114,10 @@ impl Compiler {
         if let Some(item) = item {
             let item = self.node(&format!("{path}.*"), item, depth + 1)?;
             node.item = self.push(item);
+        }
+        if depth > 0 && node.flags & FLAG_EMBEDDED != 0 {
+            node.shape = Shape::Object;
+            self.add_object_fields(&mut node);
         }
         Ok(node)
     }

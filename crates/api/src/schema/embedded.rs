@@ -87,7 +87,8 @@ fn load(bytes: &'static [u8]) -> Option<Table> {
         definitions,
         gvks,
         values: Vec::new(),
-        source: serde_json::Value::Null,
+        source: Vec::new(),
+        source_hash: 0,
     };
     table.values =
         values.into_iter().map(|v| serde_json::from_str(table.text(v)).ok()).collect::<Option<_>>()?;

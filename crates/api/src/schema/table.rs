@@ -109,8 +109,9 @@ pub(super) struct Table {
     pub definitions: Vec<RawDefinition>,
     pub gvks: Vec<[Text; 3]>,
     pub values: Vec<Value>,
-    /// What a table compiled at run time was made of; null for the built-in one.
-    pub source: Value,
+    /// What a table compiled at run time was made of: compressed JSON. Empty for the built-in one.
+    pub source: Vec<u8>,
+    pub source_hash: u128,
 }
 
 impl Table {

@@ -70,7 +70,6 @@ const KINDS_WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
     ("", "LimitRange", inert!("LimitRange", "no limits are put on Pods")),
     ("", "PersistentVolume", inert!("PersistentVolume", "volumes are not bound to claims")),
     ("", "PersistentVolumeClaim", inert!("PersistentVolumeClaim", "claims are not bound to volumes")),
-    ("", "ReplicationController", inert!("ReplicationController", "no Pods are made from it")),
     ("", "ResourceQuota", inert!("ResourceQuota", "use is neither counted nor limited")),
     ("admissionregistration.k8s.io", "MutatingAdmissionPolicy", ADMISSION),
     ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding", ADMISSION),

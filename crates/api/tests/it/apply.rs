@@ -358,8 +358,8 @@ proptest! {
         let request = Apply { tracking: tracking("m", 1), kind: &kind.gvk, force };
         let _ = apply(Some(&live), &config, &request, kind.schema.root());
         let mut scale = json!({});
-        skeg_api::fieldset::scale::to_scale(&live, &mut scale);
-        skeg_api::fieldset::scale::to_object(&scale, &mut live);
+        skeg_api::fieldset::scale::to_scale(&live, &mut scale, &skeg_api::fieldset::scale::REPLICAS);
+        skeg_api::fieldset::scale::to_object(&scale, &mut live, &skeg_api::fieldset::scale::REPLICAS);
     }
 
     #[test]

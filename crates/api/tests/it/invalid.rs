@@ -7,10 +7,11 @@ use skeg_api::kinds::Kind;
 use skeg_api::{GroupVersion, Gvk, builtin, meta, object_meta, validate};
 use std::collections::BTreeMap;
 
-const TABLES: [&str; 3] = [
+const TABLES: [&str; 4] = [
     include_str!("../../testdata/invalid.yaml"),
     include_str!("../../testdata/invalid-workloads.yaml"),
     include_str!("../../testdata/invalid-cluster.yaml"),
+    include_str!("../../testdata/invalid-definitions.yaml"),
 ];
 
 /// All tables as one.

@@ -21,6 +21,9 @@ pub struct Entry {
     key: Arc<str>,
     prefix_len: u32,
     pub body: Body,
+    /// What the store holds, where that is in another form: a custom resource that was written before
+    /// its definition changed.
+    pub stored: Option<Body>,
     pub revision: u64,
     pub labels: Pairs<Box<str>>,
     pub fields: Pairs<&'static str>,
@@ -38,13 +41,13 @@ impl Selectable {
         let labels = meta::labels(object).into_iter().flatten();
         let labels =
             labels.map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or_default().into())).collect();
-        let fields = (kind.strategy.selectable)(object).into_iter().map(|(k, v)| (k, v.into())).collect();
+        let fields = kind.selectable(object).into_iter().map(|(k, v)| (k, v.into())).collect();
         Selectable { labels, fields }
     }
 
     /// From the encoded body: only labels where the kind selects by nothing else.
     fn of_body(kind: &Kind, json: &[u8]) -> Result<Self, serde_json::Error> {
-        if !kind.strategy.selectable_keys.is_empty() {
+        if !kind.selectable_keys().is_empty() {
             return Ok(Self::of(kind, &serde_json::from_slice(json)?));
         }
         #[derive(Deserialize)]
@@ -74,12 +77,32 @@ impl Entry {
         selectable: Option<Selectable>,
     ) -> Result<Self, RecordError> {
         let body = record::decode(value)?;
+        let (body, stored) = match kind.custom.is_some() && selectable.is_none() {
+            true => renew(kind, body)?,
+            false => (body, None),
+        };
         let selectable = match selectable {
             Some(selectable) => selectable,
             None => Selectable::of_body(kind, &body.json).map_err(|e| RecordError::Encode(e.to_string()))?,
         };
         let Selectable { labels, fields } = selectable;
-        Ok(Entry { key, prefix_len: prefix_len as u32, body, revision, labels, fields })
+        Ok(Entry { key, prefix_len: prefix_len as u32, body, stored, revision, labels, fields })
+    }
+
+    /// The same object in the form that another row says.
+    pub fn renewed(&self, kind: &Kind) -> Result<Self, RecordError> {
+        let (body, stored) = renew(kind, self.stored.as_ref().unwrap_or(&self.body).clone())?;
+        let Selectable { labels, fields } =
+            Selectable::of_body(kind, &body.json).map_err(|e| RecordError::Encode(e.to_string()))?;
+        Ok(Entry {
+            key: self.key.clone(),
+            prefix_len: self.prefix_len,
+            body,
+            stored,
+            revision: self.revision,
+            labels,
+            fields,
+        })
     }
 
     pub fn key(&self) -> &Arc<str> {
@@ -122,6 +145,16 @@ impl Entry {
             _ => self.fields.iter().find(|(k, _)| *k == name).map(|(_, v)| &**v),
         }
     }
+}
+
+/// A custom resource as its row says it should be: in the storage version, without fields that the
+/// schema does not have, with defaults; and what was stored, where that is not the same.
+fn renew(kind: &Kind, body: Body) -> Result<(Body, Option<Body>), RecordError> {
+    let broken = |error: &dyn std::fmt::Display| RecordError::Encode(error.to_string());
+    let mut object: Value = serde_json::from_slice(&body.json).map_err(|error| broken(&error))?;
+    crate::convert::fit(kind, &mut object);
+    let fresh = record::decode(&record::encode(&kind.gvk.version, &object)?)?;
+    Ok(if fresh.json == body.json { (body, None) } else { (fresh, Some(body)) })
 }
 
 /// An entry in a kind's ordered set, found by its path.

@@ -103,16 +103,28 @@ impl Table {
         self.generation = snapshot.generation;
         // Of the rows that share a prefix the one of the first group is stored, in its last version.
         let mut stored: BTreeMap<String, &Arc<Kind>> = BTreeMap::new();
-        for kind in snapshot.iter() {
+        for kind in snapshot.all() {
             let Some(storage) = &kind.storage else { continue };
             let row = stored.entry(format!("{ROOT}{storage}")).or_insert(kind);
-            if row.gvk.group == kind.gvk.group {
+            let is_stored = kind.custom.as_ref().is_none_or(|custom| custom.is_storage);
+            if row.gvk.group == kind.gvk.group && is_stored {
                 *row = kind;
             }
         }
+        // Without a row there is nothing left to watch; objects wait for theirs to come back.
+        self.by_prefix.retain(|prefix, resource| {
+            let has_row = stored.contains_key(prefix);
+            if !has_row {
+                resource.end_watches();
+            }
+            has_row || resource.count() > 0
+        });
         for (prefix, kind) in stored {
             match self.by_prefix.get(&prefix) {
-                Some(resource) => resource.set_kind(kind.clone()),
+                Some(resource) => {
+                    let set = resource.set_kind(kind.clone());
+                    set.map_err(|error| CacheError::Record { key: prefix, error })?;
+                }
                 None => {
                     let resource =
                         Resource::new(prefix.clone(), kind.clone(), applied.clone(), stats.clone());

@@ -147,8 +147,22 @@ impl Resource {
         self.kind.read().clone()
     }
 
-    pub(super) fn set_kind(&self, kind: Arc<Kind>) {
-        *self.kind.write() = kind;
+    /// The row is another. Custom resources are brought into the form that it says, and those who
+    /// watch them list again.
+    pub(super) fn set_kind(&self, kind: Arc<Kind>) -> Result<(), RecordError> {
+        let same = Arc::ptr_eq(&self.kind.read(), &kind);
+        *self.kind.write() = kind.clone();
+        if same || kind.custom.is_none() {
+            return Ok(());
+        }
+        let mut log = self.log.lock();
+        let mut objects = self.objects.write();
+        let renewed: Result<_, RecordError> =
+            objects.set.iter().map(|item| Ok(Item(Arc::new(item.0.renewed(&kind)?)))).collect();
+        objects.set = renewed?;
+        *self.packed.lock() = None;
+        self.end(&mut log);
+        Ok(())
     }
 
     pub fn changes(&self) -> watch::Receiver<u64> {
@@ -476,7 +490,7 @@ impl Scope {
         {
             return Scope::Path(name.to_owned());
         }
-        let keys = kind.strategy.selectable_keys;
+        let keys = kind.selectable_keys();
         if let Some((key, value)) = keys.iter().find_map(|key| Some((*key, filter.fields.exact(key)?))) {
             return Scope::Field(key.to_owned(), value.to_owned());
         }

@@ -26,6 +26,11 @@ pub async fn create(w: &mut Writing<'_>, decoded: Decoded) -> Result<Answer, Sta
     let ctx = w.ctx;
     let kind = &ctx.served.kind;
     let mut object = decoded.value;
+    if kind.custom.as_ref().is_some_and(|custom| custom.is_terminating) {
+        return Err(Status::method_not_allowed(
+            "create not allowed while custom resource definition is terminating",
+        ));
+    }
     enter_namespace(&mut object, kind.namespaced, &ctx.info.namespace)?;
     if !matches!(meta::resource_version(&object), "" | "0") {
         return Err(Status::new(
@@ -55,6 +60,7 @@ pub async fn create(w: &mut Writing<'_>, decoded: Decoded) -> Result<Answer, Sta
     errors.extend(decoded.invalid);
     errors.extend((kind.strategy.validate)(&object));
     errors.extend((kind.strategy.validate_create)(&object));
+    errors.extend(kind.check(&object, None));
     ctx.invalid(&name, &errors)?;
     w.warnings.extend((kind.strategy.warnings)(&object, None));
     w.admit(Phase::Validate, Operation::Create, Some(&mut object), None, &name).await?;

@@ -119,6 +119,12 @@ fn plan(kind: &Kind, old: &Value, options: &DeleteOptions, now: jiff::Timestamp)
     if let Some(finalizers) = finalizers_for(old, options) {
         meta::set_finalizers(&mut new, finalizers);
     }
+    if let Some(own) = kind.strategy.delete_finalizer.filter(|_| !meta::is_deleting(old))
+        && !meta::finalizers(&new).any(|finalizer| finalizer == own)
+    {
+        let finalizers = meta::finalizers(&new).chain([own]).map(str::to_owned).collect();
+        meta::set_finalizers(&mut new, finalizers);
+    }
     let pending = meta::has_finalizers(&new);
     match graceful {
         None if !pending => Plan::Remove(new),

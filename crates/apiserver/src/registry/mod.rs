@@ -64,7 +64,7 @@ pub async fn serve(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Respon
     let strategy = &ctx.served.kind.strategy;
     let writes = matches!(ctx.info.verb, "create" | "update" | "patch") && ctx.info.subresource.is_empty();
     let inert = strategy.without_effect.filter(|_| writes);
-    let deprecated = strategy.deprecated.or(inert);
+    let deprecated = ctx.served.kind.deprecated().or(inert);
     if deprecated.is_some() || !ctx.query.is_empty() {
         let given = WITHOUT_EFFECT.iter().filter(|name| ctx.query.get(name).is_some());
         let given = given.map(|name| format!("{name}: has no effect on this server"));
@@ -173,6 +173,11 @@ pub async fn read_body(body: Body) -> Result<Bytes, Status> {
     whole.extend_from_slice(&first);
     whole.extend_from_slice(&rest);
     Ok(whole.into())
+}
+
+/// The whole body of an answer of this server.
+pub(crate) async fn read_answer(body: Body) -> Result<Bytes, String> {
+    Ok(body.collect().await.map_err(|error| error.to_string())?.to_bytes())
 }
 
 /// The longest warning and the most bytes of warnings that an answer carries.
@@ -288,7 +293,7 @@ impl Writing<'_> {
             decode::decode_object(bytes, encoding, &kind.gvk, &kind.schema, self.options.field_validation)?;
         self.warnings.extend(read.warnings);
         let mut value = read.value;
-        (kind.strategy.default)(&mut value);
+        kind.default(&mut value);
         Ok(object::Decoded { value, invalid: read.invalid, is_applied: false })
     }
 

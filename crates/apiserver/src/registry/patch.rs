@@ -94,7 +94,7 @@ impl<'a> Patch<'a> {
             });
         }
         warnings.extend(complaints);
-        (kind.strategy.default)(&mut value);
+        kind.default(&mut value);
         // Only a resourceVersion in the patch makes it conditional.
         if !self.names_version() {
             meta::set_resource_version(&mut value, "");

@@ -10,6 +10,8 @@ use crate::local::Body;
 use http::header::HeaderMap;
 use http::{Response, StatusCode};
 use serde_json::json;
+use skeg_api::crd::Scale;
+use skeg_api::jsonpath::JsonPath;
 use skeg_api::selector::LabelSelector;
 use skeg_api::{Kind, Status, Value, builtin, decode, fieldset, meta};
 use std::sync::OnceLock;
@@ -19,7 +21,7 @@ pub async fn get(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Body>
     match ctx.info.subresource.as_str() {
         "scale" => {
             let entry = read::resource(ctx)?.get(&ctx.path()).ok_or_else(|| ctx.not_found())?;
-            let value = scale_of(&ctx.decode(&entry));
+            let value = scale_of(&ctx.served.kind, &ctx.decode(&entry))?;
             ctx.respond(output, Answer::Value { code: StatusCode::OK, value })
         }
         "status" | "approval" => read::get(ctx, headers).await,
@@ -81,11 +83,11 @@ fn validate_as(kind: &Kind, object: &Value, name: &str) -> Result<(), Status> {
 }
 
 /// `autoscaling/v1` Scale of a workload.
-fn scale_of(object: &Value) -> Value {
-    let metadata = meta::metadata(object);
-    let kept = ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"];
-    let metadata: serde_json::Map<String, Value> =
-        kept.iter().filter_map(|field| Some(((*field).to_owned(), metadata?.get(*field)?.clone()))).collect();
+fn scale_of(kind: &Kind, object: &Value) -> Result<Value, Status> {
+    if let Some(scale) = kind.custom.as_ref().and_then(|custom| custom.scale.as_ref()) {
+        return custom_scale(scale, object);
+    }
+    let metadata = scale_metadata(object);
     let number = |pointer| object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
     let selector = object.pointer("/spec/selector");
     let selector = match (meta::kind(object), selector.and_then(Value::as_object)) {
@@ -103,7 +105,57 @@ fn scale_of(object: &Value) -> Value {
     if number("/spec/replicas") != 0 {
         spec["replicas"] = number("/spec/replicas").into();
     }
-    json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": spec, "status": status})
+    Ok(
+        json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": spec, "status": status}),
+    )
+}
+
+/// What of an object's metadata its Scale shows.
+fn scale_metadata(object: &Value) -> serde_json::Map<String, Value> {
+    let metadata = meta::metadata(object);
+    let kept = ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"];
+    kept.iter().filter_map(|field| Some(((*field).to_owned(), metadata?.get(*field)?.clone()))).collect()
+}
+
+/// The Scale of a custom resource, from where its definition says.
+fn custom_scale(scale: &Scale, object: &Value) -> Result<Value, Status> {
+    let number = |path: &JsonPath| path.first(object).and_then(Value::as_i64);
+    let Some(replicas) = number(&scale.spec_replicas) else {
+        let path = scale.spec_replicas.fields().unwrap_or_default().join(".");
+        return Err(Status::internal(format!("the spec replicas field \".{path}\" does not exist")));
+    };
+    let mut status = json!({"replicas": number(&scale.status_replicas).unwrap_or(0)});
+    let selector = scale.selector.as_ref().and_then(|path| path.first(object)).and_then(Value::as_str);
+    if let Some(selector) = selector.filter(|selector| !selector.is_empty()) {
+        status["selector"] = selector.into();
+    }
+    let mut spec = json!({});
+    if replicas != 0 {
+        spec["replicas"] = replicas.into();
+    }
+    Ok(
+        json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": scale_metadata(object), "spec": spec, "status": status}),
+    )
+}
+
+/// Where a kind has its replicas.
+fn replicas_path(kind: &Kind) -> Vec<&str> {
+    let custom = kind.custom.as_ref().and_then(|custom| custom.scale.as_ref());
+    custom
+        .and_then(|scale| scale.spec_replicas.fields())
+        .unwrap_or_else(|| fieldset::scale::REPLICAS.to_vec())
+}
+
+/// Puts the replicas where the kind has them.
+fn set_replicas(kind: &Kind, object: &mut Value, replicas: i64) {
+    let mut at = object;
+    for name in replicas_path(kind) {
+        if !at.is_object() {
+            *at = json!({});
+        }
+        at = &mut at[name];
+    }
+    *at = replicas.into();
 }
 
 async fn scale(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
@@ -122,9 +174,9 @@ async fn scale(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
         let scaled = match &source {
             Source::Whole(scale) => Decoded { value: scale.clone(), invalid: Vec::new(), is_applied: false },
             Source::Patch(patch) => {
-                let mut scale = scale_of(old);
+                let mut scale = scale_of(&ctx.served.kind, old)?;
                 if patch.is_apply() {
-                    fieldset::scale::to_scale(old, &mut scale);
+                    fieldset::scale::to_scale(old, &mut scale, &replicas_path(&ctx.served.kind));
                 }
                 patch.apply(kind, Part::Unchecked, warnings, Some(&scale))?
             }
@@ -134,7 +186,7 @@ async fn scale(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
         validate_as(kind, scale, &ctx.info.name)?;
         let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
         let mut new = old.clone();
-        new["spec"]["replicas"] = replicas.into();
+        set_replicas(&ctx.served.kind, &mut new, replicas);
         for field in ["uid", "resourceVersion"] {
             match meta::metadata(scale).and_then(|m| m.get(field)) {
                 Some(value) => meta::set(&mut new, field, value.clone()),
@@ -144,7 +196,7 @@ async fn scale(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
             }
         }
         if scaled.is_applied {
-            fieldset::scale::to_object(scale, &mut new);
+            fieldset::scale::to_object(scale, &mut new, &replicas_path(&ctx.served.kind));
         }
         Ok(Decoded { value: new, ..scaled })
     })
@@ -157,7 +209,7 @@ async fn scale(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
             value
         }
     };
-    Ok(Answer::Value { code: StatusCode::OK, value: scale_of(&object) })
+    Ok(Answer::Value { code: StatusCode::OK, value: scale_of(&ctx.served.kind, &object)? })
 }
 
 /// Sets the node of a Pod that has none: `pods/<name>/binding`, or a Binding by itself.

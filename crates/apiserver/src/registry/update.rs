@@ -130,8 +130,8 @@ async fn attempt_once(
         reservations.stored();
         return Ok(Answer::Value { code: StatusCode::OK, value: new });
     }
-    // An update that changes nothing writes nothing.
-    if new == *old {
+    // An update that changes nothing writes nothing, unless the record is in another form.
+    if new == *old && entry.stored.is_none() {
         return Ok(Answer::Stored {
             code: StatusCode::OK,
             body: entry.body.clone(),
@@ -258,7 +258,7 @@ fn copy_field(new: &mut Value, old: &Value, field: &str) {
     };
 }
 
-/// A request to `status` may change that, and for upstream's own kinds most of the metadata.
+/// A request to `status` may change that, and for most kinds most of the metadata.
 fn keep_all_but_status(kind: &Kind, new: &mut Value, old: &Value) {
     let (status, metadata) = (new.get("status").cloned(), new.get("metadata").cloned());
     *new = old.clone();
@@ -268,7 +268,7 @@ fn keep_all_but_status(kind: &Kind, new: &mut Value, old: &Value) {
         None => fields.remove("status"),
     };
     if let Some(mut metadata) = metadata {
-        if kind.schema.is_custom() {
+        if kind.strategy.status_resets.contains(&"metadata") {
             let entries = metadata.get_mut("managedFields").map(Value::take);
             meta::remove(new, "managedFields");
             if let Some(entries) = entries {
@@ -287,8 +287,12 @@ fn validate(kind: &Kind, part: Part, new: &Value, old: &Value) -> Vec<FieldError
             errors.extend(object_meta::validate_object_meta(new, kind.namespaced, kind.name_rule));
             errors.extend((kind.strategy.validate)(new));
             errors.extend((kind.strategy.validate_update)(new, old));
+            errors.extend(kind.check(new, Some(old)));
         }
-        Part::Status => errors.extend((kind.strategy.validate_status)(new, old)),
+        Part::Status => {
+            errors.extend((kind.strategy.validate_status)(new, old));
+            errors.extend(kind.check(new, Some(old)));
+        }
         Part::Approval => errors.extend((kind.strategy.validate_approval)(new, old)),
         Part::Finalize => errors.extend((kind.strategy.validate)(new)),
         Part::Unchecked => {}

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 const APPLY: [(&str, &str); 1] = [("content-type", "application/apply-patch+yaml")];
 
 impl Server {
-    async fn apply(&self, path: &str, manager: &str, config: &Value) -> Answer {
+    pub async fn apply(&self, path: &str, manager: &str, config: &Value) -> Answer {
         let joint = if path.contains('?') { '&' } else { '?' };
         self.send("PATCH", &format!("{path}{joint}fieldManager={manager}"), &APPLY, config.to_string()).await
     }
@@ -363,6 +363,41 @@ async fn nobody_owns_what_admission_adds() {
     let applied =
         s.apply(&format!("{CONFIG_MAPS}/b"), "m", &config_map("b", json!({"k": "v"}))).await.expect(201);
     assert_eq!(owners(&applied), [("m Apply".to_owned(), json!({"f:data": {"f:k": {}}}))]);
+}
+
+#[tokio::test]
+async fn of_some_kinds_status_is_written_alone() {
+    let s = start().await;
+    s.api.kinds().insert(crate::kinds::widget());
+    let widgets = crate::kinds::WIDGETS;
+    s.apply(&format!("{widgets}/a"), "m", &crate::kinds::object("a", 1.into())).await.expect(201);
+    let attachments = "/apis/storage.k8s.io/v1/volumeattachments";
+    let attachment = json!({"apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttachment", "metadata": {"name": "a"},
+        "spec": {"attacher": "x", "nodeName": "n", "source": {"persistentVolumeName": "p"}}});
+    s.apply(&format!("{attachments}/a"), "m", &attachment).await.expect(201);
+    for (path, version, kind, status) in [
+        (widgets, "example.com/v1", "Widget", json!({"ready": true})),
+        (attachments, "storage.k8s.io/v1", "VolumeAttachment", json!({"attached": true})),
+    ] {
+        let config = json!({"apiVersion": version, "kind": kind, "metadata": {"name": "a", "labels": {"x": "y"}},
+            "status": status});
+        let got = s.apply(&format!("{path}/a/status"), "s", &config).await.expect(200);
+        assert_eq!((&got["status"], got["metadata"].get("labels")), (&status, None), "{kind}");
+        let owned = owned(&got, "s Apply status");
+        assert_eq!(owned.as_object().unwrap().keys().collect::<Vec<_>>(), ["f:status"], "{kind}");
+    }
+    for (group, kind, resets) in [
+        ("certificates.k8s.io", "CertificateSigningRequest", &["spec", "status.conditions"][..]),
+        ("resource.k8s.io", "ResourceClaim", &["metadata", "spec"]),
+        ("flowcontrol.apiserver.k8s.io", "FlowSchema", &["metadata", "spec"]),
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", &["metadata", "spec"]),
+        ("apiregistration.k8s.io", "APIService", &["metadata", "spec"]),
+        ("apiextensions.k8s.io", "CustomResourceDefinition", &["metadata", "spec"]),
+        ("batch", "Job", &["spec"]),
+    ] {
+        let row = s.api.kinds().snapshot().by_gvk(&skeg_api::Gvk::new(group, "v1", kind)).unwrap().clone();
+        assert_eq!(row.strategy.status_resets, resets, "{kind}");
+    }
 }
 
 #[tokio::test]

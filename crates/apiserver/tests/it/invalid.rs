@@ -5,10 +5,11 @@ use crate::harness::*;
 use serde_json::Value;
 use skeg_api::{GroupVersion, Kinds, meta};
 
-const TABLES: [&str; 3] = [
+const TABLES: [&str; 4] = [
     include_str!("../../../api/testdata/invalid.yaml"),
     include_str!("../../../api/testdata/invalid-workloads.yaml"),
     include_str!("../../../api/testdata/invalid-cluster.yaml"),
+    include_str!("../../../api/testdata/invalid-definitions.yaml"),
 ];
 /// Kinds that an endpoint answers; their own tests use the table too.
 const REVIEWS: [&str; 4] =

@@ -6,6 +6,7 @@ mod access;
 mod apply;
 mod builtin;
 mod concurrency;
+mod crds;
 mod crud;
 mod faults;
 mod harness;

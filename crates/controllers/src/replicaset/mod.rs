@@ -1,8 +1,9 @@
-//! Keeps as many Pods of a template as a ReplicaSet asks for. Knows nothing of rollouts.
-//! Upstream counterpart: `pkg/controller/replicaset`.
+//! Keeps as many Pods of a template as a ReplicaSet or a ReplicationController asks for. Knows
+//! nothing of rollouts. Upstream counterparts: `pkg/controller/{replicaset,replication}`.
 
 mod batch;
 mod expectations;
+mod kind;
 mod plan;
 
 use crate::context::{ControllerContext, Controllers};
@@ -14,8 +15,9 @@ use crate::{meta, owner_index};
 use expectations::Expectations;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, ReplicationController};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kind::Kind;
 use parking_lot::Mutex;
 use plan::Failure;
 use skeg_api::selector::LabelSelector;
@@ -28,13 +30,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-const KIND: &str = "ReplicaSet";
 const WORKERS: usize = 5;
 
-struct Controller {
-    sets: Informer<ReplicaSet>,
+struct Controller<S> {
+    sets: Informer<S>,
     pods: Pods,
-    set_api: Api<ReplicaSet>,
+    set_api: Api<S>,
     pod_api: Api<Pod>,
     pod_metadata: Api<PartialObjectMetadata>,
     recorder: Recorder,
@@ -44,15 +45,20 @@ struct Controller {
     expectations: Mutex<Expectations>,
 }
 
-pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers, pods: Pods) {
-    let client = ctx.client("replicaset-controller");
-    let controller = Arc::new(Controller {
+pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers, pods: &Pods) {
+    start_for::<ReplicaSet>(ctx, controllers, pods.clone());
+    start_for::<ReplicationController>(ctx, controllers, pods.clone());
+}
+
+fn start_for<S: Kind>(ctx: &ControllerContext, controllers: &mut Controllers, pods: Pods) {
+    let client = ctx.client(S::COMPONENT);
+    let controller = Arc::new(Controller::<S> {
         sets: ctx.informers.of(),
         pods,
         set_api: client.api(),
         pod_api: client.api(),
         pod_metadata: client.metadata(&gvr_of::<Pod>()),
-        recorder: ctx.recorder(&client, "replicaset-controller"),
+        recorder: ctx.recorder(&client, S::COMPONENT),
         clock: ctx.clock,
         queue: ctx.queue(),
         expectations: Mutex::default(),
@@ -68,16 +74,16 @@ pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers, pods
         pods.synced().await;
     };
     let queue = controller.queue.clone();
-    controllers.work("replicaset", WORKERS, queue, ready, move |key| {
+    controllers.work(S::NAME, WORKERS, queue, ready, move |key| {
         let controller = controller.clone();
         async move { controller.sync(&key).await }
     });
 }
 
-impl Controller {
-    fn set_changed(&self, change: &Change<'_, ReplicaSet>) {
+impl<S: Kind> Controller<S> {
+    fn set_changed(&self, change: &Change<'_, S>) {
         if let Change::Deleted(last) = change {
-            self.expectations.lock().forget(meta::uid(&last.metadata));
+            self.expectations.lock().forget(meta::uid(last.metadata()));
         }
         self.queue.add(change.key().clone());
     }
@@ -95,7 +101,7 @@ impl Controller {
         if pod.is_deleting() {
             return self.pod_went(pod);
         }
-        match owner_of(pod) {
+        match owner_of::<S>(pod) {
             Some(owner) => {
                 self.expectations.lock().observed_creation(&owner.uid, meta::uid(&pod.metadata));
                 self.enqueue_owner(pod, owner);
@@ -108,7 +114,7 @@ impl Controller {
         if new.is_deleting() && !old.is_deleting() {
             return self.pod_went(new);
         }
-        let (old_owner, new_owner) = (owner_of(old), owner_of(new));
+        let (old_owner, new_owner) = (owner_of::<S>(old), owner_of::<S>(new));
         let handed_over = old_owner.map(|owner| &owner.uid) != new_owner.map(|owner| &owner.uid);
         if let Some(owner) = old_owner.filter(|_| handed_over) {
             self.enqueue_owner(old, owner);
@@ -124,7 +130,7 @@ impl Controller {
     }
 
     fn pod_went(&self, pod: &Facts) {
-        if let Some(owner) = owner_of(pod) {
+        if let Some(owner) = owner_of::<S>(pod) {
             self.expectations.lock().observed_deletion(&owner.uid, meta::uid(&pod.metadata));
             self.enqueue_owner(pod, owner);
         }
@@ -145,20 +151,21 @@ impl Controller {
         let none = BTreeMap::new();
         let labels = pod.metadata.labels.as_ref().unwrap_or(&none);
         for set in self.sets.list(Some(meta::namespace(&pod.metadata))) {
-            if selector_of(&set).is_ok_and(|selector| selector.matches(labels)) {
-                self.queue.add(meta::key(&set.metadata));
+            if selector_of(&set.set()).is_ok_and(|selector| selector.matches(labels)) {
+                self.queue.add(meta::key(set.metadata()));
             }
         }
     }
 
     async fn sync(&self, key: &ObjectKey) -> Result<Option<Duration>> {
-        let Some(set) = self.sets.get(&key.namespace, &key.name) else { return Ok(None) };
+        let Some(object) = self.sets.get(&key.namespace, &key.name) else { return Ok(None) };
+        let set = object.set();
         let uid = meta::uid(&set.metadata).to_owned();
         self.settle_doubt(&set).await?;
         let now = self.clock.now();
         // Asked before the Pods are read: what is fulfilled now is surely in what is read then.
         let wait = self.expectations.lock().wait(&uid, now);
-        let claimed = self.claim(&set).await?;
+        let claimed = self.claim(&object, &set).await?;
         let active: Vec<_> = claimed.iter().filter(|pod| pod.is_active()).cloned().collect();
         let terminating = claimed.iter().filter(|pod| pod.is_terminating()).count();
 
@@ -171,15 +178,15 @@ impl Controller {
         let plan = plan::plan(&set, &active, &related, now);
         let acted = plan.create > 0 || !plan.delete.is_empty();
         let failure = match plan.create {
-            0 => self.delete_all(&set, plan.delete, now).await,
-            count => self.create_all(&set, count, now).await,
+            0 => self.delete_all(&object, plan.delete, now).await,
+            count => self.create_all(&object, plan::new_pod(&set, S::API_VERSION, S::KIND), count, now).await,
         };
         // What was done comes back as events, and the pass after them tells the status.
         if acted && failure.is_none() {
             return Ok(None);
         }
         let shown = failure.as_ref().map(|(failure, _)| failure);
-        self.write_status(&set, &active, terminating, shown).await?;
+        self.write_status(&object, &set, &active, terminating, shown).await?;
         if let Some((_, error)) = failure {
             return Err(error.into());
         }
@@ -202,12 +209,12 @@ impl Controller {
     }
 
     /// The Pods of the set, after adoption and release.
-    async fn claim(&self, set: &ReplicaSet) -> Result<Vec<Arc<Facts>>> {
+    async fn claim(&self, object: &S, set: &ReplicaSet) -> Result<Vec<Arc<Facts>>> {
         let mut known = self.pods.orphaned(meta::namespace(&set.metadata));
         known.retain(|pod| pod.is_active());
         known.extend(self.pods.owned(meta::uid(&set.metadata)));
         let claims = Claims {
-            owner: set,
+            owner: object,
             owners: &self.set_api,
             objects: &self.pod_api,
             metadata: |pod: &Facts| &pod.metadata,
@@ -220,25 +227,25 @@ impl Controller {
     fn related(&self, set: &ReplicaSet, own: &[Arc<Facts>]) -> Vec<Arc<Facts>> {
         let Some(owner) = owner::controller_of(&set.metadata) else { return own.to_vec() };
         let siblings = owner_index::owned(&self.sets, &owner.uid);
-        siblings.iter().flat_map(|sibling| self.pods.owned(meta::uid(&sibling.metadata))).collect()
+        siblings.iter().flat_map(|sibling| self.pods.owned(meta::uid(sibling.metadata()))).collect()
     }
 
     async fn create_all(
         &self,
-        set: &ReplicaSet,
+        set: &S,
+        pod: Pod,
         count: usize,
         now: Timestamp,
     ) -> Option<(Failure, skeg_client::Error)> {
-        let pod = plan::new_pod(set);
         let (_, error) = batch::slow_start(count, || self.create(set, &pod, now)).await;
         let error = error.filter(|error| !error.is_namespace_terminating())?;
         Some((Failure { creating: true, message: error.to_string() }, error))
     }
 
-    async fn create(&self, set: &ReplicaSet, pod: &Pod, now: Timestamp) -> Result<(), skeg_client::Error> {
-        let uid = meta::uid(&set.metadata);
+    async fn create(&self, set: &S, pod: &Pod, now: Timestamp) -> Result<(), skeg_client::Error> {
+        let uid = meta::uid(set.metadata());
         self.expectations.lock().creating(uid, now);
-        let result = self.pod_api.create(meta::namespace(&set.metadata), pod).await;
+        let result = self.pod_api.create(meta::namespace(set.metadata()), pod).await;
         match result {
             Ok(created) => {
                 self.expectations.lock().created(uid, created.metadata.uid.as_deref());
@@ -264,18 +271,18 @@ impl Controller {
 
     async fn delete_all(
         &self,
-        set: &ReplicaSet,
+        set: &S,
         pods: Vec<Arc<Facts>>,
         now: Timestamp,
     ) -> Option<(Failure, skeg_client::Error)> {
         let uids = pods.iter().map(|pod| meta::uid(&pod.metadata));
-        self.expectations.lock().deleting(meta::uid(&set.metadata), uids, now);
+        self.expectations.lock().deleting(meta::uid(set.metadata()), uids, now);
         let results = futures_util::future::join_all(pods.iter().map(|pod| self.delete(set, pod))).await;
         let error = results.into_iter().find_map(Result::err)?;
         Some((Failure { creating: false, message: error.to_string() }, error))
     }
 
-    async fn delete(&self, set: &ReplicaSet, pod: &Facts) -> Result<(), skeg_client::Error> {
+    async fn delete(&self, set: &S, pod: &Facts) -> Result<(), skeg_client::Error> {
         let (namespace, name) = (meta::namespace(&pod.metadata), meta::name(&pod.metadata));
         let pod_uid = meta::uid(&pod.metadata);
         match self.pod_api.delete(namespace, name, &meta::delete_options(pod_uid)).await {
@@ -286,7 +293,7 @@ impl Controller {
             }
             Err(error) => {
                 // Deleting again what may be going already does no harm.
-                self.expectations.lock().not_deleted(meta::uid(&set.metadata), pod_uid);
+                self.expectations.lock().not_deleted(meta::uid(set.metadata()), pod_uid);
                 if error.is_not_found() || error.is_conflict() {
                     return Ok(());
                 }
@@ -299,23 +306,25 @@ impl Controller {
 
     async fn write_status(
         &self,
+        object: &S,
         set: &ReplicaSet,
         active: &[Arc<Facts>],
         terminating: usize,
         failure: Option<&Failure>,
     ) -> Result<()> {
         let status = plan::status(set, active, terminating, failure, self.clock.now_seconds());
-        if set.status.as_ref().is_some_and(|old| plan::same_status(old, &status)) {
+        let wanted = object.with_status(status);
+        let (old, new) = (set.status.as_ref(), wanted.set());
+        if old.zip(new.status.as_ref()).is_some_and(|(old, new)| plan::same_status(old, new)) {
             return Ok(());
         }
-        let wanted = ReplicaSet { status: Some(status), ..set.clone() };
         let written = self
             .set_api
             .update_status(meta::namespace(&set.metadata), meta::name(&set.metadata), &wanted)
             .await;
         match written {
             // The next pass of this set must not look at the status of before.
-            Ok(written) => self.sets.wait_for(meta::revision(&written.metadata)).await,
+            Ok(written) => self.sets.wait_for(meta::revision(written.metadata())).await,
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error.into()),
         }
@@ -327,8 +336,8 @@ fn desired(set: &ReplicaSet) -> usize {
     usize::try_from(plan::desired(set)).unwrap_or(0)
 }
 
-fn owner_of(pod: &Facts) -> Option<&OwnerReference> {
-    owner::controller_of(&pod.metadata).filter(|owner| owner.kind == KIND)
+fn owner_of<S: Kind>(pod: &Facts) -> Option<&OwnerReference> {
+    owner::controller_of(&pod.metadata).filter(|owner| owner.kind == S::KIND)
 }
 
 /// Whether a set would count the Pod differently: most updates of a Pod concern its set not at all.

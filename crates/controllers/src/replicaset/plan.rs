@@ -175,7 +175,7 @@ pub(crate) fn wake_after(set: &ReplicaSet, active: &[Arc<Facts>], now: Timestamp
 }
 
 /// The Pod a set creates: its template, a generated name and a controller reference.
-pub(crate) fn new_pod(set: &ReplicaSet) -> Pod {
+pub(crate) fn new_pod(set: &ReplicaSet, api_version: &str, kind: &str) -> Pod {
     let template = set.spec.as_ref().and_then(|spec| spec.template.clone()).unwrap_or_default();
     let meta = template.metadata.unwrap_or_default();
     let name = set.metadata.name.as_deref().unwrap_or_default();
@@ -186,7 +186,7 @@ pub(crate) fn new_pod(set: &ReplicaSet) -> Pod {
             labels: meta.labels,
             annotations: meta.annotations,
             finalizers: meta.finalizers,
-            owner_references: Some(vec![owner::controller_reference("apps/v1", "ReplicaSet", &set.metadata)]),
+            owner_references: Some(vec![owner::controller_reference(api_version, kind, &set.metadata)]),
             ..Default::default()
         },
         spec: Some(template.spec.unwrap_or_default()),
@@ -342,7 +342,7 @@ mod tests {
 
     #[test]
     fn a_pod_carries_the_template_and_its_controller() {
-        let pod = new_pod(&set(1));
+        let pod = new_pod(&set(1), "apps/v1", "ReplicaSet");
         assert_eq!(pod.metadata.generate_name.as_deref(), Some("web-"));
         assert_eq!(owner::controller_of(&pod.metadata).unwrap().uid, "rs");
         assert_eq!(pod.metadata.labels.unwrap()["app"], "web");

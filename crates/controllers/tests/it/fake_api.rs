@@ -19,7 +19,7 @@ use std::task::{Context, Poll};
 use tokio::sync::watch;
 
 /// Group, resource, kind, namespaced.
-const KINDS: [(&str, &str, &str, bool); 15] = [
+const KINDS: [(&str, &str, &str, bool); 16] = [
     ("", "namespaces", "Namespace", false),
     ("", "nodes", "Node", false),
     ("", "pods", "Pod", true),
@@ -29,6 +29,7 @@ const KINDS: [(&str, &str, &str, bool); 15] = [
     ("", "serviceaccounts", "ServiceAccount", true),
     ("", "services", "Service", true),
     ("", "endpoints", "Endpoints", true),
+    ("", "replicationcontrollers", "ReplicationController", true),
     ("apps", "deployments", "Deployment", true),
     ("apps", "replicasets", "ReplicaSet", true),
     ("coordination.k8s.io", "leases", "Lease", true),

@@ -4,6 +4,7 @@ mod apply;
 mod cli;
 mod clients;
 mod counts;
+mod crds;
 mod durability;
 mod guest;
 mod images;
@@ -30,6 +31,7 @@ pub const SHARED: &[&[Case]] = &[
     apply::CASES,
     clients::CASES,
     kinds::CASES,
+    crds::CASES,
     pods::CASES,
     security::CASES,
     images::CASES,

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub const CASES: &[Case] = &[
+    Case { name: "a_replication_controller", run: replication_controller },
     Case { name: "set_env_never_below_available", run: set_env_never_below_available },
     Case { name: "recreate_never_mixes", run: recreate_never_mixes },
     Case { name: "broken_image_stalls_with_old_pods_serving", run: broken_image_stalls },
@@ -320,5 +321,37 @@ fn progress_deadline(scope: &Scope<'_>) -> Result<()> {
     )?;
     let failed = scope.kubectl_fails(&["rollout", "status", "deployment/web", "--timeout=30s"])?;
     ensure!(failed.contains("exceeded its progress deadline"), "{failed}");
+    Ok(())
+}
+
+/// The older kind of set: it makes, replaces and removes Pods, leaves and adopts them.
+fn replication_controller(scope: &Scope<'_>) -> Result<()> {
+    let controller = json!({
+        "apiVersion": "v1", "kind": "ReplicationController", "metadata": {"name": "older"},
+        "spec": {"replicas": 2, "template": {
+            "metadata": {"labels": {"app": "older"}},
+            "spec": {"terminationGracePeriodSeconds": 1, "containers": [super::container("main", "sleep 1000")]},
+        }},
+    });
+    let said = scope.apply(&controller)?;
+    ensure!(!said.contains("Warning"), "{said}");
+    scope.wait_for("rc/older", "{.status.availableReplicas}=2")?;
+    let pods =
+        || scope.kubectl(&["get", "pods", "-l", "app=older", "-o", "name", "--sort-by=.metadata.name"]);
+    let owner =
+        scope.jsonpath(&["pods", "-l", "app=older"], "{.items[0].metadata.ownerReferences[0].kind}")?;
+    ensure!(owner == "ReplicationController", "{owner}");
+    let said = scope.kubectl(&["describe", "rc", "older"])?;
+    ensure!(said.contains("2 Running") && said.contains("SuccessfulCreate"), "{said}");
+    scope.kubectl(&["expose", "rc", "older", "--port=80"])?;
+    scope.kubectl(&["scale", "rc", "older", "--replicas=1"])?;
+    scope.wait_for("rc/older", "{.status.replicas}=1")?;
+    let before = pods()?;
+    scope.kubectl(&["delete", "rc", "older", "--cascade=orphan"])?;
+    scope.apply(&controller)?;
+    scope.wait_for("rc/older", "{.status.readyReplicas}=2")?;
+    ensure!(pods()?.contains(before.trim()), "what was left is adopted: {before}");
+    scope.kubectl(&["delete", "rc", "older"])?;
+    scope.kubectl(&["wait", "--for=delete", "pods", "-l", "app=older", "--timeout=60s"])?;
     Ok(())
 }

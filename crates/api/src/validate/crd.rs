@@ -1,0 +1,309 @@
+//! CustomResourceDefinition: names, versions, conversion, subresources and columns. What a schema
+//! may say is in [`structural`].
+//! Upstream counterpart: `apiextensions-apiserver/pkg/apis/apiextensions/validation`.
+
+use super::at::{At, Errors};
+use super::structural;
+use crate::crd::{self, COLUMN_FORMATS, COLUMN_TYPES};
+use crate::field::FieldError;
+use crate::jsonpath::JsonPath;
+use crate::kinds::Strategy;
+use crate::{meta, names};
+use serde_json::Value;
+use std::collections::BTreeSet;
+
+const SELECTABLE_FIELDS_MAX: usize = 8;
+/// The annotation by which a group that is Kubernetes' own may be used.
+const APPROVED: &str = "api-approved.kubernetes.io";
+
+pub(super) fn strategy() -> Strategy {
+    Strategy {
+        validate,
+        validate_update,
+        prepare_create: crd::prepare_create,
+        prepare_update: crd::prepare_update,
+        warnings,
+        delete_finalizer: Some(crd::CLEANUP),
+        ..Strategy::default()
+    }
+}
+
+fn validate(value: &Value) -> Vec<FieldError> {
+    let (root, mut errors) = (At::root(value), Errors::default());
+    let spec = root.child("spec");
+    let (group, name) = (spec.str("group"), meta::name(value));
+    let accepted = spec.child("names");
+    if name != format!("{}.{group}", accepted.str("plural")) {
+        errors.invalid(root.at("metadata").child("name"), name, "must be spec.names.plural+\".\"+spec.group");
+    }
+    if errors.need(&spec, "group") {
+        let messages = names::is_dns1123_subdomain(group);
+        if messages.is_empty() && !group.contains('.') {
+            errors.invalid(spec.at("group"), group, "should be a domain with at least one dot");
+        }
+        errors.each(&spec.at("group"), group, messages);
+    }
+    approval(value, group, &mut errors);
+    errors.one_of(&spec, "scope", &["Cluster", "Namespaced"]);
+    if spec.bool("preserveUnknownFields") {
+        errors.invalid(
+            spec.at("preserveUnknownFields"),
+            true,
+            "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead",
+        );
+    }
+    versions(&spec, &mut errors);
+    for field in ["plural", "singular", "kind", "listKind"] {
+        errors.need(&accepted, field);
+    }
+    check_names(&accepted, &mut errors);
+    conversion(&spec.child("conversion"), &mut errors);
+    errors.0
+}
+
+/// Groups of Kubernetes' own need an approval.
+fn approval(value: &Value, group: &str, errors: &mut Errors) {
+    let is_protected = ["k8s.io", "kubernetes.io"]
+        .iter()
+        .any(|own| group == *own || group.strip_suffix(own).is_some_and(|rest| rest.ends_with('.')));
+    if !is_protected {
+        return;
+    }
+    let path = At::root(value).at("metadata").child("annotations").key(APPROVED);
+    match meta::annotation(value, APPROVED).unwrap_or_default() {
+        "" => errors.required(
+            path,
+            "protected groups must have approval annotation \"api-approved.kubernetes.io\", see https://github.com/kubernetes/enhancements/pull/1111",
+        ),
+        text if text.starts_with("unapproved") || text.starts_with("https://") || text.starts_with("http://") => {}
+        text => errors.invalid(
+            path,
+            text,
+            "protected groups must have approval annotation \"api-approved.kubernetes.io\" with either a URL or a reason starting with \"unapproved\", see https://github.com/kubernetes/enhancements/pull/1111",
+        ),
+    }
+}
+
+fn check_names(names_at: &At<'_>, errors: &mut Errors) {
+    let joined = |value: &str| names::is_dns1035_label(value).join(",");
+    for field in ["plural", "singular"] {
+        let value = names_at.str(field);
+        let why = joined(value);
+        if !value.is_empty() && !why.is_empty() {
+            errors.invalid(names_at.at(field), value, why);
+        }
+    }
+    for field in ["kind", "listKind"] {
+        let value = names_at.str(field);
+        let why = joined(&value.to_lowercase());
+        if !value.is_empty() && !why.is_empty() {
+            errors.invalid(
+                names_at.at(field),
+                value,
+                format!("may have mixed case, but should otherwise match: {why}"),
+            );
+        }
+    }
+    for field in ["shortNames", "categories"] {
+        for item in names_at.items(field) {
+            let value = item.value.as_str().unwrap_or_default();
+            let why = joined(value);
+            if !why.is_empty() {
+                errors.invalid(item.path, value, why);
+            }
+        }
+    }
+    let kind = names_at.str("kind");
+    if !kind.is_empty() && kind == names_at.str("listKind") {
+        errors.invalid(names_at.at("listKind"), kind, "kind and listKind may not be the same");
+    }
+}
+
+fn versions(spec: &At<'_>, errors: &mut Errors) {
+    let all: Vec<&str> = spec.items("versions").map(|version| version.str("name")).collect();
+    if all.iter().collect::<BTreeSet<_>>().len() != all.len() {
+        let value = spec.value["versions"].clone();
+        errors.invalid(spec.at("versions"), value, "must contain unique version names");
+    }
+    if spec.items("versions").filter(|version| version.bool("storage")).count() != 1 {
+        let value = spec.value["versions"].clone();
+        errors.invalid(spec.at("versions"), value, "must have exactly one version marked as storage version");
+    }
+    for version in spec.items("versions") {
+        let name = version.str("name");
+        let why = names::is_dns1035_label(name).join(",");
+        if !why.is_empty() {
+            errors.invalid(version.at("name"), name, why);
+        }
+        if version.has("deprecationWarning") && !version.bool("deprecated") {
+            errors.invalid(
+                version.at("deprecationWarning"),
+                version.str("deprecationWarning"),
+                "can only be set for deprecated versions",
+            );
+        }
+        let schema = version.child("schema").child("openAPIV3Schema");
+        match schema.value {
+            Value::Null => errors.required(schema.path, "schemas are required"),
+            _ => structural::check(&schema, errors),
+        }
+        subresources(&version.child("subresources"), errors);
+        for column in version.items("additionalPrinterColumns") {
+            errors.need(&column, "name");
+            errors.one_of(&column, "type", &COLUMN_TYPES);
+            if !column.str("format").is_empty() {
+                errors.optional_one_of(&column, "format", &COLUMN_FORMATS);
+            }
+            if errors.need(&column, "jsonPath") {
+                simple_path(&column, "jsonPath", errors);
+            }
+        }
+        selectable(&version, errors);
+    }
+}
+
+fn simple_path(at: &At<'_>, field: &str, errors: &mut Errors) -> bool {
+    let text = at.str(field);
+    if !text.starts_with('.') {
+        errors.invalid(at.at(field), text, "must be a simple json path starting with .");
+        return false;
+    }
+    if let Err(why) = JsonPath::parse(text) {
+        errors.invalid(at.at(field), text, format!("is an invalid JSON path: {why}"));
+        return false;
+    }
+    true
+}
+
+fn subresources(at: &At<'_>, errors: &mut Errors) {
+    let Some(scale) = at.get("scale") else { return };
+    for (field, roots, why) in [
+        ("specReplicasPath", &[".spec."][..], "should be a json path under .spec"),
+        ("statusReplicasPath", &[".status."], "should be a json path under .status"),
+        ("labelSelectorPath", &[".spec.", ".status."], "should be a json path under either .spec or .status"),
+    ] {
+        let text = scale.str(field);
+        if text.is_empty() && field == "labelSelectorPath" {
+            continue;
+        }
+        if errors.need(&scale, field)
+            && simple_path(&scale, field, errors)
+            && !roots.iter().any(|root| text.starts_with(root))
+        {
+            errors.invalid(scale.at(field), text, why);
+        }
+    }
+}
+
+/// Fields by which objects may be selected: scalars that the schema names.
+fn selectable(version: &At<'_>, errors: &mut Errors) {
+    let count = version.list("selectableFields").len();
+    if count > SELECTABLE_FIELDS_MAX {
+        let path = version.at("selectableFields");
+        errors.push(FieldError::too_many(path, count, SELECTABLE_FIELDS_MAX));
+    }
+    let mut seen = BTreeSet::new();
+    for field in version.items("selectableFields") {
+        let path = field.at("jsonPath");
+        let text = field.str("jsonPath");
+        let parsed = JsonPath::parse(text);
+        let Some(steps) = parsed.as_ref().ok().and_then(JsonPath::fields).filter(|_| text.starts_with('.'))
+        else {
+            errors.invalid(path, text, "is an invalid path: must be a simple path of field names");
+            continue;
+        };
+        if steps.first() == Some(&"metadata") {
+            errors.invalid(path.clone(), text, "must not point to fields in metadata");
+        }
+        let schema = version.child("schema").child("openAPIV3Schema");
+        let found = steps.iter().try_fold(schema.value, |at, step| at.get("properties")?.get(step));
+        match found.and_then(|schema| schema.get("type")).and_then(Value::as_str) {
+            Some("string" | "integer" | "boolean") => {}
+            _ => errors.invalid(
+                path.clone(),
+                text,
+                "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.",
+            ),
+        }
+        if !seen.insert(text) {
+            errors.duplicate(path, text);
+        }
+    }
+}
+
+fn conversion(at: &At<'_>, errors: &mut Errors) {
+    errors.one_of(at, "strategy", &["None", "Webhook"]);
+    let webhook = at.child("webhook");
+    if at.str("strategy") != "Webhook" {
+        if at.has("webhook") {
+            errors.forbidden(webhook.path, "should not be set when strategy is not set to Webhook");
+        }
+        return;
+    }
+    let Some(client) = webhook.get("clientConfig") else {
+        return errors.required(webhook.at("clientConfig"), "required when strategy is set to Webhook");
+    };
+    if client.has("url") == client.has("service") {
+        errors.required(client.path.clone(), "exactly one of url or service is required");
+    }
+    if let Some(service) = client.get("service") {
+        errors.need(&service, "name");
+        errors.need(&service, "namespace");
+        errors.range(&service, "port", 1, 65535);
+    }
+    if client.has("url") && !client.str("url").starts_with("https://") {
+        errors.invalid(client.at("url"), client.str("url"), "'https' is the only allowed URL scheme");
+    }
+    let versions = webhook.list("conversionReviewVersions");
+    if versions.is_empty() {
+        errors.required(webhook.at("conversionReviewVersions"), "");
+    } else if !versions.iter().any(|version| version == "v1" || version == "v1beta1") {
+        errors.invalid(
+            webhook.at("conversionReviewVersions"),
+            Value::Array(versions.to_vec()),
+            "must include at least one of v1, v1beta1",
+        );
+    }
+}
+
+fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    let (new, old) = (At::root(new), At::root(old));
+    let (spec, was) = (new.child("spec"), old.child("spec"));
+    let is_established = old
+        .child("status")
+        .list("conditions")
+        .iter()
+        .any(|condition| condition["type"] == "Established" && condition["status"] == "True");
+    if is_established {
+        errors.immutable(&spec, &was, "scope");
+        errors.immutable(&spec.child("names"), &was.child("names"), "kind");
+    }
+    errors.immutable(&spec, &was, "group");
+    errors.immutable(&spec.child("names"), &was.child("names"), "plural");
+    let status = new.child("status");
+    for item in status.items("storedVersions") {
+        if !spec.list("versions").iter().any(|version| version["name"] == *item.value) {
+            errors.invalid(item.path, item.value.clone(), "must appear in spec.versions");
+        }
+    }
+    errors.0
+}
+
+fn warnings(new: &Value, _old: Option<&Value>) -> Vec<String> {
+    let spec = At::root(new).child("spec");
+    let mut out = Vec::new();
+    for version in spec.items("versions") {
+        let schema = version.child("schema").child("openAPIV3Schema");
+        if let Some(path) = structural::first_rule(&schema) {
+            out.push(format!("{path}: has no effect in this cluster yet: rules are not evaluated"));
+        }
+    }
+    if spec.child("conversion").str("strategy") == "Webhook" {
+        out.push(
+            "spec.conversion.strategy: has no effect in this cluster yet: webhooks are not called, versions differ in their name alone"
+                .into(),
+        );
+    }
+    out
+}
