@@ -628,7 +628,7 @@ async fn node(cluster: &Cluster) -> tokio::task::JoinHandle<String> {
             let answer =
                 "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
             stream.write_all(answer.as_bytes()).await.unwrap();
-            let mut bytes = [0; 4];
+            let mut bytes = [0; 6];
             stream.read_exact(&mut bytes).await.unwrap();
             stream.write_all(&bytes).await.unwrap();
         } else {
@@ -706,10 +706,11 @@ async fn exec_is_tunnelled_and_needs_create() {
         head.push(stream.read_u8().await.unwrap());
     }
     assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
-    stream.write_all(b"ping").await.unwrap();
-    let mut echo = [0; 4];
+    // A frame, which the node sends back.
+    stream.write_all(b"\x82\x04ping").await.unwrap();
+    let mut echo = [0; 6];
     stream.read_exact(&mut echo).await.unwrap();
-    assert_eq!(&echo, b"ping");
+    assert_eq!(&echo, b"\x82\x04ping");
     let head = node.await.unwrap();
     assert!(head.starts_with("GET /exec/default/p/c?input=1&output=1&command=sh HTTP/1.1"), "{head}");
     assert!(head.contains("v5.channel.k8s.io"), "{head}");
