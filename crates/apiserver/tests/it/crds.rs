@@ -366,8 +366,11 @@ async fn definitions_are_validated_as_upstreams() {
     let mut ruled = definition("ruleds", "Ruled");
     ruled["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"] =
         json!([{"rule": "true"}]);
+    ruled["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["note"]["format"] =
+        "odd".into();
     let warnings = s.post(CRDS, &ruled).await.warnings();
     assert!(warnings[0].contains("rules are not evaluated"), "{warnings:?}");
+    assert!(warnings[1].contains("unrecognized format \\\"odd\\\""), "{warnings:?}");
 }
 
 #[tokio::test]
@@ -425,7 +428,7 @@ async fn openapi_follows_the_versions_that_are_served() {
     establish(&s, &apart).await;
     let schema = async |path: &str, name: &str| {
         let answer = s.get(&format!("/openapi/v3/apis/{path}")).await;
-        (answer.code == 200).then(|| answer.json()["components"]["schemas"][name].clone()).unwrap_or_default()
+        if answer.code == 200 { answer.json()["components"]["schemas"][name].clone() } else { Value::Null }
     };
     assert!(schema("example.com/v1", "com.example.v1.Widget").await.is_object());
     assert!(schema("example.com/v2", "com.example.v2.Widget").await.is_object());
