@@ -5,6 +5,7 @@
 mod format;
 mod rules;
 
+pub use format::is_known as is_known_format;
 pub use rules::Rules;
 
 use crate::field::FieldError;

@@ -14,7 +14,7 @@ use names::Names;
 use serde_json::{Value, json};
 use skeg_api::{Gvr, Kinds, crd, meta};
 use skeg_base::{Backoff, HashMap, new_map};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -193,17 +193,17 @@ pub async fn run(server: Arc<ApiServer>, mut definitions: Definitions) {
     let stop = server.tasks().1.clone();
     let (failed, mut failures) = tokio::sync::mpsc::channel::<String>(64);
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(30));
+    // Definitions to look at again, once a while has passed.
+    let mut again: Vec<String> = Vec::new();
     loop {
         changes.borrow_and_update();
         let now = meta::format_time(server.clock().now_seconds());
-        let mut retry = None;
         for work in definitions.look(&now) {
             if let Some(definition) = work.status {
                 let written = put(&service, &format!("{PATH}/{}/status", work.name), &definition).await;
                 if let Err(why) = written {
                     tracing::warn!(crd = work.name, why, "status not written, will be retried");
-                    definitions.forget(&work.name);
-                    retry = Some(backoff.next());
+                    again.push(work.name);
                     continue;
                 }
             }
@@ -218,18 +218,18 @@ pub async fn run(server: Arc<ApiServer>, mut definitions: Definitions) {
                 });
             }
         }
-        if retry.is_none() {
+        if again.is_empty() {
             backoff.reset();
         }
+        let pause = if again.is_empty() { Duration::ZERO } else { backoff.next() };
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
             changed = changes.changed() => if changed.is_err() { return },
-            name = failures.recv() => {
-                tokio::time::sleep(backoff.next()).await;
-                name.iter().for_each(|name| definitions.forget(name));
+            name = failures.recv() => again.extend(name),
+            () = tokio::time::sleep(pause), if !again.is_empty() => {
+                again.drain(..).for_each(|name| definitions.forget(&name));
             }
-            () = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => {}
         }
     }
 }
@@ -245,44 +245,8 @@ async fn empty(server: &Arc<ApiServer>, name: &str) -> Result<(), String> {
     let spec = &value["spec"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let (group, plural) = (text(&spec["group"]), text(&value["status"]["acceptedNames"]["plural"]));
-    let storage = format!("{group}/{plural}/");
-    if let Some(resource) = server.cache.resource(&storage).filter(|_| names::is_established(&value)) {
-        let mut changes = resource.changes();
-        let mut asked = BTreeSet::new();
-        loop {
-            changes.borrow_and_update();
-            let left = resource.list(&Filter::default(), None, 0).entries;
-            if left.is_empty() {
-                break;
-            }
-            let version = resource.kind().gvk.version.to_string();
-            let namespaces: BTreeSet<String> =
-                left.iter().map(|entry| entry.namespace().to_owned()).collect();
-            for namespace in
-                namespaces.into_iter().filter(|namespace| !asked.contains(namespace)).collect::<Vec<_>>()
-            {
-                let scope =
-                    if namespace.is_empty() { String::new() } else { format!("/namespaces/{namespace}") };
-                send(
-                    &service,
-                    Method::DELETE,
-                    &format!("/apis/{group}/{version}{scope}/{plural}"),
-                    String::new(),
-                )
-                .await?;
-                asked.insert(namespace);
-            }
-            if resource.count() == 0 {
-                break;
-            }
-            // What is left has finalizers, or came while the others went.
-            let stop = &server.tasks().1;
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(()),
-                changed = changes.changed() => if changed.is_err() { return Ok(()) },
-            }
-        }
+    if names::is_established(&value) && !delete_objects(server, &service, &group, &plural).await? {
+        return Ok(());
     }
     // Another writer may be first: then the newer one is read.
     for _ in 0..WRITES_MAX {
@@ -302,6 +266,57 @@ async fn empty(server: &Arc<ApiServer>, name: &str) -> Result<(), String> {
         }
     }
     Err("other writers were always first".to_owned())
+}
+
+/// Deletes all objects of a kind and waits until they are gone; false where the server stops first.
+async fn delete_objects(
+    server: &Arc<ApiServer>,
+    service: &LocalService,
+    group: &str,
+    plural: &str,
+) -> Result<bool, String> {
+    let Some(resource) = server.cache.resource(&format!("{group}/{plural}/")) else { return Ok(true) };
+    let mut changes = resource.changes();
+    // Namespaces, with the revision at which all their objects were being deleted.
+    let mut asked: BTreeMap<String, u64> = BTreeMap::new();
+    loop {
+        changes.borrow_and_update();
+        let left = resource.list(&Filter::default(), None, 0).entries;
+        // Writes under way when the deletion began may come after the first request.
+        let is_new = |entry: &Entry| match asked.get(entry.namespace()) {
+            None => true,
+            Some(revision) => entry.revision > *revision && !meta::is_deleting(&entry.value()),
+        };
+        let namespaces: BTreeSet<String> =
+            left.iter().filter(|entry| is_new(entry)).map(|entry| entry.namespace().to_owned()).collect();
+        let snapshot = server.kinds().snapshot();
+        let served = snapshot.iter().find(|kind| &*kind.gvk.group == group && &*kind.plural == plural);
+        for namespace in namespaces {
+            let Some(kind) = served else {
+                // Nobody could remove their finalizers, where no version is served.
+                for entry in left.iter().filter(|entry| entry.namespace() == namespace) {
+                    let expect = skeg_store::Expect::Present;
+                    let write =
+                        skeg_store::Write { key: entry.key().clone(), expect, value: None, ttl: None };
+                    // Who is first does not matter.
+                    let _ = server.cache.store().write(write).await;
+                }
+                continue;
+            };
+            let scope = if namespace.is_empty() { String::new() } else { format!("/namespaces/{namespace}") };
+            let path = format!("/apis/{group}/{}{scope}/{plural}", kind.gvk.version);
+            send(service, Method::DELETE, &path, String::new()).await?;
+            asked.insert(namespace, server.cache.revision());
+        }
+        if resource.count() == 0 {
+            return Ok(true);
+        }
+        tokio::select! {
+            biased;
+            () = server.tasks().1.cancelled() => return Ok(false),
+            changed = changes.changed() => if changed.is_err() { return Ok(false) },
+        }
+    }
 }
 
 /// How often a definition is written against other writers.

@@ -34,6 +34,25 @@ static PATTERNS: LazyLock<Vec<(&str, Regex)>> = LazyLock::new(|| {
     .collect()
 });
 
+/// Formats that more than a pattern tells.
+const OTHERS: [&str; 10] = [
+    "ipv4",
+    "ipv6",
+    "cidr",
+    "hostname",
+    "uri",
+    "byte",
+    "k8s-short-name",
+    "k8s-long-name",
+    "date-time",
+    "password",
+];
+
+/// Whether a format is one that values are checked by.
+pub fn is_known(format: &str) -> bool {
+    OTHERS.contains(&format) || PATTERNS.iter().any(|(name, _)| *name == format)
+}
+
 /// Whether a text has a format.
 pub(super) fn fits(format: &str, text: &str) -> bool {
     match format {
@@ -98,6 +117,6 @@ mod tests {
             assert!(fits(format, good), "{format} {good}");
             assert!(!fits(format, bad), "{format} {bad}");
         }
-        assert!(fits("unheard-of", "anything"));
+        assert!(fits("unheard-of", "anything") && !super::is_known("unheard-of") && super::is_known("uuid"));
     }
 }

@@ -298,6 +298,11 @@ fn warnings(new: &Value, _old: Option<&Value>) -> Vec<String> {
         if let Some(path) = structural::first_rule(&schema) {
             out.push(format!("{path}: has no effect in this cluster yet: rules are not evaluated"));
         }
+        let mut unknown = Vec::new();
+        structural::unknown_formats(&schema, &mut unknown);
+        out.extend(
+            unknown.into_iter().map(|(path, format)| format!("{path}: unrecognized format {format:?}")),
+        );
     }
     if spec.child("conversion").str("strategy") == "Webhook" {
         out.push(

@@ -4,7 +4,7 @@
 //! `ValidateCustomResourceDefinitionOpenAPISchema`.
 
 use super::at::{At, Errors};
-use crate::crd::Rules;
+use crate::crd::{self, Rules};
 use crate::field::Path;
 use crate::schema::Schema;
 use regex_lite::Regex;
@@ -59,8 +59,23 @@ pub(super) fn first_rule(schema: &At<'_>) -> Option<Path> {
     if !schema.list(RULES).is_empty() {
         return Some(schema.at(RULES));
     }
-    let nested = ["items", "additionalProperties"].into_iter().filter_map(|field| schema.get(field));
-    nested.chain(properties(schema)).find_map(|below| first_rule(&below))
+    below(schema).find_map(|below| first_rule(&below))
+}
+
+/// The formats of strings that nothing is checked by, with where they stand.
+pub(super) fn unknown_formats(schema: &At<'_>, out: &mut Vec<(Path, String)>) {
+    let format = schema.str("format");
+    if schema.str("type") == "string" && !format.is_empty() && !crd::is_known_format(format) {
+        out.push((schema.at("format"), format.to_owned()));
+    }
+    below(schema).for_each(|below| unknown_formats(&below, out));
+}
+
+/// The schemas within one, but for those in logic.
+fn below<'a>(schema: &At<'a>) -> impl Iterator<Item = At<'a>> {
+    let nested: Vec<_> =
+        ["items", "additionalProperties"].into_iter().filter_map(|field| schema.get(field)).collect();
+    nested.into_iter().chain(properties(schema))
 }
 
 fn properties<'a>(schema: &At<'a>) -> impl Iterator<Item = At<'a>> {

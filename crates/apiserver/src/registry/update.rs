@@ -235,11 +235,12 @@ fn prepare(kind: &Kind, part: Part, new: &mut Value, old: &Value) {
     }
 }
 
-/// Anything but status and most of the metadata.
+/// Anything but most of the metadata and a status that is written apart.
 fn spec_changed(kind: &Kind, new: &Value, old: &Value) -> bool {
+    let is_apart = kind.custom.is_none() || kind.has_status();
     let rest = |object| {
         let fields = Value::as_object(object).into_iter().flatten();
-        fields.filter(|(key, _)| *key != "metadata" && *key != "status")
+        fields.filter(|(key, _)| *key != "metadata" && (*key != "status" || is_apart))
     };
     let differs = |field: &&str| entries(new, field) != entries(old, field);
     !rest(new).eq(rest(old)) || kind.strategy.generation_counts.iter().any(differs)

@@ -85,6 +85,11 @@ async fn change(s: &Server, name: &str, change: impl Fn(&mut Value)) -> Value {
 #[tokio::test]
 async fn a_definition_is_served_once_established() {
     let s = start_assembled(Arc::new(skeg_store::Memory::new())).await;
+    let groups = s.get("/apis").await.expect(200)["groups"].clone();
+    assert!(groups.as_array().unwrap().iter().any(|group| group["name"] == "apiextensions.k8s.io"));
+    assert_eq!(s.get("/apis/apiextensions.k8s.io").await.expect(200)["preferredVersion"]["version"], "v1");
+    let list = s.get("/apis/apiextensions.k8s.io/v1").await.expect(200);
+    assert_eq!(list["resources"][0]["name"], "customresourcedefinitions");
     let made = establish(&s, &definition("widgets", "Widget")).await;
     assert_eq!(condition(&made, "NamesAccepted"), ("True".into(), "NoConflicts".into()));
     assert_eq!(made["status"]["acceptedNames"]["listKind"], "WidgetList");
@@ -361,6 +366,91 @@ async fn definitions_are_validated_as_upstreams() {
     let mut ruled = definition("ruleds", "Ruled");
     ruled["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"] =
         json!([{"rule": "true"}]);
+    ruled["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["note"]["format"] =
+        "odd".into();
     let warnings = s.post(CRDS, &ruled).await.warnings();
     assert!(warnings[0].contains("rules are not evaluated"), "{warnings:?}");
+    assert!(warnings[1].contains("unrecognized format \\\"odd\\\""), "{warnings:?}");
+}
+
+#[tokio::test]
+async fn definitions_are_listed_watched_patched_and_deleted_like_other_objects() {
+    let s = start().await;
+    let mut watch = s.watch(&format!("{CRDS}?watch=true&labelSelector=set=one")).await;
+    for (plural, kind, set) in [("as", "A", "one"), ("bs", "B", "one"), ("cs", "C", "two")] {
+        let mut labelled = definition(plural, kind);
+        labelled["metadata"]["labels"] = json!({"set": set});
+        establish(&s, &labelled).await;
+    }
+    let names = |list: Value| -> Vec<String> {
+        list["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|d| d["metadata"]["name"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let listed = s.get(&format!("{CRDS}?labelSelector=set=one")).await.expect(200);
+    assert_eq!(names(listed), ["as.example.com", "bs.example.com"]);
+    assert_eq!(watch.event().await, ("ADDED".to_owned(), "as.example.com".to_owned()));
+    // Conditions of others stay beside the API server's own.
+    let path = format!("{CRDS}/as.example.com/status");
+    let own = json!({"type": "Own", "status": "True", "reason": "R", "message": "M"});
+    let mut now = s.get(&path).await.expect(200);
+    now["status"]["conditions"].as_array_mut().unwrap().push(own.clone());
+    assert_eq!(condition(&s.put(&path, &now).await.expect(200), "Own").0, "True");
+    let patch = json!([{"op": "replace", "path": "/status/conditions/2/reason", "value": "S"}]);
+    let patched = s.patch(&path, "json-patch+json", &patch).await.expect(200);
+    assert_eq!(condition(&patched, "Own"), ("True".into(), "S".into()));
+    assert_eq!(condition(&patched, "Established").0, "True");
+    s.delete(&format!("{CRDS}?labelSelector=set=one")).await.expect(200);
+    let mut gone = 0;
+    while gone < 2 {
+        gone += usize::from(watch.event().await.0 == "DELETED");
+    }
+    assert_eq!(names(s.get(CRDS).await.expect(200)), ["cs.example.com"]);
+}
+
+#[tokio::test]
+async fn openapi_follows_the_versions_that_are_served() {
+    let s = start_assembled(Arc::new(skeg_store::Memory::new())).await;
+    let mut two = definition("widgets", "Widget");
+    two["spec"]["versions"] = json!([version("v1", true), version("v2", false)]);
+    establish(&s, &two).await;
+    let mut other = definition("gadgets", "Gadget");
+    other["spec"]["versions"][0]["schema"]["openAPIV3Schema"] =
+        json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    other["spec"]["versions"][0].as_object_mut().unwrap().remove("selectableFields");
+    establish(&s, &other).await;
+    let mut apart = definition("widgets", "Widget");
+    apart["metadata"]["name"] = "widgets.other.org".into();
+    apart["spec"]["group"] = "other.org".into();
+    establish(&s, &apart).await;
+    let schema = async |path: &str, name: &str| {
+        let answer = s.get(&format!("/openapi/v3/apis/{path}")).await;
+        if answer.code == 200 { answer.json()["components"]["schemas"][name].clone() } else { Value::Null }
+    };
+    assert!(schema("example.com/v1", "com.example.v1.Widget").await.is_object());
+    assert!(schema("example.com/v2", "com.example.v2.Widget").await.is_object());
+    assert!(schema("other.org/v1", "org.other.v1.Widget").await.is_object());
+    let gadget = schema("example.com/v1", "com.example.v1.Gadget").await;
+    assert_eq!(gadget["x-kubernetes-preserve-unknown-fields"], true);
+    let v2 = s.get("/openapi/v2").await.expect(200);
+    assert!(v2["definitions"]["com.example.v2.Widget"].is_object());
+    let index = async || s.get("/openapi/v3").await.expect(200)["paths"].clone();
+    let before = index().await;
+    // One is not served any more, the other has another name.
+    change(&s, "widgets.example.com", |d| d["spec"]["versions"][1]["served"] = false.into()).await;
+    assert!(schema("example.com/v2", "com.example.v2.Widget").await.is_null());
+    assert_eq!(s.get("/apis/example.com/v2/widgets").await.code, 404);
+    change(&s, "widgets.example.com", |d| {
+        d["spec"]["versions"][1]["served"] = true.into();
+        d["spec"]["versions"][1]["name"] = "v3".into();
+    })
+    .await;
+    assert!(schema("example.com/v3", "com.example.v3.Widget").await.is_object());
+    let after = index().await;
+    assert_eq!(after.get("apis/example.com/v2"), None);
+    assert_eq!(after["apis/other.org/v1"], before["apis/other.org/v1"], "what did not change keeps its hash");
+    assert!(s.get("/openapi/v2").await.expect(200)["definitions"].get("com.example.v2.Widget").is_none());
 }

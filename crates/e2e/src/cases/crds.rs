@@ -36,6 +36,7 @@ spec:
             properties:
               cronSpec: {type: string, description: The times., pattern: '^(\\d+|\\*)(/\\d+)?(\\s+(\\d+|\\*)(/\\d+)?){4}$'}
               image: {type: string, default: busybox}
+              more: {type: object, description: What else there is., x-kubernetes-preserve-unknown-fields: true}
               replicas: {type: integer, minimum: 1, maximum: 10, default: 1}
           status:
             type: object
@@ -88,6 +89,11 @@ fn custom_resource(scope: &Scope<'_>) -> Result<()> {
     );
     let shown = scope.kubectl(&["api-resources", "--api-group=stable.example.com"])?;
     ensure!(shown.contains("crontabs") && shown.contains("ct") && shown.contains("CronTab"), "{shown}");
+    let told = scope.kubectl(&["explain", "crontabs.spec.more"])?;
+    ensure!(told.contains("What else there is."), "{told}");
+    scope.kubectl_stdin(&["apply", "-f", "-"], &object("one", ", more: {a: {b: c}}"))?;
+    let more = scope.jsonpath(&["ct", "one"], "{.spec.more}")?;
+    ensure!(more == r#"{"a":{"b":"c"}}"#, "{more}");
     // Unknown fields are refused where kubectl asks so, and dropped where it does not.
     let refused = refused_of(scope, &object("two", ", odd: 1"))?;
     ensure!(refused.contains("unknown field \"spec.odd\""), "{refused}");
