@@ -452,6 +452,22 @@ mod tests {
     }
 
     #[test]
+    fn compressed_pages_are_rewritten_within_bounds() {
+        let links = Links { backend: "10.1.2.3:80", host: "h", prefix: "/p" };
+        let gzip = |page: &[u8]| {
+            let mut out = GzEncoder::new(Vec::new(), Compression::default());
+            out.write_all(page).and_then(|()| out.finish()).unwrap()
+        };
+        let mut page = String::new();
+        let got = rewritten(&gzip(b"<a href=/x>"), b"gzip", &links).unwrap();
+        GzDecoder::new(&got[..]).read_to_string(&mut page).unwrap();
+        assert_eq!(page, "<a href=/p/x>");
+        assert!(rewritten(&gzip(&vec![b' '; PAGE_BYTES_MAX + 1]), b"gzip", &links).is_none());
+        assert!(rewritten(b"not gzip", b"gzip", &links).is_none());
+        assert!(rewritten(b"<a href=/x>", b"br", &links).is_none());
+    }
+
+    #[test]
     fn addresses_of_this_host_are_refused() {
         for ip in
             ["127.0.0.1", "169.254.169.254", "0.0.0.0", "224.0.0.1", "::1", "fe80::1", "::ffff:127.0.0.1"]

@@ -62,7 +62,7 @@ impl Dialer for ToNode {
 
 pub struct Cluster {
     _dir: tempfile::TempDir,
-    pki: Arc<Pki>,
+    pub pki: Arc<Pki>,
     pub api: Arc<ApiServer>,
     listening: skeg_apiserver::net::Listening,
     pub dialer: Arc<ToNode>,

@@ -3,14 +3,16 @@
 use crate::access::{As, Cluster, NODE, cluster};
 use serde_json::{Value, json};
 use std::io;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 const POD: &str = "/api/v1/namespaces/default/pods/p";
 const POD_IP: &str = "10.1.2.3";
 
 /// Reads a request's head and as much of a body as it announces.
-async fn read_request(stream: &mut TcpStream) -> io::Result<(String, Vec<u8>)> {
+async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(String, Vec<u8>)> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await?);
@@ -212,5 +214,28 @@ async fn nodes_are_reached_at_their_server_and_elsewhere() {
     put_status(&cluster, POD, loopback).await;
     let refused = cluster.get(&admin, &format!("{POD}/proxy/")).await.expect(400);
     assert_eq!(refused["message"], "address not allowed");
+    cluster.api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn https_backends_may_have_any_certificate() {
+    let cluster = with_pod().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    *cluster.dialer.to_pods.lock().unwrap() = Some(listener.local_addr().unwrap());
+    let pair = cluster.pki.issue_serving("someone", &[], &["elsewhere".to_owned()]).unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(cluster.pki.node_server_config(&pair).unwrap()));
+    let backend = tokio::spawn(async move {
+        let mut stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+        let (head, _) = read_request(&mut stream).await.unwrap();
+        assert!(stream.get_ref().1.peer_certificates().is_none());
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecret").await.unwrap();
+        stream.shutdown().await.unwrap();
+        head
+    });
+    let path = "/api/v1/namespaces/default/pods/https:p:8443/proxy/x";
+    assert_eq!(cluster.get(&cluster.admin(), path).await.text(), "secret");
+    assert!(backend.await.unwrap().starts_with("get /x "));
+    let dialed = cluster.dialer.dialed.lock().unwrap().clone();
+    assert_eq!(dialed, [(NODE.to_owned(), "10.1.2.3:8443".parse().unwrap())]);
     cluster.api.stop().await;
 }
