@@ -31,6 +31,7 @@ const CREATE_GET: &[&str] = &["create", "get"];
 const GET: &[&str] = &["get"];
 const GET_PATCH_UPDATE: &[&str] = &["get", "patch", "update"];
 const UPDATE: &[&str] = &["update"];
+const PASSED_ON: &[&str] = &["create", "delete", "get", "patch", "update"];
 /// Namespaces are too much to delete in one go.
 const NO_COLLECTION: &[&str] = &["create", "delete", "get", "list", "patch", "update", "watch"];
 
@@ -83,6 +84,10 @@ const fn review(group: &'static str, kind: &'static str, plural: &'static str) -
     Row { namespaced: false, verbs: CREATE, is_stored: false, ..row(group, kind, plural) }
 }
 
+const fn proxy(options: &'static str) -> Subresource {
+    Subresource { name: "proxy", gvk: Some(("", "v1", options)), verbs: PASSED_ON }
+}
+
 const fn access(kind: &'static str, plural: &'static str, namespaced: bool) -> Row {
     Row { namespaced, name_rule: NameRule::PathSegment, ..row(RBAC, kind, plural) }
 }
@@ -109,7 +114,11 @@ const ROWS: &[Row] = &[
         name_rule: NameRule::Label,
         ..cluster("", "Namespace", "namespaces")
     },
-    Row { short: &["no"], subresources: &[STATUS], ..cluster("", "Node", "nodes") },
+    Row {
+        short: &["no"],
+        subresources: &[proxy("NodeProxyOptions"), STATUS],
+        ..cluster("", "Node", "nodes")
+    },
     Row {
         short: &["po"],
         category: ALL,
@@ -125,6 +134,7 @@ const ROWS: &[Row] = &[
                 gvk: Some(("", "v1", "PodPortForwardOptions")),
                 verbs: CREATE_GET,
             },
+            proxy("PodProxyOptions"),
             STATUS,
         ],
         ..row("", "Pod", "pods")
@@ -142,7 +152,7 @@ const ROWS: &[Row] = &[
     Row {
         short: &["svc"],
         category: ALL,
-        subresources: &[STATUS],
+        subresources: &[proxy("ServiceProxyOptions"), STATUS],
         name_rule: NameRule::Rfc1035Label,
         ..row("", "Service", "services")
     },

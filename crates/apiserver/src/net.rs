@@ -15,7 +15,7 @@ use hyper_util::server::conn::auto::Builder;
 use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -67,6 +67,10 @@ impl ApiServer {
     }
 }
 
+/// Where the client of a request is, among the request's extensions.
+#[derive(Clone, Copy)]
+pub struct Peer(pub IpAddr);
+
 async fn accept(server: Arc<ApiServer>, listener: TcpListener, tls: TlsAcceptor, stop: CancellationToken) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -115,6 +119,7 @@ async fn connection(
     stop: CancellationToken,
 ) -> Result<(), BoxError> {
     stream.set_nodelay(true)?;
+    let peer = Peer(stream.peer_addr()?.ip());
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await??;
     let chain: Arc<[CertificateDer<'static>]> =
         stream.get_ref().1.peer_certificates().unwrap_or_default().iter().cloned().collect();
@@ -122,7 +127,8 @@ async fn connection(
         let (server, chain) = (server.clone(), chain.clone());
         async move {
             let is_head = request.method() == Method::HEAD;
-            let request = request.map(|body| body.map_err(BoxError::from).boxed_unsync());
+            let mut request = request.map(|body| body.map_err(BoxError::from).boxed_unsync());
+            request.extensions_mut().insert(peer);
             let response = server.handle(request, Origin::Network(chain)).await;
             Ok::<_, Infallible>(if is_head { headers_only(response) } else { response })
         }

@@ -1,8 +1,11 @@
 //! Streams to nodes: logs, exec, attach, port-forward. The API server checks who asks and what
 //! for, then passes the connection through to the server of the Pod's node; the protocols inside
-//! are between the client and the node.
+//! are between the client and the node. `relay` does the same for what listens in Pods.
 //! Upstream counterpart: `pkg/registry/core/pod/{rest/subresources.go,strategy.go}`,
 //! `k8s.io/apimachinery/pkg/util/proxy`.
+
+mod links;
+pub mod relay;
 
 use crate::frames;
 use crate::hooks::{Call, Endpoint};
@@ -16,6 +19,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
@@ -23,6 +27,7 @@ use skeg_api::field::{FieldError, Path};
 use skeg_api::{Reason, Status, names};
 use std::fmt::Write as _;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -43,11 +48,38 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 /// Reaches the server of a node, wherever it is: this process, an address, a tunnel.
 pub trait Dialer: Send + Sync + 'static {
     fn dial<'a>(&'a self, node: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Connection>>>;
+
+    /// Reaches an address of a node or of a Pod there. `node` is empty where it is not known.
+    fn dial_address<'a>(
+        &'a self,
+        node: &'a str,
+        address: SocketAddr,
+    ) -> BoxFuture<'a, io::Result<Box<dyn Connection>>>;
+}
+
+/// A connection of this host, for dialers that need no tunnel.
+///
+/// # Errors
+/// Those of connecting.
+pub async fn connect(address: SocketAddr) -> io::Result<Box<dyn Connection>> {
+    let stream = tokio::net::TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(Box::new(stream))
+}
+
+/// Whom a request goes to.
+enum Backend {
+    /// The server of a node.
+    Node(String),
+    /// What listens at an address, with TLS that trusts anyone or without.
+    Address { node: String, address: SocketAddr, tls: bool },
 }
 
 pub struct Streams {
     dialer: Arc<dyn Dialer>,
     tls: TlsConnector,
+    /// For backends whose certificates nobody vouches for.
+    trusting: TlsConnector,
     slots: Arc<Semaphore>,
 }
 
@@ -55,16 +87,29 @@ impl Streams {
     /// `tls` has the client certificate of the API server and trusts the cluster's authority. A
     /// node's certificate must name the node.
     pub fn new(dialer: Arc<dyn Dialer>, tls: Arc<rustls::ClientConfig>) -> Self {
-        Streams { dialer, tls: TlsConnector::from(tls), slots: Arc::new(Semaphore::new(STREAMS_MAX)) }
+        let builder = rustls::ClientConfig::builder_with_provider(skeg_base::tls::provider())
+            .with_safe_default_protocol_versions()
+            .expect("the provider knows the default versions");
+        let trusting = skeg_base::tls::trusting_anyone(builder).with_no_client_auth();
+        Streams {
+            dialer,
+            tls: TlsConnector::from(tls),
+            trusting: TlsConnector::from(Arc::new(trusting)),
+            slots: Arc::new(Semaphore::new(STREAMS_MAX)),
+        }
     }
 }
 
 impl Endpoint for Streams {
     fn handles(&self, info: &RequestInfo) -> bool {
+        let resource = (info.resource.as_str(), info.subresource.as_str());
         info.group.is_empty()
             && info.version == "v1"
-            && info.resource == "pods"
-            && matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward")
+            && matches!(
+                resource,
+                ("pods", "log" | "exec" | "attach" | "portforward")
+                    | ("pods" | "services" | "nodes", "proxy")
+            )
     }
 
     fn long_running(&self, _info: &RequestInfo) -> bool {
@@ -73,6 +118,9 @@ impl Endpoint for Streams {
 
     fn call(&self, call: Call, request: Request<Body>) -> BoxFuture<'_, Result<Response<Body>, Status>> {
         Box::pin(async move {
+            if call.info.subresource == "proxy" {
+                return self.relay(&call, request).await;
+            }
             let query = Query::parse(&call.info.query);
             let reader = &call.server.seams().reader;
             let pod = reader.get_value(&resources::PODS, &call.info.namespace, &call.info.name);
@@ -119,9 +167,13 @@ fn node_of(pod: &Value) -> Option<&str> {
 }
 
 fn encode(text: &str) -> String {
+    encode_bytes(text, b"-._~")
+}
+
+fn encode_bytes(text: &str, kept: &[u8]) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+        if byte.is_ascii_alphanumeric() || kept.contains(&byte) {
             out.push(byte as char);
         } else {
             let _ = write!(out, "%{byte:02X}");
@@ -245,7 +297,7 @@ fn log_options(query: &Query, pod_name: &str) -> Result<Vec<(&'static str, Strin
     if errors.is_empty() { Ok(options) } else { Err(Status::invalid("", "PodLogOptions", pod_name, &errors)) }
 }
 
-fn dial_failed(error: impl std::fmt::Display) -> Status {
+fn dial_failed(error: String) -> Status {
     Status::new(500, Reason::Empty, format!("error dialing backend: {error}"))
 }
 
@@ -262,7 +314,7 @@ impl Streams {
         let target = location("containerLogs", &call.info, Some(&container), &options);
         let request = Request::builder().method(Method::GET).uri(target).header(header::HOST, node);
         let request = request.body(empty()).map_err(Status::internal)?;
-        let response = self.send(call, node, request).await?;
+        let response = self.send(call, &Backend::Node(node.to_owned()), request, dial_failed).await?;
         if !response.status().is_success() {
             return Err(refusal(response).await);
         }
@@ -284,22 +336,21 @@ impl Streams {
     async fn send(
         &self,
         call: &Call,
-        node: &str,
+        backend: &Backend,
         request: Request<Body>,
+        failed: fn(String) -> Status,
     ) -> Result<Response<Incoming>, Status> {
         let slot = self.slots.clone().try_acquire_owned();
         let slot = slot
             .map_err(|_| Status::too_many_requests("too many streams are open, please try again later", 1))?;
-        let connect = async {
-            let stream = self.dialer.dial(node).await?;
-            let name = ServerName::try_from(node.to_owned()).map_err(io::Error::other)?;
-            let stream = self.tls.connect(name, stream).await?;
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)
-        };
-        let connected = tokio::time::timeout(DIAL_TIMEOUT, connect).await;
+        let connected = tokio::time::timeout(DIAL_TIMEOUT, self.connect(backend)).await;
         let (mut sender, connection) = match connected {
-            Ok(connected) => connected.map_err(dial_failed)?,
-            Err(_) => return Err(dial_failed("timeout")),
+            Ok(Ok(stream)) => {
+                let client = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+                client.map_err(|error| failed(error.to_string()))?
+            }
+            Ok(Err(error)) => return Err(failed(error.to_string())),
+            Err(_) => return Err(failed("timeout".into())),
         };
         let (tasks, stop) = call.server.tasks();
         let stop = stop.clone();
@@ -314,10 +365,27 @@ impl Streams {
                 () = stop.cancelled() => {}
             }
         });
-        sender.send_request(request).await.map_err(dial_failed)
+        sender.send_request(request).await.map_err(|error| failed(error.to_string()))
     }
 
-    /// Passes an upgraded connection through; frames of a WebSocket stay apart.
+    async fn connect(&self, backend: &Backend) -> io::Result<Box<dyn Connection>> {
+        let (stream, tls, name) = match backend {
+            Backend::Node(node) => {
+                let name = ServerName::try_from(node.clone()).map_err(io::Error::other)?;
+                (self.dialer.dial(node).await?, &self.tls, name)
+            }
+            Backend::Address { node, address, tls } => {
+                let stream = self.dialer.dial_address(node, *address).await?;
+                if !tls {
+                    return Ok(stream);
+                }
+                (stream, &self.trusting, ServerName::from(address.ip()))
+            }
+        };
+        Ok(Box::new(tls.connect(name, stream).await?))
+    }
+
+    /// Passes an upgraded connection through.
     async fn tunnel(
         &self,
         call: &Call,
@@ -335,46 +403,59 @@ impl Streams {
             headers.insert(header::HOST, HeaderValue::from_str(node).map_err(Status::internal)?);
         }
         let onward = onward.body(empty()).map_err(Status::internal)?;
-        let mut answer = self.send(call, node, onward).await?;
+        let answer = self.send(call, &Backend::Node(node.to_owned()), onward, dial_failed).await?;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Err(refusal(answer).await);
         }
-        let server = hyper::upgrade::on(&mut answer);
-        let mut response = Response::new(empty());
-        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        passed(answer.headers(), response.headers_mut());
-        let upgraded = response.headers().get(header::UPGRADE);
-        let in_frames = upgraded.is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
-        let (tasks, stop) = call.server.tasks();
-        let stop = stop.clone();
-        tasks.spawn(async move {
-            let copy = async {
-                let (client, server) = tokio::try_join!(client, server)?;
-                let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
-                if !in_frames {
-                    tokio::io::copy_bidirectional(&mut client, &mut server).await?;
-                    return Ok::<(), BoxError>(());
-                }
-                let (mut from_client, mut to_client) = tokio::io::split(client);
-                let (from_server, mut to_server) = tokio::io::split(server);
-                let onward = async {
-                    tokio::io::copy(&mut from_client, &mut to_server).await?;
-                    to_server.shutdown().await
-                };
-                tokio::try_join!(frames::copy(from_server, &mut to_client), onward)?;
-                Ok(())
-            };
-            tokio::select! {
-                ended = copy => {
-                    if let Err(error) = ended {
-                        tracing::debug!(%error, "stream ended");
-                    }
-                }
-                () = stop.cancelled() => {}
-            }
-        });
-        Ok(response)
+        let mut headers = HeaderMap::new();
+        passed(answer.headers(), &mut headers);
+        Ok(splice(call, client, answer, headers))
     }
+}
+
+/// Answers that protocols were switched, and copies between the two connections until one ends;
+/// frames of a WebSocket stay apart.
+fn splice(
+    call: &Call,
+    client: OnUpgrade,
+    mut answer: Response<Incoming>,
+    headers: HeaderMap,
+) -> Response<Body> {
+    let server = hyper::upgrade::on(&mut answer);
+    let mut response = Response::new(empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *response.headers_mut() = headers;
+    let upgraded = response.headers().get(header::UPGRADE);
+    let in_frames = upgraded.is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    let (tasks, stop) = call.server.tasks();
+    let stop = stop.clone();
+    tasks.spawn(async move {
+        let copy = async {
+            let (client, server) = tokio::try_join!(client, server)?;
+            let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
+            if !in_frames {
+                tokio::io::copy_bidirectional(&mut client, &mut server).await?;
+                return Ok::<(), BoxError>(());
+            }
+            let (mut from_client, mut to_client) = tokio::io::split(client);
+            let (from_server, mut to_server) = tokio::io::split(server);
+            let onward = async {
+                tokio::io::copy(&mut from_client, &mut to_server).await?;
+                to_server.shutdown().await
+            };
+            tokio::try_join!(frames::copy(from_server, &mut to_client), onward)?;
+            Ok(())
+        };
+        tokio::select! {
+            ended = copy => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "stream ended");
+                }
+            }
+            () = stop.cancelled() => {}
+        }
+    });
+    response
 }
 
 fn wants_upgrade(headers: &HeaderMap) -> bool {

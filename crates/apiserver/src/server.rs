@@ -342,13 +342,16 @@ impl ApiServer {
         target: Option<Arc<Served>>,
         endpoint: Option<&Arc<dyn crate::hooks::Endpoint>>,
     ) -> Result<Response<Body>, Status> {
+        let streams = endpoint.is_some_and(|endpoint| endpoint.long_running(&info));
         if let Some(served) = &target {
-            self.check_verb(&info, served)?;
+            // Proxies pass methods on that are no verb, such as OPTIONS.
+            if !streams || !info.verb.is_empty() {
+                self.check_verb(&info, served)?;
+            }
             if !served.kind.namespaced {
                 info.namespace.clear();
             }
         }
-        let streams = endpoint.is_some_and(|endpoint| endpoint.long_running(&info));
         if let Some(served) = &target
             && has_object(&info)
             && !streams

@@ -2,8 +2,9 @@
 //! to others will come.
 
 use futures_util::future::{BoxFuture, FutureExt};
-use skeg_apiserver::proxy::{Connection, Dialer};
+use skeg_apiserver::proxy::{Connection, Dialer, connect};
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
 /// Reaches the node of this process over loopback.
@@ -22,10 +23,16 @@ impl Dialer for Loopback {
             let Some(port) = self.port.get() else {
                 return Err(io::Error::new(io::ErrorKind::NotConnected, "the node is starting"));
             };
-            let stream = tokio::net::TcpStream::connect(("127.0.0.1", *port)).await?;
-            stream.set_nodelay(true)?;
-            Ok(Box::new(stream) as Box<dyn Connection>)
+            connect((Ipv4Addr::LOCALHOST, *port).into()).await
         }
         .boxed()
+    }
+
+    fn dial_address<'a>(
+        &'a self,
+        _node: &'a str,
+        address: SocketAddr,
+    ) -> BoxFuture<'a, io::Result<Box<dyn Connection>>> {
+        connect(address).boxed()
     }
 }

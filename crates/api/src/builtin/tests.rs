@@ -124,8 +124,8 @@ fn rows_agree_with_discovery() {
             Some(_) => compared += 1,
         }
     }
-    // Subresources that come with the proxies and with resizing.
-    let missing = ["nodes/proxy", "pods/ephemeralcontainers", "pods/proxy", "pods/resize", "services/proxy"];
+    // Subresources that come with resizing and with debugging.
+    let missing = ["pods/ephemeralcontainers", "pods/resize"];
     differences.retain(|text| !missing.iter().any(|name| *text == format!("core {name}: no subresource")));
     // Its row comes with what it defines.
     differences.retain(|text| !text.contains("customresourcedefinitions"));

@@ -80,6 +80,9 @@ const ATTACH: &[Parameter] = &[
 ];
 const COMMAND: Parameter =
     ("command", "string", "The program and its arguments, each a parameter; no shell.");
+const PATH: Parameter = ("path", "string", "The path at the backend.");
+/// Methods of streams, then those that proxies pass on besides.
+const PASSED_ON: &[&str] = &["get", "post", "put", "delete", "options", "head", "patch"];
 const PORTS: Parameter = ("ports", "integer", "The ports to forward.");
 
 /// What is done at a path by one method.
@@ -191,20 +194,30 @@ impl Writer<'_> {
     }
 
     fn subresource(&mut self, paths: &mut Map<String, Value>, path: String, at: &At<'_>, sub: &Subresource) {
-        if !matches!(sub.name, "attach" | "exec" | "portforward") {
+        let connects = matches!(sub.name, "attach" | "exec" | "portforward" | "proxy");
+        if !connects {
             let mut operations: Vec<(&str, Operation)> =
                 vec![("create", operation("post", "post", "create"))];
             operations
                 .extend(ON_OBJECT.iter().map(|(verb, op)| (*verb, operation(op.method, op.action, op.word))));
             return self.path(paths, path, at, &operations, sub.verbs);
         }
-        let mut item = Map::new();
-        for (verb, method) in [("get", "get"), ("create", "post")] {
-            if sub.verbs.contains(&verb) {
-                item.insert(method.into(), self.operation(at, &operation(method, "connect", "connect")));
+        let methods = if sub.name == "proxy" { PASSED_ON } else { &PASSED_ON[..2] };
+        for with_path in [false, true] {
+            if with_path && sub.name != "proxy" {
+                break;
             }
+            let mut item = Map::new();
+            for method in methods {
+                let mut operation = self.operation(at, &operation(method, "connect", "connect"));
+                if with_path && let Some(Value::String(id)) = operation.get_mut("operationId") {
+                    id.push_str("WithPath");
+                }
+                item.insert((*method).into(), operation);
+            }
+            let path = if with_path { format!("{path}/{{path}}") } else { path.clone() };
+            self.finish(paths, path, item);
         }
-        self.finish(paths, path, item);
     }
 
     /// Adds the parameters that all methods of a path share.
@@ -213,9 +226,11 @@ impl Writer<'_> {
             return;
         }
         let mut parameters = Vec::new();
-        for (name, text) in
-            [("name", "The name of the object."), ("namespace", "The namespace of the object.")]
-        {
+        for (name, text) in [
+            ("name", "The name of the object."),
+            ("namespace", "The namespace of the object."),
+            ("path", "The path at the backend."),
+        ] {
             if path.contains(&format!("{{{name}}}")) {
                 parameters.push(self.parameter(&(name, "string", text), "path"));
             }
@@ -403,6 +418,7 @@ fn parameters(at: &At<'_>, operation: &Operation) -> Vec<&'static Parameter> {
         ("connect", "exec") => [&COMMAND].into_iter().chain(ATTACH).collect(),
         ("connect", "attach") => ATTACH.iter().collect(),
         ("connect", "portforward") => vec![&PORTS],
+        ("connect", "proxy") => vec![&PATH],
         _ => Vec::new(),
     }
 }

@@ -19,7 +19,7 @@ use skeg_api::Kinds;
 use skeg_apiserver::assembly::{self, Assembled, Edge, Setup};
 use skeg_apiserver::bootstrap;
 use skeg_apiserver::pki::{self, Pair, Pki};
-use skeg_apiserver::proxy::{Connection, Dialer};
+use skeg_apiserver::proxy::{Connection, Dialer, connect};
 use skeg_apiserver::{ApiServer, Identity};
 use skeg_base::{Clock, Random};
 use skeg_store::{Memory, Store};
@@ -29,30 +29,43 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-const NODE: &str = "node-1";
+pub const NODE: &str = "node-1";
 
-/// Connects to the pretend node, once there is one.
+/// Connects to the pretend node and what listens in its Pods, once there are any.
 #[derive(Default)]
-struct ToNode(Mutex<Option<SocketAddr>>);
+pub struct ToNode {
+    to_node: Mutex<Option<SocketAddr>>,
+    pub to_pods: Mutex<Option<SocketAddr>>,
+    /// Which addresses were asked for.
+    pub dialed: Mutex<Vec<(String, SocketAddr)>>,
+}
 
 impl Dialer for ToNode {
     fn dial<'a>(&'a self, node: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Connection>>> {
-        let address = self.0.lock().unwrap().filter(|_| node == NODE);
-        Box::pin(async move {
-            let address = address.ok_or(io::ErrorKind::NotConnected)?;
-            Ok(Box::new(TcpStream::connect(address).await?) as Box<dyn Connection>)
-        })
+        let address = self.to_node.lock().unwrap().filter(|_| node == NODE);
+        Box::pin(async move { connect(address.ok_or(io::ErrorKind::NotConnected)?).await })
+    }
+
+    fn dial_address<'a>(
+        &'a self,
+        node: &'a str,
+        address: SocketAddr,
+    ) -> BoxFuture<'a, io::Result<Box<dyn Connection>>> {
+        self.dialed.lock().unwrap().push((node.to_owned(), address));
+        let address = *self.to_pods.lock().unwrap();
+        Box::pin(async move { connect(address.ok_or(io::ErrorKind::NotConnected)?).await })
     }
 }
 
-struct Cluster {
+pub struct Cluster {
     _dir: tempfile::TempDir,
     pki: Arc<Pki>,
-    api: Arc<ApiServer>,
+    pub api: Arc<ApiServer>,
     listening: skeg_apiserver::net::Listening,
-    dialer: Arc<ToNode>,
+    pub dialer: Arc<ToNode>,
     admin: Pair,
     written: usize,
 }
@@ -84,9 +97,9 @@ async fn start(store: Arc<dyn Store>) -> Cluster {
 
 /// Credentials of one request.
 #[derive(Clone, Default)]
-struct As {
-    certificate: Option<Pair>,
-    headers: Vec<(&'static str, String)>,
+pub struct As {
+    pub certificate: Option<Pair>,
+    pub headers: Vec<(&'static str, String)>,
 }
 
 fn token(token: &str) -> As {
@@ -94,19 +107,28 @@ fn token(token: &str) -> As {
 }
 
 impl Cluster {
-    fn admin(&self) -> As {
+    pub fn admin(&self) -> As {
         As { certificate: Some(self.admin.clone()), headers: vec![] }
     }
 
-    async fn send(&self, who: &As, method: &str, path: &str, body: Value) -> Answer {
+    pub async fn send(&self, who: &As, method: &str, path: &str, body: Value) -> Answer {
         let body = if body.is_null() { Bytes::new() } else { body.to_string().into() };
         self.send_bytes(who, method, path, body).await
     }
 
-    async fn send_bytes(&self, who: &As, method: &str, path: &str, body: Bytes) -> Answer {
+    /// A connection of the administrator.
+    pub async fn connect(&self) -> TlsStream<TcpStream> {
+        self.connect_as(&self.admin()).await
+    }
+
+    async fn connect_as(&self, who: &As) -> TlsStream<TcpStream> {
         let tls = TlsConnector::from(Arc::new(self.pki.client_config(who.certificate.as_ref()).unwrap()));
         let stream = TcpStream::connect(self.listening.address).await.unwrap();
-        let stream = tls.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap();
+        tls.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap()
+    }
+
+    async fn send_bytes(&self, who: &As, method: &str, path: &str, body: Bytes) -> Answer {
+        let stream = self.connect_as(who).await;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         let connection = tokio::spawn(connection);
@@ -125,15 +147,15 @@ impl Cluster {
         Answer { code: parts.status.as_u16(), headers: parts.headers, bytes }
     }
 
-    async fn get(&self, who: &As, path: &str) -> Answer {
+    pub async fn get(&self, who: &As, path: &str) -> Answer {
         self.send(who, "GET", path, Value::Null).await
     }
 
-    async fn create(&self, path: &str, body: Value) -> Value {
+    pub async fn create(&self, path: &str, body: Value) -> Value {
         self.send(&self.admin(), "POST", path, body).await.expect(201)
     }
 
-    async fn service_account(&self, name: &str) {
+    pub async fn service_account(&self, name: &str) {
         self.create(
             "/api/v1/namespaces/default/serviceaccounts",
             json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}),
@@ -141,7 +163,7 @@ impl Cluster {
         .await;
     }
 
-    async fn token_of(&self, name: &str, spec: Value) -> Value {
+    pub async fn token_of(&self, name: &str, spec: Value) -> Value {
         let path = format!("/api/v1/namespaces/default/serviceaccounts/{name}/token");
         self.create(
             &path,
@@ -151,7 +173,7 @@ impl Cluster {
     }
 }
 
-async fn cluster() -> Cluster {
+pub async fn cluster() -> Cluster {
     start(Arc::new(Memory::new())).await
 }
 
@@ -608,14 +630,14 @@ async fn discovery_and_reviews_speak_protobuf() {
 }
 
 /// A node that answers one request: logs with a text, upgrades with an echo.
-async fn node(cluster: &Cluster) -> tokio::task::JoinHandle<String> {
+pub async fn node(cluster: &Cluster) -> tokio::task::JoinHandle<String> {
     let pair = cluster
         .pki
         .issue_serving(&format!("system:node:{NODE}"), &["system:nodes"], &[NODE.to_owned()])
         .unwrap();
     let acceptor = TlsAcceptor::from(Arc::new(cluster.pki.node_server_config(&pair).unwrap()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    *cluster.dialer.0.lock().unwrap() = Some(listener.local_addr().unwrap());
+    *cluster.dialer.to_node.lock().unwrap() = Some(listener.local_addr().unwrap());
     tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
         let mut stream = acceptor.accept(stream).await.unwrap();
@@ -628,7 +650,7 @@ async fn node(cluster: &Cluster) -> tokio::task::JoinHandle<String> {
             let answer =
                 "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
             stream.write_all(answer.as_bytes()).await.unwrap();
-            let mut bytes = [0; 6];
+            let mut bytes = [0; 4];
             stream.read_exact(&mut bytes).await.unwrap();
             stream.write_all(&bytes).await.unwrap();
         } else {
@@ -693,9 +715,7 @@ async fn exec_is_tunnelled_and_needs_create() {
         "{refused}"
     );
     let node = node(&cluster).await;
-    let tls = TlsConnector::from(Arc::new(cluster.pki.client_config(Some(&cluster.admin)).unwrap()));
-    let stream = TcpStream::connect(cluster.listening.address).await.unwrap();
-    let mut stream = tls.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap();
+    let mut stream = cluster.connect().await;
     let request = format!(
         "GET {exec} HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
          sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-protocol: v5.channel.k8s.io\r\n\r\n"
@@ -706,11 +726,12 @@ async fn exec_is_tunnelled_and_needs_create() {
         head.push(stream.read_u8().await.unwrap());
     }
     assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
-    // A frame, which the node sends back.
-    stream.write_all(b"\x82\x04ping").await.unwrap();
-    let mut echo = [0; 6];
+    // A whole frame, which the proxy keeps together.
+    let frame = b"\x82\x02hi";
+    stream.write_all(frame).await.unwrap();
+    let mut echo = [0; 4];
     stream.read_exact(&mut echo).await.unwrap();
-    assert_eq!(&echo, b"\x82\x04ping");
+    assert_eq!(&echo, frame);
     let head = node.await.unwrap();
     assert!(head.starts_with("GET /exec/default/p/c?input=1&output=1&command=sh HTTP/1.1"), "{head}");
     assert!(head.contains("v5.channel.k8s.io"), "{head}");

@@ -14,4 +14,5 @@ mod invalid;
 mod kinds;
 mod network;
 mod protobuf;
+mod proxying;
 mod watching;

@@ -14,6 +14,7 @@ mod leaks;
 mod network;
 mod pods;
 mod probes;
+mod proxy;
 mod restart;
 mod rollout;
 mod security;
@@ -37,6 +38,7 @@ pub const SHARED: &[&[Case]] = &[
     volumes::CASES,
     probes::CASES,
     network::CASES,
+    proxy::CASES,
 ];
 
 /// Cases that start and end clusters of their own.
