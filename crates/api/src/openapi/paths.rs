@@ -18,6 +18,13 @@ const PATCH_TYPES: &[&str] = &[
     "application/apply-patch+yaml",
     "application/apply-patch+cbor",
 ];
+/// Custom resources have no types to say how lists of theirs merge. kubectl chooses by this list.
+const CUSTOM_PATCH_TYPES: &[&str] = &[
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/apply-patch+yaml",
+    "application/apply-patch+cbor",
+];
 
 /// A query parameter: name, type, what it does.
 type Parameter = (&'static str, &'static str, &'static str);
@@ -318,6 +325,9 @@ impl Writer<'_> {
     ) {
         let (schema, types) = match op.action {
             "post" | "put" => (self.object(at), JSON_TYPES),
+            "patch" if at.kind.schema.is_custom() => {
+                (self.reference(&format!("{META}.Patch")), CUSTOM_PATCH_TYPES)
+            }
             "patch" => (self.reference(&format!("{META}.Patch")), PATCH_TYPES),
             "delete" | "deletecollection" => (self.reference(&format!("{META}.DeleteOptions")), JSON_TYPES),
             _ => return,

@@ -134,6 +134,10 @@ fn a_kind_registered_later_is_described() {
     assert_eq!(widget["x-kubernetes-group-version-kind"][0]["kind"], "Widget");
     let list = &document["paths"]["/apis/example.com/v1/namespaces/{namespace}/widgets"]["get"];
     assert_eq!(list["operationId"], "listExampleComV1NamespacedWidget");
+    let patch = &document["paths"]["/apis/example.com/v1/namespaces/{namespace}/widgets/{name}"]["patch"];
+    let types = patch["requestBody"]["content"].as_object().unwrap();
+    assert!(types.contains_key("application/merge-patch+json"));
+    assert!(!types.contains_key("application/strategic-merge-patch+json"));
     let v2: Value = serde_json::from_slice(&v2_document(&kinds.snapshot())).unwrap();
     check_references(&v2, &v2);
 }
