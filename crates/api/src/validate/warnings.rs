@@ -67,10 +67,8 @@ const DEVICES: &str = inert!("resource.k8s.io", "devices are not allocated");
 
 /// Kinds that are stored and served, and that nothing in this cluster acts on yet.
 const KINDS_WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
-    ("", "LimitRange", inert!("LimitRange", "no limits are put on Pods")),
     ("", "PersistentVolume", inert!("PersistentVolume", "volumes are not bound to claims")),
     ("", "PersistentVolumeClaim", inert!("PersistentVolumeClaim", "claims are not bound to volumes")),
-    ("", "ResourceQuota", inert!("ResourceQuota", "use is neither counted nor limited")),
     ("admissionregistration.k8s.io", "MutatingAdmissionPolicy", ADMISSION),
     ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding", ADMISSION),
     ("admissionregistration.k8s.io", "MutatingWebhookConfiguration", ADMISSION),
@@ -100,7 +98,6 @@ const KINDS_WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
     ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration", FLOW),
     ("networking.k8s.io", "IPAddress", inert!("IPAddress", "addresses are allocated elsewhere")),
     ("networking.k8s.io", "Ingress", inert!("Ingress", "no controller serves it")),
-    ("networking.k8s.io", "IngressClass", inert!("IngressClass", "no Ingress gets it by default")),
     ("networking.k8s.io", "NetworkPolicy", inert!("NetworkPolicy", "traffic is not filtered")),
     ("networking.k8s.io", "ServiceCIDR", inert!("ServiceCIDR", "Services keep the range they have")),
     ("node.k8s.io", "RuntimeClass", inert!("RuntimeClass", "nodes have one runtime")),

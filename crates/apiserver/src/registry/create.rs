@@ -80,12 +80,14 @@ pub async fn create(w: &mut Writing<'_>, decoded: Decoded) -> Result<Answer, Sta
                     if let Some(reservations) = reservations.take() {
                         reservations.stored();
                     }
+                    w.charged();
                     return Ok(Answer::Stored { code: StatusCode::CREATED, body, revision });
                 }
                 Err(Unstored::Unknown(status)) => {
                     if let Some(reservations) = reservations.take() {
                         reservations.unknown();
                     }
+                    std::mem::take(&mut w.charges).unknown();
                     return Err(status);
                 }
                 Err(Unstored::Status(status)) => return Err(status),

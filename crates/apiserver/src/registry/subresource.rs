@@ -225,7 +225,7 @@ async fn bind(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
         info.subresource = "binding".into();
         let served = w.ctx.server.served("", "v1", "pods").ok_or_else(unserved)?;
         let ctx = Context { info: &info, served: &served, ..w.ctx };
-        let mut inner = Writing { ctx, headers: w.headers, options: w.options.clone(), warnings: Vec::new() };
+        let mut inner = Writing::new(ctx, w.headers, w.options.clone());
         let bound = bind_pod(&mut inner, binding).await;
         let warnings = std::mem::take(&mut inner.warnings);
         w.warnings.extend(warnings);
@@ -347,7 +347,8 @@ async fn evict(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
     let mut sent = eviction.clone();
     w.admit(Phase::Mutate, Operation::Create, Some(&mut sent), None, &ctx.info.name).await?;
     w.admit(Phase::Validate, Operation::Create, Some(&mut sent), None, &ctx.info.name).await?;
-    delete::delete(w, &ctx.path(), &options).await?;
+    w.delete = options;
+    delete::delete(w, &ctx.path()).await?;
     let mut status = Status::success("", "", "", "");
     status.code = 201;
     status.details = None;
