@@ -92,8 +92,8 @@ pub async fn open(
         Some(edge) => Some(prepare(edge, issuer(&setup.cluster_domain))?),
     };
     let health = edge.as_ref().map(|edge| edge.health.clone());
-    let plugins = setup.admission;
-    let hooks = move |seams: &Seams| hooks(seams, addresses, edge, &plugins);
+    let (plugins, dialer) = (setup.admission, setup.edge.map(|edge| edge.dialer));
+    let hooks = move |seams: &Seams| hooks(seams, addresses, edge, dialer, &plugins);
     let config = Config { kinds, hooks: Box::new(hooks) };
     let server = ApiServer::open(config, store, clock, random).await?;
     server.tasks().0.spawn(aggregation::run(server.clone()));
@@ -128,6 +128,7 @@ fn hooks(
     seams: &Seams,
     addresses: Arc<Addresses>,
     edge: Option<Prepared>,
+    dialer: Option<Arc<dyn Dialer>>,
     plugins: &admission::Plugins,
 ) -> Hooks {
     let local_superusers = edge.is_none();
@@ -154,7 +155,7 @@ fn hooks(
     Hooks {
         local_superusers,
         authenticator,
-        admission: admission::chain(seams, &authorizer, plugins),
+        admission: admission::chain(seams, &authorizer, dialer, plugins),
         authorizer,
         endpoints,
         allocators: vec![Arc::new(ServiceAllocator(addresses))],

@@ -302,6 +302,7 @@ impl Reviews {
             warnings,
             reservations: &mut Vec::new(),
             server: Some(&call.server),
+            reinvocation: Default::default(),
         };
         for phase in [Phase::Mutate, Phase::Validate] {
             admission::run(&call.server.hooks().admission, phase, &mut admission).await?;

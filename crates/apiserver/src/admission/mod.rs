@@ -3,11 +3,13 @@
 use crate::auth::authz::Union;
 use crate::hooks::{Reservation, Seams};
 use crate::identity::Identity;
+use crate::proxy::Dialer;
 use crate::registry::{DeleteOptions, WriteOptions};
 use crate::server::ApiServer;
 use futures_util::future::BoxFuture;
 use skeg_api::{Kind, Status, Value};
 use std::sync::Arc;
+use webhook::Reinvocation;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -15,6 +17,18 @@ pub enum Operation {
     Update,
     Delete,
     Connect,
+}
+
+impl Operation {
+    /// As rules and reviews name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Operation::Create => "CREATE",
+            Operation::Update => "UPDATE",
+            Operation::Delete => "DELETE",
+            Operation::Connect => "CONNECT",
+        }
+    }
 }
 
 /// One write on its way in.
@@ -38,6 +52,7 @@ pub struct Admission<'a> {
     pub reservations: &'a mut Vec<Box<dyn Reservation>>,
     /// The server that the write goes through; none where a plugin is tried alone.
     pub server: Option<&'a Arc<ApiServer>>,
+    pub reinvocation: Reinvocation,
 }
 
 /// The options of a request.
@@ -75,6 +90,7 @@ pub mod resource_quota;
 pub mod service_account;
 pub mod signing_request;
 pub mod storage;
+pub mod webhook;
 
 /// Which plugins differ from upstream's defaults: its flags `--enable-admission-plugins` and
 /// `--disable-admission-plugins`.
@@ -118,20 +134,28 @@ pub const SWITCHABLE: &[&str] = &[
     "CertificateSubjectRestriction",
     "DefaultIngressClass",
     "PodTopologyLabels",
+    "MutatingAdmissionWebhook",
+    "ValidatingAdmissionWebhook",
     "ResourceQuota",
 ];
 /// Plugins that are off unless the configuration asks for them.
 const OFF_BY_DEFAULT: [&str; 2] = ["ExtendedResourceToleration", "OwnerReferencesPermissionEnforcement"];
 
-/// The chain, in upstream's order.
-pub fn chain(seams: &Seams, authorizer: &Arc<Union>, plugins: &Plugins) -> Vec<Arc<dyn Plugin>> {
-    let mut all = every(seams, authorizer);
+/// The chain, in upstream's order. Webhooks are reached by the dialer, or without one by this host's
+/// own connections.
+pub fn chain(
+    seams: &Seams,
+    authorizer: &Arc<Union>,
+    dialer: Option<Arc<dyn Dialer>>,
+    plugins: &Plugins,
+) -> Vec<Arc<dyn Plugin>> {
+    let mut all = every(seams, authorizer, dialer);
     all.retain(|plugin| plugins.has(plugin.name()));
     all
 }
 
-fn every(seams: &Seams, authorizer: &Arc<Union>) -> Vec<Arc<dyn Plugin>> {
-    let reader = &seams.reader;
+fn every(seams: &Seams, authorizer: &Arc<Union>, dialer: Option<Arc<dyn Dialer>>) -> Vec<Arc<dyn Plugin>> {
+    let (reader, webhooks) = (&seams.reader, webhook::Shared::new(dialer));
     vec![
         Arc::new(namespace_lifecycle::NamespaceLifecycle::new(reader.clone())),
         Arc::new(limit_ranger::LimitRanger::new(reader.clone())),
@@ -157,6 +181,8 @@ fn every(seams: &Seams, authorizer: &Arc<Union>) -> Vec<Arc<dyn Plugin>> {
         Arc::new(classes::PodTopologyLabels(reader.clone())),
         Arc::new(escalation::Escalation::new(authorizer.clone())),
         Arc::new(signing_request::Requestor),
+        Arc::new(webhook::MutatingAdmissionWebhook::new(reader.clone(), webhooks.clone())),
+        Arc::new(webhook::ValidatingAdmissionWebhook::new(reader.clone(), webhooks)),
         Arc::new(resource_quota::ResourceQuota::new(reader.clone(), seams.clock)),
     ]
 }
@@ -170,12 +196,19 @@ pub enum Phase {
     Validate,
 }
 
-/// Shows a write to each plugin of a chain, until one refuses.
+/// Shows a write to each plugin of a chain, until one refuses. What a webhook changed is shown once
+/// more to those that may change it.
 pub async fn run(chain: &[Arc<dyn Plugin>], phase: Phase, write: &mut Admission<'_>) -> Result<(), Status> {
     for plugin in chain {
         match phase {
             Phase::Mutate => plugin.admit(write).await?,
             Phase::Validate => plugin.validate(write).await?,
+        }
+    }
+    if phase == Phase::Mutate && write.reinvocation.wanted {
+        write.reinvocation.is_again = true;
+        for plugin in chain {
+            plugin.admit(write).await?;
         }
     }
     Ok(())
@@ -252,6 +285,7 @@ pub(crate) mod testing {
                 warnings: &mut warnings,
                 reservations: &mut reservations,
                 server: None,
+                reinvocation: Reinvocation::default(),
             };
             plugin.admit(&mut admission).now_or_never().expect("decides at once")?;
             plugin.validate(&mut admission).now_or_never().expect("decides at once")

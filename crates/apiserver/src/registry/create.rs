@@ -45,6 +45,7 @@ pub async fn create(w: &mut Writing<'_>, decoded: Decoded) -> Result<Answer, Sta
     }
     let name = meta::name(&object).to_owned();
     w.admit(Phase::Mutate, Operation::Create, Some(&mut object), None, &name).await?;
+    enter_namespace(&mut object, kind.namespaced, &ctx.info.namespace)?;
     let mut reservations = Some(w.allocate(Operation::Create, &mut object, None).await?);
     if kind.has_status()
         && !kind.strategy.status_on_create

@@ -202,6 +202,7 @@ impl Writing<'_> {
             warnings: &mut self.warnings,
             reservations: &mut self.charges.0,
             server: Some(ctx.server),
+            reinvocation: Default::default(),
         };
         admission::run(&ctx.server.hooks().admission, phase, &mut write).await
     }

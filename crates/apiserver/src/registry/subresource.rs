@@ -158,6 +158,26 @@ fn set_replicas(kind: &Kind, object: &mut Value, replicas: i64) {
     *at = replicas.into();
 }
 
+/// Admission sees the Scale; what it makes of the replicas counts.
+pub(super) async fn admit_scale(
+    w: &mut Writing<'_>,
+    new: &mut Value,
+    old: &Value,
+    name: &str,
+) -> Result<(), Status> {
+    let kind = &w.ctx.served.kind;
+    let (mut scale, old) = (scale_of(kind, new)?, scale_of(kind, old)?);
+    for phase in [Phase::Mutate, Phase::Validate] {
+        w.admit(phase, Operation::Update, Some(&mut scale), Some(&old), name).await?;
+    }
+    validate_as(row("Scale")?, &scale, name)?;
+    let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
+    if new.pointer(&format!("/{}", replicas_path(kind).join("/"))).and_then(Value::as_i64) != Some(replicas) {
+        set_replicas(kind, new, replicas);
+    }
+    Ok(())
+}
+
 async fn scale(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
     let ctx = w.ctx;
     let kind = row("Scale")?;

@@ -1,7 +1,7 @@
 //! update, of objects and their parts: read, change, check, compare and swap.
 
 use super::object::{Decoded, Reservations, Unstored};
-use super::{Answer, Part, Writing, create, delete};
+use super::{Answer, Part, Writing, create, delete, subresource};
 use crate::admission::{Operation, Phase};
 use crate::cache::Entry;
 use http::StatusCode;
@@ -109,6 +109,9 @@ async fn attempt_once(
     // What a try that lost its race held is given back.
     w.charges = Reservations::default();
     let admitted = part != Part::Unchecked && ctx.info.subresource != "scale";
+    if ctx.info.subresource == "scale" {
+        subresource::admit_scale(w, &mut new, old, name).await?;
+    }
     if admitted {
         w.admit(Phase::Mutate, Operation::Update, Some(&mut new), Some(old), name).await?;
     }

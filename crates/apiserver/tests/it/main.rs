@@ -17,3 +17,4 @@ mod network;
 mod protobuf;
 mod proxying;
 mod watching;
+mod webhooks;
