@@ -98,7 +98,6 @@ const KINDS_WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
     ("networking.k8s.io", "Ingress", inert!("Ingress", "no controller serves it")),
     ("networking.k8s.io", "NetworkPolicy", inert!("NetworkPolicy", "traffic is not filtered")),
     ("networking.k8s.io", "ServiceCIDR", inert!("ServiceCIDR", "Services keep the range they have")),
-    ("node.k8s.io", "RuntimeClass", inert!("RuntimeClass", "nodes have one runtime")),
     ("policy", "PodDisruptionBudget", inert!("PodDisruptionBudget", "evictions are not refused")),
     ("resource.k8s.io", "DeviceClass", DEVICES),
     ("resource.k8s.io", "ResourceClaim", DEVICES),
