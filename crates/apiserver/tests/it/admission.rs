@@ -207,6 +207,6 @@ async fn namespaces_hold_pods_to_a_standard() {
     let wrong = server.patch(namespace, "merge-patch+json", &label("strict", "audit")).await.expect(422);
     assert_eq!(
         wrong["message"],
-        "metadata.labels[pod-security.kubernetes.io/audit]: Invalid value: \"strict\": must be one of privileged, baseline, restricted"
+        "Namespace \"default\" is invalid: metadata.labels[pod-security.kubernetes.io/audit]: Invalid value: \"strict\": must be one of privileged, baseline, restricted"
     );
 }

@@ -12,7 +12,9 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use serde_json::Value;
 use skeg_api::{Gvr, quota};
 use skeg_base::{Clock, Level};
-use skeg_client::{Api, Change, Entry, Informer, Informers, ObjectKey, PartialObjectMetadata, Queue, Typed};
+use skeg_client::{
+    Api, Change, Entry, Informer, Informers, ListOptions, ObjectKey, PartialObjectMetadata, Queue, Typed,
+};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -133,8 +135,9 @@ impl Controller {
     }
 
     async fn sync(&self, key: &ObjectKey) -> Result<Option<Duration>> {
-        // As new as can be: it may have been charged since the informer saw it.
-        let Some(found) = self.api.get_opt(&key.namespace, &key.name).await? else { return Ok(None) };
+        // As new as can be: it may have been charged since the informer saw it. Its role may list.
+        let named = ListOptions::fields(format!("metadata.name={}", key.name));
+        let Some(found) = self.api.list(&key.namespace, &named).await?.items.pop() else { return Ok(None) };
         let now = self.clock.now();
         let mut objects = Vec::new();
         for kind in plan::counted(&found) {

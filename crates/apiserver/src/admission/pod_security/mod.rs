@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use serde_json::{Map, Value};
 use skeg_api::field::{FieldError, Path};
 use skeg_api::pod::all_containers;
-use skeg_api::{Reason, Status, meta};
+use skeg_api::{Status, meta};
 use standards::{LATEST, Level, Policy, violations};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -46,14 +46,13 @@ struct Policies {
 
 /// The policies, and what is wrong with the labels. A label that cannot be read enforces the
 /// strictest level, and warns and records nothing.
-fn policies(labels: Option<&Map<String, Value>>) -> (Policies, Vec<String>) {
+fn policies(labels: Option<&Map<String, Value>>) -> (Policies, Vec<FieldError>) {
     let mut errors = Vec::new();
     let mut policy = |mode: &str, level_else: Level| {
         let mut policy = Policy { level: Level::Privileged, minor: LATEST };
         let mut wrong = |key: &str, value: &str, why: &str| {
             let path = Path::new("metadata").child("labels").key(key);
-            let message = FieldError::invalid(path.clone(), value, why).message();
-            errors.push(format!("{path}: {message}"));
+            errors.push(FieldError::invalid(path, value, why));
         };
         let (level, version) = (format!("{PREFIX}{mode}"), format!("{PREFIX}{mode}-version"));
         if let Some(text) = labels.and_then(|labels| labels.get(&level)?.as_str()) {
@@ -108,9 +107,7 @@ impl PodSecurity {
         let (new, errors) = policies(meta::labels(object));
         let old = a.old.map(|old| policies(meta::labels(old)));
         if !errors.is_empty() && old.as_ref().is_none_or(|(_, before)| *before != errors) {
-            let mut status = a.forbid("");
-            (status.code, status.reason, status.message) = (422, Reason::Invalid, aggregate(errors));
-            return Err(status);
+            return Err(Status::invalid("", "Namespace", a.name, &errors));
         }
         let Some((old, _)) = old else { return Ok(()) };
         let relaxed = new.enforce.minor == old.enforce.minor && new.enforce.level <= old.enforce.level;
@@ -160,7 +157,7 @@ impl PodSecurity {
         told
     }
 
-    fn of_namespace(&self, a: &Admission<'_>) -> (Policies, Vec<String>) {
+    fn of_namespace(&self, a: &Admission<'_>) -> (Policies, Vec<FieldError>) {
         let namespace = self.0.get_value(&resources::NAMESPACES, "", a.namespace);
         policies(namespace.as_deref().and_then(meta::labels))
     }
@@ -204,7 +201,7 @@ fn is_significant(new: &Value, old: &Value) -> bool {
 fn evaluate(
     a: &mut Admission<'_>,
     policies: &Policies,
-    errors: &[String],
+    errors: &[FieldError],
     pod: &Value,
     enforced: bool,
 ) -> Result<(), Status> {
@@ -213,9 +210,10 @@ fn evaluate(
         (!found.is_empty()).then(|| format!("violate PodSecurity \"{policy}\": {}", found.join(", ")))
     };
     if !errors.is_empty() {
+        let errors = errors.iter().map(|error| format!("{}: {}", error.path, error.message()));
         a.audit(
             &format!("{PREFIX}error"),
-            &format!("Failed to parse policy: {}", aggregate(errors.to_vec())),
+            &format!("Failed to parse policy: {}", aggregate(errors.collect())),
         );
     }
     if let Some(told) = told(policies.audit) {
@@ -261,8 +259,10 @@ mod tests {
                 warn: policy(Level::Privileged, LATEST)
             }
         );
+        let told: Vec<String> =
+            errors.iter().map(|error| format!("{}: {}", error.path, error.message())).collect();
         assert_eq!(
-            errors,
+            told,
             [
                 "metadata.labels[pod-security.kubernetes.io/audit-version]: Invalid value: \"v1.01\": must be \"latest\" or \"v1.x\"",
                 "metadata.labels[pod-security.kubernetes.io/warn]: Invalid value: \"strict\": must be one of privileged, baseline, restricted",
