@@ -287,6 +287,21 @@ mod tests {
     }
 
     #[test]
+    fn bad_entries_name_the_plugins_there_are() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.yaml");
+        let resolve = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            resolve_flags(&Up { config: Some(path.clone()), node_name: Some("n".into()), ..Up::default() })
+        };
+        let error = resolve("enableAdmissionPlugins: [Nothing]").unwrap_err();
+        let UserError(said) = error.downcast_ref().unwrap();
+        assert!(said.contains("no plugin \"Nothing\"; there are NamespaceLifecycle, LimitRanger"), "{said}");
+        let settings = resolve("disableAdmissionPlugins: [PodSecurity]").unwrap();
+        assert_eq!(settings.admission().disable, ["PodSecurity"]);
+    }
+
+    #[test]
     fn the_ranges_of_a_cluster_do_not_change() {
         let directory = tempfile::tempdir().unwrap();
         let instance = Instance::at(directory.path()).unwrap();

@@ -292,3 +292,38 @@ pub(crate) mod testing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reader::fake::Fake;
+    use skeg_api::Kinds;
+    use skeg_base::{Clock, Random};
+
+    #[test]
+    fn plugins_are_switched_by_name() {
+        let reader = Arc::new(Fake::default());
+        let seams = Seams {
+            reader: reader.clone(),
+            kinds: Arc::<Kinds>::default(),
+            store: Arc::new(skeg_store::Memory::new()),
+            clock: Clock::system(),
+            random: Random::seeded(1),
+        };
+        let authorizer = Arc::new(Union::new(reader));
+        let names = |enable: &[&str], disable: &[&str]| -> Vec<&'static str> {
+            let owned = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect();
+            let plugins = Plugins { enable: owned(enable), disable: owned(disable) };
+            let all = chain(&seams, &authorizer, None, &plugins);
+            all.iter().map(|plugin| plugin.name()).filter(|name| SWITCHABLE.contains(name)).collect()
+        };
+        assert_eq!(names(&OFF_BY_DEFAULT, &[]), SWITCHABLE);
+        let usual = names(&[], &[]);
+        assert!(OFF_BY_DEFAULT.iter().all(|name| !usual.contains(name)));
+        assert_eq!(usual.len() + OFF_BY_DEFAULT.len(), SWITCHABLE.len());
+        assert!(!names(&[], &["PodSecurity"]).contains(&"PodSecurity"));
+        assert_eq!(names(&[], SWITCHABLE), Vec::<&str>::new());
+        let wrong = Plugins { enable: vec!["AlwaysAdmit".into()], disable: vec!["Priority".into()] };
+        assert_eq!(wrong.unknown().collect::<Vec<_>>(), ["AlwaysAdmit"]);
+    }
+}

@@ -7,6 +7,8 @@ use serde_json::json;
 
 pub const CASES: &[Case] = &[
     Case { name: "a_quota_counts_and_refuses", run: quota },
+    Case { name: "a_quota_follows_what_it_counts", run: lives },
+    Case { name: "scopes_choose_what_a_quota_counts", run: scopes },
     Case { name: "limits_give_defaults_and_bounds", run: limits },
     Case { name: "a_namespace_holds_pods_to_a_standard", run: security },
     Case { name: "claims_in_use_stay", run: claims },
@@ -21,7 +23,11 @@ fn said(scope: &Scope<'_>, args: &[&str]) -> Result<String> {
 }
 
 fn until_used(scope: &Scope<'_>, field: &str, amount: &str) -> Result<()> {
-    scope.wait_for("quota/q", &format!("{{.status.used.{field}}}={amount}"))
+    until_used_of(scope, "q", field, amount)
+}
+
+fn until_used_of(scope: &Scope<'_>, quota: &str, field: &str, amount: &str) -> Result<()> {
+    scope.wait_for(&format!("quota/{quota}"), &format!("{{.status.used.{field}}}={amount}"))
 }
 
 fn quota(scope: &Scope<'_>) -> Result<()> {
@@ -51,6 +57,100 @@ fn quota(scope: &Scope<'_>) -> Result<()> {
     until_used(scope, "count/secrets", "0")?;
     scope.apply(&object)?;
     until_used(scope, "pods", "1")
+}
+
+/// Each kind is counted when it comes and when it goes.
+fn lives(scope: &Scope<'_>) -> Result<()> {
+    let template = json!({"metadata": {"labels": {"app": "x"}}, "spec": {"containers": [{"name": "c", "image": "busybox"}]}});
+    let meta = json!({"name": "one"});
+    let kinds = [
+        (json!({"apiVersion": "v1", "kind": "Secret", "metadata": meta}), "secrets", "1"),
+        (json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta}), "count/configmaps", "2"),
+        (
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": {"type": "NodePort", "ports": [{"port": 80}]}}),
+            "services\\.nodeports",
+            "1",
+        ),
+        (
+            json!({"apiVersion": "v1", "kind": "ReplicationController", "metadata": meta, "spec": {"replicas": 0, "template": template}}),
+            "replicationcontrollers",
+            "1",
+        ),
+        (
+            json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": meta,
+                "spec": {"replicas": 0, "selector": {"matchLabels": {"app": "x"}}, "template": template}}),
+            "count/replicasets\\.apps",
+            "1",
+        ),
+        (
+            json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": {"accessModes": ["ReadWriteOnce"],
+                "storageClassName": "gold", "resources": {"requests": {"storage": "1Gi"}}}}),
+            "gold\\.storageclass\\.storage\\.k8s\\.io/persistentvolumeclaims",
+            "1",
+        ),
+    ];
+    scope.wait_for("configmap/kube-root-ca.crt", "{.metadata.name}=kube-root-ca.crt")?;
+    let names = kinds.iter().map(|(_, name, _)| format!("{}=5", name.replace('\\', ""))).collect::<Vec<_>>();
+    scope.kubectl(&["create", "quota", "q", &format!("--hard={},resourcequotas=1", names.join(","))])?;
+    until_used(scope, "resourcequotas", "1")?;
+    for (object, name, used) in &kinds {
+        scope.apply(object)?;
+        until_used(scope, name, used)?;
+        let kind = object["kind"].as_str().unwrap_or_default();
+        scope.kubectl(&["delete", kind, "one"])?;
+        let left = if kind == "ConfigMap" { "1" } else { "0" };
+        until_used(scope, name, left)?;
+    }
+    // What somebody else writes into the status is put right.
+    scope.kubectl(&[
+        "patch",
+        "quota",
+        "q",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        "{\"status\":{\"hard\":{\"secrets\":\"9\"}}}",
+    ])?;
+    scope.wait_for("quota/q", "{.status.hard.secrets}=5")?;
+    scope.kubectl(&[
+        "patch",
+        "quota",
+        "q",
+        "--type=merge",
+        "-p",
+        "{\"spec\":{\"hard\":{\"secrets\":\"7\"}}}",
+    ])?;
+    scope.wait_for("quota/q", "{.status.hard.secrets}=7")
+}
+
+fn scopes(scope: &Scope<'_>) -> Result<()> {
+    for (name, of) in [
+        ("best", "BestEffort"),
+        ("not", "NotBestEffort"),
+        ("ends", "Terminating"),
+        ("stays", "NotTerminating"),
+    ] {
+        scope.kubectl(&["create", "quota", name, "--hard=pods=3", &format!("--scopes={of}")])?;
+        until_used_of(scope, name, "pods", "0")?;
+    }
+    let check = |best: &str, not: &str, ends: &str, stays: &str| -> Result<()> {
+        for (name, used) in [("best", best), ("not", not), ("ends", ends), ("stays", stays)] {
+            until_used_of(scope, name, "pods", used)?;
+        }
+        Ok(())
+    };
+    let mut object = pod("a", &[("main", "sleep 3600")]);
+    scope.apply(&object)?;
+    check("1", "0", "0", "1")?;
+    scope.kubectl(&["delete", "pod", "a"])?;
+    check("0", "0", "0", "0")?;
+    object["metadata"]["name"] = "b".into();
+    object["spec"]["activeDeadlineSeconds"] = 3600.into();
+    object["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "10m"}});
+    scope.apply(&object)?;
+    check("0", "1", "1", "0")?;
+    scope.kubectl(&["delete", "pod", "b"])?;
+    check("0", "0", "0", "0")
 }
 
 fn limits(scope: &Scope<'_>) -> Result<()> {
@@ -126,6 +226,7 @@ fn runtime_class(scope: &Scope<'_>) -> Result<()> {
     // A handler that the node does not have is told.
     made["metadata"]["name"] = format!("{class}-vm").into();
     made["handler"] = "kata".into();
+    made["overhead"] = json!(null);
     scope.apply(&made)?;
     object["metadata"]["name"] = "b".into();
     object["spec"]["runtimeClassName"] = made["metadata"]["name"].clone();
