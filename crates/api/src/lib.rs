@@ -25,6 +25,7 @@ pub mod patch;
 pub mod pod;
 pub mod predicates;
 pub mod quantity;
+pub mod quota;
 pub mod schema;
 pub mod selector;
 pub mod status;

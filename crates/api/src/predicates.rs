@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
     ResourceRequirements, Taint, Toleration,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Amounts by resource name.
@@ -176,6 +177,12 @@ pub fn restarts(pod_policy: Option<&str>, container: &Container, is_init: bool, 
         "Always" => !(is_init && own != Some("Always") && exit_code == 0),
         _ => exit_code != 0,
     }
+}
+
+/// The amounts of a list in JSON: `{"cpu": "100m"}`. What does not parse is left out.
+pub fn resource_list(list: &Value) -> Resources {
+    let entries = list.as_object().into_iter().flatten();
+    entries.filter_map(|(name, amount)| Some((name.clone(), Quantity::from_value(amount).ok()?))).collect()
 }
 
 fn amounts(list: Option<&BTreeMap<String, Text>>) -> Resources {

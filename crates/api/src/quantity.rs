@@ -96,6 +96,11 @@ impl Quantity {
         saturate(divide_away_from_zero(self.nanos, NANOS_PER_MILLI))
     }
 
+    /// For ratios; loses what a double cannot hold.
+    pub fn as_f64(self) -> f64 {
+        self.nanos as f64 / NANOS_PER_UNIT as f64
+    }
+
     pub fn is_whole(self) -> bool {
         self.nanos % NANOS_PER_UNIT == 0
     }

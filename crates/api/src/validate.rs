@@ -32,6 +32,7 @@ mod volume_claim;
 mod warnings;
 
 pub use container::split_subscript;
+pub use resources::is_extended as is_extended_resource;
 pub use warnings::without_effect;
 
 use crate::kinds::Strategy;

@@ -44,6 +44,7 @@ pub struct Setup {
     /// Addresses of Services. The first one is `bootstrap.service_ip`.
     pub service_range: IpNet,
     pub bootstrap: bootstrap::Settings,
+    pub admission: admission::Plugins,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +92,8 @@ pub async fn open(
         Some(edge) => Some(prepare(edge, issuer(&setup.cluster_domain))?),
     };
     let health = edge.as_ref().map(|edge| edge.health.clone());
-    let hooks = move |seams: &Seams| hooks(seams, addresses, edge);
+    let (plugins, dialer) = (setup.admission, setup.edge.map(|edge| edge.dialer));
+    let hooks = move |seams: &Seams| hooks(seams, addresses, edge, dialer, &plugins);
     let config = Config { kinds, hooks: Box::new(hooks) };
     let server = ApiServer::open(config, store, clock, random).await?;
     server.tasks().0.spawn(aggregation::run(server.clone()));
@@ -122,7 +124,13 @@ fn prepare(edge: &Edge, issuer: String) -> Result<Prepared, SetupError> {
     })
 }
 
-fn hooks(seams: &Seams, addresses: Arc<Addresses>, edge: Option<Prepared>) -> Hooks {
+fn hooks(
+    seams: &Seams,
+    addresses: Arc<Addresses>,
+    edge: Option<Prepared>,
+    dialer: Option<Arc<dyn Dialer>>,
+    plugins: &admission::Plugins,
+) -> Hooks {
     let local_superusers = edge.is_none();
     let authorizer = Arc::new(Union::new(seams.reader.clone()));
     let mut endpoints: Vec<Arc<dyn Endpoint>> =
@@ -147,7 +155,7 @@ fn hooks(seams: &Seams, addresses: Arc<Addresses>, edge: Option<Prepared>) -> Ho
     Hooks {
         local_superusers,
         authenticator,
-        admission: admission::chain(&seams.reader, &authorizer, &seams.random),
+        admission: admission::chain(seams, &authorizer, dialer, plugins),
         authorizer,
         endpoints,
         allocators: vec![Arc::new(ServiceAllocator(addresses))],

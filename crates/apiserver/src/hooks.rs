@@ -72,7 +72,7 @@ pub trait Endpoint: Send + Sync + 'static {
 }
 
 /// Something reserved for a write that is not stored yet.
-pub trait Reservation: Send {
+pub trait Reservation: Send + Sync {
     /// The write happened (keep what was reserved), or did not (give it back).
     fn finish(self: Box<Self>, stored: bool);
 }

@@ -7,6 +7,7 @@
 mod links;
 pub mod relay;
 
+use crate::admission::{self, Admission, Operation, Options, Phase};
 use crate::frames;
 use crate::hooks::{Call, Endpoint};
 use crate::local::{Body, BoxError, empty};
@@ -22,9 +23,9 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
-use serde_json::Value;
+use serde_json::{Value, json};
 use skeg_api::field::{FieldError, Path};
-use skeg_api::{Reason, Status, names};
+use skeg_api::{Gvk, Reason, Status, names};
 use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
@@ -118,10 +119,11 @@ impl Endpoint for Streams {
 
     fn call(&self, call: Call, request: Request<Body>) -> BoxFuture<'_, Result<Response<Body>, Status>> {
         Box::pin(async move {
+            let query = Query::parse(&call.info.query);
             if call.info.subresource == "proxy" {
+                admit(&call, &query).await?;
                 return self.relay(&call, request).await;
             }
-            let query = Query::parse(&call.info.query);
             let reader = &call.server.seams().reader;
             let pod = reader.get_value(&resources::PODS, &call.info.namespace, &call.info.name);
             let pod = pod.ok_or_else(|| Status::not_found("", "pods", &call.info.name))?;
@@ -133,6 +135,7 @@ impl Endpoint for Streams {
                 Status::bad_request(format!("pod {} does not have a host assigned", call.info.name))
             })?;
             let target = target(&call.info, &query, &pod)?;
+            admit(&call, &query).await?;
             self.tunnel(&call, node, &target, request).await
         })
     }
@@ -160,6 +163,58 @@ fn creates(call: &Call) -> Result<(), Status> {
         Decision::Allow(_) => Ok(()),
         Decision::Deny(reason) | Decision::NoOpinion(reason) => Err(forbidden(&asked, &reason)),
     }
+}
+
+/// Lets admission refuse a connection. It sees the options of the request as an object.
+async fn admit(call: &Call, query: &Query) -> Result<(), Status> {
+    let (info, Some(kind)) = (&call.info, call.kind.as_ref()) else { return Ok(()) };
+    let Some((group, version, name)) = kind.subresource(&info.subresource).and_then(|sub| sub.gvk) else {
+        return Ok(());
+    };
+    let api_version = Gvk::new(group, version, name).api_version();
+    let mut options = json!({"kind": name, "apiVersion": api_version});
+    for flag in ["stdin", "stdout", "stderr", "tty"] {
+        if query.flag(flag) == Some(true) {
+            options[flag] = true.into();
+        }
+    }
+    for text in ["container", "path"] {
+        if !query.text(text).is_empty() {
+            options[text] = query.text(text).into();
+        }
+    }
+    let command: Vec<&str> = query.all("command").collect();
+    if !command.is_empty() {
+        options["command"] = command.into();
+    }
+    let ports: Vec<u64> =
+        query.all("ports").flat_map(|p| p.split(',')).filter_map(|p| p.parse().ok()).collect();
+    if !ports.is_empty() {
+        options["ports"] = ports.into();
+    }
+    if info.subresource == "proxy" && !info.rest.is_empty() {
+        options["path"] = format!("/{}", info.rest).into();
+    }
+    let mut admission = Admission {
+        operation: Operation::Connect,
+        kind,
+        subresource: &info.subresource,
+        namespace: &info.namespace,
+        name: &info.name,
+        identity: &call.identity,
+        object: Some(&mut options),
+        old: None,
+        dry_run: false,
+        options: Options::None,
+        warnings: &mut Vec::new(),
+        reservations: &mut Vec::new(),
+        server: Some(&call.server),
+        reinvocation: Default::default(),
+    };
+    for phase in [Phase::Mutate, Phase::Validate] {
+        admission::run(&call.server.hooks().admission, phase, &mut admission).await?;
+    }
+    Ok(())
 }
 
 fn node_of(pod: &Value) -> Option<&str> {
@@ -515,7 +570,6 @@ pub fn is_node_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn pod(main: &[&str], init: &[&str]) -> Value {
         let list = |names: &[&str]| names.iter().map(|name| json!({"name": name})).collect::<Vec<_>>();

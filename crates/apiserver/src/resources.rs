@@ -16,9 +16,16 @@ resources! {
     PODS = "" "v1" "pods";
     SECRETS = "" "v1" "secrets";
     SERVICES = "" "v1" "services";
+    LIMIT_RANGES = "" "v1" "limitranges";
+    RESOURCE_QUOTAS = "" "v1" "resourcequotas";
     ENDPOINTS = "" "v1" "endpoints";
     SERVICE_ACCOUNTS = "" "v1" "serviceaccounts";
     ENDPOINT_SLICES = "discovery.k8s.io" "v1" "endpointslices";
+    INGRESS_CLASSES = "networking.k8s.io" "v1" "ingressclasses";
+    RUNTIME_CLASSES = "node.k8s.io" "v1" "runtimeclasses";
+    STORAGE_CLASSES = "storage.k8s.io" "v1" "storageclasses";
+    MUTATING_WEBHOOKS = "admissionregistration.k8s.io" "v1" "mutatingwebhookconfigurations";
+    VALIDATING_WEBHOOKS = "admissionregistration.k8s.io" "v1" "validatingwebhookconfigurations";
     PRIORITY_CLASSES = "scheduling.k8s.io" "v1" "priorityclasses";
     CLUSTER_ROLES = "rbac.authorization.k8s.io" "v1" "clusterroles";
     CLUSTER_ROLE_BINDINGS = "rbac.authorization.k8s.io" "v1" "clusterrolebindings";

@@ -3,7 +3,7 @@
 //! Upstream counterpart: `pkg/registry/{authentication,authorization}`,
 //! `pkg/registry/core/serviceaccount/storage/token.go`.
 
-use crate::admission::{self, Admission, Operation, Phase};
+use crate::admission::{self, Admission, Operation, Options, Phase};
 use crate::auth::authn::Credentials;
 use crate::auth::authz::Union;
 use crate::auth::node::node_of;
@@ -298,7 +298,11 @@ impl Reviews {
             object: Some(request),
             old: None,
             dry_run,
+            options: Options::None,
             warnings,
+            reservations: &mut Vec::new(),
+            server: Some(&call.server),
+            reinvocation: Default::default(),
         };
         for phase in [Phase::Mutate, Phase::Validate] {
             admission::run(&call.server.hooks().admission, phase, &mut admission).await?;

@@ -22,9 +22,11 @@ mod pod;
 mod podgc;
 mod pods;
 mod replicaset;
+mod resourcequota;
 mod rootcacert;
 mod service;
 mod serviceaccount;
+mod volumeprotection;
 
 pub use context::{Clients, Config, ControllerContext, Controllers};
 
@@ -41,7 +43,9 @@ pub fn start(ctx: &ControllerContext) -> Controllers {
     podgc::start(ctx, &mut controllers);
     serviceaccount::start(ctx, &mut controllers);
     rootcacert::start(ctx, &mut controllers);
+    volumeprotection::start(ctx, &mut controllers);
     let served = discovery::start(ctx, &mut controllers);
+    resourcequota::start(ctx, &mut controllers, served.clone());
     namespace::start(ctx, &mut controllers, served.clone());
     garbagecollector::start(ctx, &mut controllers, served);
     controllers

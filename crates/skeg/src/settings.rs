@@ -6,6 +6,7 @@ use crate::refuse;
 use anyhow::{Context, Result};
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
+use skeg_apiserver::admission::{Plugins, SWITCHABLE};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -23,6 +24,8 @@ struct ConfigFile {
     max_pods: Option<u32>,
     seccomp_default: Option<bool>,
     compaction_interval_seconds: Option<u32>,
+    enable_admission_plugins: Vec<String>,
+    disable_admission_plugins: Vec<String>,
 }
 
 /// A range of addresses as flags and the configuration file spell it.
@@ -57,6 +60,11 @@ pub struct Settings {
     /// How much history of its objects the store keeps: watches resume and pages continue within it.
     #[serde(default = "five_minutes_s")]
     pub compaction_interval_seconds: u32,
+    /// Names of admission plugins that differ from upstream's defaults.
+    #[serde(default)]
+    pub enable_admission_plugins: Vec<String>,
+    #[serde(default)]
+    pub disable_admission_plugins: Vec<String>,
 }
 
 /// Upstream's default of `--etcd-compaction-interval`.
@@ -65,6 +73,13 @@ fn five_minutes_s() -> u32 {
 }
 
 impl Settings {
+    pub fn admission(&self) -> Plugins {
+        Plugins {
+            enable: self.enable_admission_plugins.clone(),
+            disable: self.disable_admission_plugins.clone(),
+        }
+    }
+
     /// The first address of the service range: `kubernetes.default`.
     pub fn api_service_ip(&self) -> Ipv4Addr {
         nth(self.service_cidr, 1)
@@ -149,6 +164,8 @@ pub fn resolve(flags: &Up, instance: &Instance) -> Result<Settings> {
         max_pods: flags.max_pods.or(file.max_pods).unwrap_or(110),
         seccomp_default: file.seccomp_default.unwrap_or(true),
         compaction_interval_seconds: file.compaction_interval_seconds.unwrap_or_else(five_minutes_s),
+        enable_admission_plugins: file.enable_admission_plugins,
+        disable_admission_plugins: file.disable_admission_plugins,
     };
     check(&settings)?;
     if let Some(kept) = kept {
@@ -193,6 +210,10 @@ fn check(settings: &Settings) -> Result<()> {
     }
     if settings.compaction_interval_seconds == 0 {
         refuse!("compactionIntervalSeconds 0: the store keeps at least one second of history");
+    }
+    if let Some(name) = settings.admission().unknown().next() {
+        let known = SWITCHABLE.join(", ");
+        refuse!("enableAdmissionPlugins, disableAdmissionPlugins: no plugin {name:?}; there are {known}");
     }
     if let Some(path) = &settings.registries
         && let Err(error) = skeg_images::Registries::load(path)
@@ -263,6 +284,21 @@ mod tests {
             assert!(!said.contains("secret"), "{said}");
         }
         assert_eq!(range("10.0.0.0/8").unwrap().to_string(), "10.0.0.0/8");
+    }
+
+    #[test]
+    fn bad_entries_name_the_plugins_there_are() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.yaml");
+        let resolve = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            resolve_flags(&Up { config: Some(path.clone()), node_name: Some("n".into()), ..Up::default() })
+        };
+        let error = resolve("enableAdmissionPlugins: [Nothing]").unwrap_err();
+        let UserError(said) = error.downcast_ref().unwrap();
+        assert!(said.contains("no plugin \"Nothing\"; there are NamespaceLifecycle, LimitRanger"), "{said}");
+        let settings = resolve("disableAdmissionPlugins: [PodSecurity]").unwrap();
+        assert_eq!(settings.admission().disable, ["PodSecurity"]);
     }
 
     #[test]

@@ -167,6 +167,7 @@ impl ControlPlane {
             edge: Some(assembly::Edge { pki: pki.clone(), dialer: Arc::new(dialer) }),
             cluster_domain: CLUSTER_DOMAIN.into(),
             service_range: settings.service_cidr.into(),
+            admission: settings.admission(),
             bootstrap: bootstrap::Settings {
                 service_ip: settings.api_service_ip().into(),
                 endpoints: vec![settings.gateway().into()],

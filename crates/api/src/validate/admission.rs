@@ -3,6 +3,7 @@
 
 use super::affinity;
 use super::at::{At, Errors};
+use super::warnings;
 use crate::field::FieldError;
 use crate::kinds::Strategy;
 use crate::names;
@@ -15,8 +16,12 @@ const REASONS: &[&str] = &["Forbidden", "Invalid", "RequestEntityTooLarge", "Una
 pub(super) fn strategy(kind: &str) -> Strategy {
     let none = Strategy::default();
     match kind {
-        "ValidatingWebhookConfiguration" => Strategy { validate: |value| webhooks(value, false), ..none },
-        "MutatingWebhookConfiguration" => Strategy { validate: |value| webhooks(value, true), ..none },
+        "ValidatingWebhookConfiguration" => {
+            Strategy { validate: |value| webhooks(value, false), warnings: warnings::for_webhooks, ..none }
+        }
+        "MutatingWebhookConfiguration" => {
+            Strategy { validate: |value| webhooks(value, true), warnings: warnings::for_webhooks, ..none }
+        }
         "ValidatingAdmissionPolicy" => Strategy { validate: validating_policy, ..none },
         "MutatingAdmissionPolicy" => Strategy { validate: mutating_policy, ..none },
         "ValidatingAdmissionPolicyBinding" => Strategy { validate: |value| binding(value, true), ..none },

@@ -50,7 +50,8 @@ fn is_native(name: &str) -> bool {
     !name.contains('/') || name.contains(DEFAULT_DOMAIN)
 }
 
-fn is_extended(name: &str) -> bool {
+/// Whether a resource is one that nodes advertise beyond Kubernetes' own: `example.com/gpu`.
+pub fn is_extended(name: &str) -> bool {
     !is_native(name)
         && !name.starts_with("requests.")
         && names::is_qualified_name(&format!("requests.{name}")).is_empty()

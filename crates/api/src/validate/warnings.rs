@@ -61,22 +61,18 @@ macro_rules! inert {
         concat!($what, ": has no effect in this cluster yet: ", $why)
     };
 }
-const ADMISSION: &str = inert!("admissionregistration.k8s.io", "neither webhooks nor policies are asked");
+const ADMISSION: &str = inert!("admissionregistration.k8s.io", "policies are not evaluated");
 const FLOW: &str = inert!("flowcontrol.apiserver.k8s.io", "requests are not queued by flow");
 const DEVICES: &str = inert!("resource.k8s.io", "devices are not allocated");
 
 /// Kinds that are stored and served, and that nothing in this cluster acts on yet.
 const KINDS_WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
-    ("", "LimitRange", inert!("LimitRange", "no limits are put on Pods")),
     ("", "PersistentVolume", inert!("PersistentVolume", "volumes are not bound to claims")),
     ("", "PersistentVolumeClaim", inert!("PersistentVolumeClaim", "claims are not bound to volumes")),
-    ("", "ResourceQuota", inert!("ResourceQuota", "use is neither counted nor limited")),
     ("admissionregistration.k8s.io", "MutatingAdmissionPolicy", ADMISSION),
     ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding", ADMISSION),
-    ("admissionregistration.k8s.io", "MutatingWebhookConfiguration", ADMISSION),
     ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", ADMISSION),
     ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding", ADMISSION),
-    ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration", ADMISSION),
     (
         "apiregistration.k8s.io",
         "APIService",
@@ -100,10 +96,8 @@ const KINDS_WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
     ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration", FLOW),
     ("networking.k8s.io", "IPAddress", inert!("IPAddress", "addresses are allocated elsewhere")),
     ("networking.k8s.io", "Ingress", inert!("Ingress", "no controller serves it")),
-    ("networking.k8s.io", "IngressClass", inert!("IngressClass", "no Ingress gets it by default")),
     ("networking.k8s.io", "NetworkPolicy", inert!("NetworkPolicy", "traffic is not filtered")),
     ("networking.k8s.io", "ServiceCIDR", inert!("ServiceCIDR", "Services keep the range they have")),
-    ("node.k8s.io", "RuntimeClass", inert!("RuntimeClass", "nodes have one runtime")),
     ("policy", "PodDisruptionBudget", inert!("PodDisruptionBudget", "evictions are not refused")),
     ("resource.k8s.io", "DeviceClass", DEVICES),
     ("resource.k8s.io", "ResourceClaim", DEVICES),
@@ -335,6 +329,16 @@ const LOAD_BALANCER_WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("healthCheckNodePort", "no load balancer asks for it, and nothing answers on it"),
 ];
 const NO_LOAD_BALANCER: &str = "no load balancer is set up";
+
+pub(super) fn for_webhooks(new: &Value, _: Option<&Value>) -> Vec<String> {
+    let hooks = At::root(new);
+    let mut out = Vec::new();
+    for hook in hooks.items("webhooks").filter(|hook| !hook.list("matchConditions").is_empty()) {
+        let why = "conditions are not evaluated: the webhook is asked whatever they say";
+        out.push(format!("{}: has no effect in this cluster yet: {why}", hook.at("matchConditions")));
+    }
+    out
+}
 
 pub(super) fn for_secret(new: &Value, old: Option<&Value>) -> Vec<String> {
     let kind = At::root(new).str("type");

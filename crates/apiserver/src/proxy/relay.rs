@@ -5,7 +5,7 @@
 
 use super::links::Links;
 use super::{Backend, Streams, dial_failed, encode_bytes, splice, wants_upgrade};
-use crate::hooks::Call;
+use crate::hooks::{Call, Seams};
 use crate::local::{Body, BoxError, empty, full};
 use crate::net::Peer;
 use crate::request::RequestInfo;
@@ -19,7 +19,7 @@ use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, BodyStream, StreamBody};
 use hyper::body::Incoming;
 use serde_json::Value;
-use skeg_api::{Reason, Status};
+use skeg_api::{Reason, Status, meta};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr};
 
@@ -139,38 +139,80 @@ fn service(call: &Call, asked: &Asked<'_>) -> Result<Backend, Status> {
     let (seams, namespace) = (call.server.seams(), call.info.namespace.as_str());
     let service = seams.reader.get_value(&resources::SERVICES, namespace, asked.name);
     let service = service.ok_or_else(|| Status::not_found("", "services", asked.name))?;
-    let unavailable = |why: String| Status::new(503, Reason::ServiceUnavailable, why);
     let port_name = match asked.port.parse::<u64>() {
         Err(_) => asked.port,
-        Ok(wanted) => {
-            let port = items(&service, "/spec/ports").find(|port| port["port"].as_u64() == Some(wanted));
-            let none = || unavailable(format!("no service port {wanted} found for service {:?}", asked.name));
-            text(port.ok_or_else(none)?, "/name")
-        }
+        Ok(wanted) => port_name(&service, wanted)?,
     };
+    let is_pod = |end: &Value, ip: &str| {
+        let pod = || seams.reader.get_value(&resources::PODS, namespace, text(end, "/targetRef/name"));
+        end["targetRef"]["kind"] == "Pod"
+            && pod().is_some_and(|pod| items(&pod, "/status/podIPs").any(|own| own["ip"] == ip))
+    };
+    match chosen(seams, &service, port_name, is_pod) {
+        Some((node, ip, port)) => asked.at(&node, &ip, &port),
+        None => Err(no_endpoints(&call.info.name)),
+    }
+}
+
+fn unavailable(why: String) -> Status {
+    Status::new(503, Reason::ServiceUnavailable, why)
+}
+
+fn no_endpoints(name: &str) -> Status {
+    unavailable(format!("no endpoints available for service {name:?}"))
+}
+
+/// The name of a Service's port of this number.
+fn port_name(service: &Value, number: u64) -> Result<&str, Status> {
+    let port = items(service, "/spec/ports").find(|port| port["port"].as_u64() == Some(number));
+    let none =
+        || unavailable(format!("no service port {number} found for service {:?}", meta::name(service)));
+    Ok(text(port.ok_or_else(none)?, "/name"))
+}
+
+/// One of the ready endpoints of a Service that are let in, by chance: its node, address and port.
+fn chosen(
+    seams: &Seams,
+    service: &Value,
+    port_name: &str,
+    is_let_in: impl Fn(&Value, &str) -> bool,
+) -> Option<(String, String, String)> {
     let mut found = Vec::new();
-    for bytes in seams.reader.list(&resources::ENDPOINT_SLICES, namespace) {
+    for bytes in seams.reader.list(&resources::ENDPOINT_SLICES, meta::namespace(service)) {
         let slice: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        if slice["metadata"]["labels"][SERVICE_NAME] != asked.name {
+        if slice["metadata"]["labels"][SERVICE_NAME] != meta::name(service) {
             continue;
         }
         let Some(port) = items(&slice, "/ports").find(|port| text(port, "/name") == port_name) else {
             continue;
         };
-        let ready = items(&slice, "/endpoints").filter(|end| end["conditions"]["ready"] != false);
-        for end in ready.filter(|end| end["targetRef"]["kind"] == "Pod") {
+        for end in items(&slice, "/endpoints").filter(|end| end["conditions"]["ready"] != false) {
             let ip = text(end, "/addresses/0");
-            let pod = seams.reader.get_value(&resources::PODS, namespace, text(end, "/targetRef/name"));
-            if pod.is_some_and(|pod| items(&pod, "/status/podIPs").any(|own| own["ip"] == ip)) {
+            if is_let_in(end, ip) {
                 found.push((text(end, "/nodeName").to_owned(), ip.to_owned(), number(&port["port"])));
             }
         }
     }
-    if found.is_empty() {
-        return Err(unavailable(format!("no endpoints available for service {:?}", call.info.name)));
-    }
-    let (node, ip, port) = found.swap_remove(seams.random.below(found.len() as u64) as usize);
-    asked.at(&node, &ip, &port)
+    let count = found.len() as u64;
+    (count > 0).then(|| found.swap_remove(seams.random.below(count) as usize))
+}
+
+/// Where a Service is reached on one of its ports: a node, if it is known, and an address there.
+///
+/// # Errors
+/// Why it is not reached, in upstream's words.
+pub(crate) fn endpoint(
+    seams: &Seams,
+    namespace: &str,
+    name: &str,
+    port: u16,
+) -> Result<(String, SocketAddr), Status> {
+    let service = seams.reader.get_value(&resources::SERVICES, namespace, name);
+    let service = service.ok_or_else(|| Status::not_found("", "services", name))?;
+    let found = chosen(seams, &service, port_name(&service, port.into())?, |_, _| true);
+    let address = found
+        .and_then(|(node, ip, port)| Some((node, SocketAddr::new(ip.parse().ok()?, port.parse().ok()?))));
+    address.ok_or_else(|| no_endpoints(name))
 }
 
 fn node(call: &Call, asked: &Asked<'_>) -> Result<Backend, Status> {

@@ -45,6 +45,7 @@ pub async fn create(w: &mut Writing<'_>, decoded: Decoded) -> Result<Answer, Sta
     }
     let name = meta::name(&object).to_owned();
     w.admit(Phase::Mutate, Operation::Create, Some(&mut object), None, &name).await?;
+    enter_namespace(&mut object, kind.namespaced, &ctx.info.namespace)?;
     let mut reservations = Some(w.allocate(Operation::Create, &mut object, None).await?);
     if kind.has_status()
         && !kind.strategy.status_on_create
@@ -80,12 +81,14 @@ pub async fn create(w: &mut Writing<'_>, decoded: Decoded) -> Result<Answer, Sta
                     if let Some(reservations) = reservations.take() {
                         reservations.stored();
                     }
+                    w.charged();
                     return Ok(Answer::Stored { code: StatusCode::CREATED, body, revision });
                 }
                 Err(Unstored::Unknown(status)) => {
                     if let Some(reservations) = reservations.take() {
                         reservations.unknown();
                     }
+                    std::mem::take(&mut w.charges).unknown();
                     return Err(status);
                 }
                 Err(Unstored::Status(status)) => return Err(status),

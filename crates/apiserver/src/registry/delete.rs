@@ -28,17 +28,15 @@ pub async fn serve(w: &mut Writing<'_>, bytes: &bytes::Bytes) -> Result<Answer, 
     let ctx = w.ctx;
     let options = DeleteOptions::parse(ctx, w.headers, bytes)?;
     w.options.dry_run |= options.is_dry_run();
+    w.delete = options;
     let path = ctx.path();
-    delete(w, &path, &options).await
+    delete(w, &path).await
 }
 
-/// Deletes one object, or starts to.
-pub(super) async fn delete(
-    w: &mut Writing<'_>,
-    path: &str,
-    options: &DeleteOptions,
-) -> Result<Answer, Status> {
-    let ctx = w.ctx;
+/// Deletes one object, or starts to, by the options of the write.
+pub(super) async fn delete(w: &mut Writing<'_>, path: &str) -> Result<Answer, Status> {
+    let (ctx, options) = (w.ctx, w.delete.clone());
+    let options = &options;
     let resource = read::resource(ctx)?;
     let name = path.rsplit('/').next().unwrap_or(path).to_owned();
     for attempt in 1.. {
@@ -303,9 +301,9 @@ pub async fn serve_collection(ctx: Context<'_>, parts: &Parts, body: Body) -> Re
     for batch in page.entries.chunks(COLLECTION_BATCH) {
         // Writes at the same time share a sync.
         let deletes = batch.iter().map(|entry| async {
-            let mut w =
-                Writing { ctx, headers: &parts.headers, options: options.clone(), warnings: Vec::new() };
-            let deleted = delete(&mut w, entry.path(), &delete_options).await;
+            let mut w = Writing::new(ctx, &parts.headers, options.clone());
+            w.delete = delete_options.clone();
+            let deleted = delete(&mut w, entry.path()).await;
             (deleted, w.warnings)
         });
         for (deleted, told) in join_all(deletes).await {

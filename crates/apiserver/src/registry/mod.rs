@@ -28,6 +28,7 @@ use http::header::{HeaderMap, HeaderValue, WARNING};
 use http::request::Parts;
 use http::{Response, StatusCode};
 use http_body_util::BodyExt;
+use object::Reservations;
 pub use options::{DeleteOptions, WriteOptions};
 use skeg_api::decode::{self, Encoding};
 use skeg_api::{Status, Value};
@@ -114,7 +115,11 @@ pub struct Writing<'a> {
     pub ctx: Context<'a>,
     pub headers: &'a HeaderMap,
     pub options: WriteOptions,
+    /// The options of a delete, also of one that an eviction is.
+    pub delete: DeleteOptions,
     pub warnings: Vec<String>,
+    /// What admission reserved.
+    pub charges: Reservations,
 }
 
 /// Reads the body, runs the verb, and answers in the form that was asked for.
@@ -126,7 +131,7 @@ async fn write(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Response<B
     };
     let options = WriteOptions::parse(ctx.info.verb, patch_type, ctx.query, ctx.identity, &parts.headers)?;
     let bytes = read_body(body).await?;
-    let mut writing = Writing { ctx, headers: &parts.headers, options, warnings: Vec::new() };
+    let mut writing = Writing::new(ctx, &parts.headers, options);
     let answer = match (ctx.info.subresource.as_str(), ctx.info.verb) {
         ("", "create") if ctx.served.resource.is_some() => create::serve(&mut writing, &bytes).await,
         ("", "update") => update::serve(&mut writing, Part::Main, &bytes).await,
@@ -180,20 +185,24 @@ pub(crate) async fn read_answer(body: Body) -> Result<Bytes, String> {
     Ok(body.collect().await.map_err(|error| error.to_string())?.to_bytes())
 }
 
-/// The longest warning and the most bytes of warnings that an answer carries.
-const WARNING_CHARS_MAX: usize = 256;
-const WARNINGS_BYTES_MAX: usize = 4096;
+/// How many characters of warnings an answer carries. Where they are more, each is cut.
+const WARNINGS_CHARS_MAX: usize = 4096;
+const CUT_CHARS_MAX: usize = 256;
 
 /// Adds `Warning: 299 - "…"` headers (RFC 7234, section 5.5).
 pub fn warn(headers: &mut HeaderMap, warnings: &[String]) {
-    let (mut total, mut seen) = (0, Vec::new());
+    let mut seen: Vec<&String> = Vec::new();
     for warning in warnings {
-        if seen.contains(&warning) {
-            continue;
+        if !seen.contains(&warning) {
+            seen.push(warning);
         }
-        seen.push(warning);
+    }
+    let chars: usize = seen.iter().map(|warning| warning.chars().count()).sum();
+    let chars_max = if chars > WARNINGS_CHARS_MAX { CUT_CHARS_MAX } else { WARNINGS_CHARS_MAX };
+    let mut total = 0;
+    for warning in seen {
         let mut text = String::from("299 - \"");
-        for c in warning.chars().filter(|c| !c.is_control()).take(WARNING_CHARS_MAX) {
+        for c in warning.chars().take(chars_max).filter(|c| !c.is_control()) {
             if matches!(c, '"' | '\\') {
                 text.push('\\');
             }
@@ -201,7 +210,7 @@ pub fn warn(headers: &mut HeaderMap, warnings: &[String]) {
         }
         text.push('"');
         total += text.len();
-        if total > WARNINGS_BYTES_MAX {
+        if total > 2 * WARNINGS_CHARS_MAX {
             return;
         }
         if let Ok(value) = HeaderValue::from_bytes(text.as_bytes()) {
@@ -284,7 +293,12 @@ impl Context<'_> {
     }
 }
 
-impl Writing<'_> {
+impl<'a> Writing<'a> {
+    pub fn new(ctx: Context<'a>, headers: &'a HeaderMap, options: WriteOptions) -> Self {
+        let (delete, charges) = (DeleteOptions::default(), Reservations::default());
+        Writing { ctx, headers, options, delete, warnings: Vec::new(), charges }
+    }
+
     /// The object in the body, checked against the schema and with defaults filled in.
     fn decode(&mut self, bytes: &[u8]) -> Result<object::Decoded, Status> {
         let encoding = self.encoding()?;

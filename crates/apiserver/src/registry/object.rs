@@ -1,7 +1,7 @@
 //! What all writes share: admission, allocation, validation, field tracking, and the store.
 
 use super::{Context, Part, WriteOptions, Writing};
-use crate::admission::{self, Admission, Operation, Phase};
+use crate::admission::{self, Admission, Operation, Options, Phase};
 use crate::cache::{Entry, Selectable};
 use crate::convert;
 use crate::hooks::Reservation;
@@ -195,9 +195,21 @@ impl Writing<'_> {
             object,
             old,
             dry_run: self.options.dry_run,
+            options: match operation {
+                Operation::Delete => Options::Delete(&self.delete),
+                _ => Options::Write(&self.options),
+            },
             warnings: &mut self.warnings,
+            reservations: &mut self.charges.0,
+            server: Some(ctx.server),
+            reinvocation: Default::default(),
         };
         admission::run(&ctx.server.hooks().admission, phase, &mut write).await
+    }
+
+    /// The write happened: what admission reserved is used.
+    pub(super) fn charged(&mut self) {
+        std::mem::take(&mut self.charges).stored();
     }
 
     pub(super) async fn allocate(

@@ -6,12 +6,15 @@ use crate::negotiate;
 use crate::query::Query;
 use bytes::Bytes;
 use http::header::{HeaderMap, USER_AGENT};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use skeg_api::decode::{Encoding, FieldValidation};
 use skeg_api::field::{FieldError, Path};
 use skeg_api::fieldset::manager_name;
 use skeg_api::patch::PatchType;
 use skeg_api::{Status, names};
+
+const META: &str = "meta.k8s.io/v1";
 
 /// Of create, update and patch; `dryRun` of deletes too.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +23,8 @@ pub struct WriteOptions {
     pub field_validation: FieldValidation,
     /// Who the changed fields belong to.
     pub manager: String,
+    /// Whether the request itself says so.
+    pub names_manager: bool,
     /// Take what others own; of applies only.
     pub force: bool,
 }
@@ -74,8 +79,23 @@ impl WriteOptions {
             dry_run: !dry_run.is_empty(),
             field_validation: field_validation.unwrap_or_default(),
             manager,
+            names_manager: !field_manager.is_empty(),
             force: force.unwrap_or(false),
         })
+    }
+}
+
+impl WriteOptions {
+    /// As `CreateOptions` or `UpdateOptions`.
+    pub fn to_value(&self, kind: &str) -> Value {
+        let mut value = json!({"kind": kind, "apiVersion": META});
+        if self.dry_run {
+            value["dryRun"] = json!(["All"]);
+        }
+        if self.names_manager {
+            value["fieldManager"] = self.manager.as_str().into();
+        }
+        value
     }
 }
 
@@ -84,14 +104,14 @@ fn dry_run_errors(values: &[&str]) -> Vec<FieldError> {
     wrong.map(|value| FieldError::not_supported(Path::new("dryRun"), *value, &["All"])).collect()
 }
 
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Preconditions {
     pub uid: Option<String>,
     pub resource_version: Option<String>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DeleteOptions {
     pub api_version: Option<String>,
@@ -170,6 +190,17 @@ impl DeleteOptions {
         } else {
             Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &errors))
         }
+    }
+
+    /// As `DeleteOptions` of the API.
+    pub fn to_value(&self) -> Value {
+        let mut value = serde_json::to_value(self).unwrap_or_default();
+        value["kind"] = "DeleteOptions".into();
+        value["apiVersion"] = META.into();
+        if let Some(fields) = value.as_object_mut() {
+            fields.retain(|_, value| !value.is_null());
+        }
+        value
     }
 
     pub fn policy(&self) -> &str {

@@ -158,6 +158,26 @@ fn set_replicas(kind: &Kind, object: &mut Value, replicas: i64) {
     *at = replicas.into();
 }
 
+/// Admission sees the Scale; what it makes of the replicas counts.
+pub(super) async fn admit_scale(
+    w: &mut Writing<'_>,
+    new: &mut Value,
+    old: &Value,
+    name: &str,
+) -> Result<(), Status> {
+    let kind = &w.ctx.served.kind;
+    let (mut scale, old) = (scale_of(kind, new)?, scale_of(kind, old)?);
+    for phase in [Phase::Mutate, Phase::Validate] {
+        w.admit(phase, Operation::Update, Some(&mut scale), Some(&old), name).await?;
+    }
+    validate_as(row("Scale")?, &scale, name)?;
+    let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
+    if new.pointer(&format!("/{}", replicas_path(kind).join("/"))).and_then(Value::as_i64) != Some(replicas) {
+        set_replicas(kind, new, replicas);
+    }
+    Ok(())
+}
+
 async fn scale(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
     let ctx = w.ctx;
     let kind = row("Scale")?;
@@ -225,7 +245,7 @@ async fn bind(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
         info.subresource = "binding".into();
         let served = w.ctx.server.served("", "v1", "pods").ok_or_else(unserved)?;
         let ctx = Context { info: &info, served: &served, ..w.ctx };
-        let mut inner = Writing { ctx, headers: w.headers, options: w.options.clone(), warnings: Vec::new() };
+        let mut inner = Writing::new(ctx, w.headers, w.options.clone());
         let bound = bind_pod(&mut inner, binding).await;
         let warnings = std::mem::take(&mut inner.warnings);
         w.warnings.extend(warnings);
@@ -347,7 +367,8 @@ async fn evict(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
     let mut sent = eviction.clone();
     w.admit(Phase::Mutate, Operation::Create, Some(&mut sent), None, &ctx.info.name).await?;
     w.admit(Phase::Validate, Operation::Create, Some(&mut sent), None, &ctx.info.name).await?;
-    delete::delete(w, &ctx.path(), &options).await?;
+    w.delete = options;
+    delete::delete(w, &ctx.path()).await?;
     let mut status = Status::success("", "", "", "");
     status.code = 201;
     status.details = None;

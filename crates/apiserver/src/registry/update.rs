@@ -1,7 +1,7 @@
 //! update, of objects and their parts: read, change, check, compare and swap.
 
-use super::object::{Decoded, Unstored};
-use super::{Answer, Part, Writing, create, delete};
+use super::object::{Decoded, Reservations, Unstored};
+use super::{Answer, Part, Writing, create, delete, subresource};
 use crate::admission::{Operation, Phase};
 use crate::cache::Entry;
 use http::StatusCode;
@@ -106,7 +106,12 @@ async fn attempt_once(
     if part != Part::Unchecked && !made.is_applied {
         w.track(Some(old), &mut new, part);
     }
+    // What a try that lost its race held is given back.
+    w.charges = Reservations::default();
     let admitted = part != Part::Unchecked && ctx.info.subresource != "scale";
+    if ctx.info.subresource == "scale" {
+        subresource::admit_scale(w, &mut new, old, name).await?;
+    }
     if admitted {
         w.admit(Phase::Mutate, Operation::Update, Some(&mut new), Some(old), name).await?;
     }
@@ -144,11 +149,13 @@ async fn attempt_once(
     match ctx.store(entry.key(), Expect::Modified(Revision(entry.revision)), &mut new).await {
         Ok((body, revision)) => {
             reservations.stored();
+            w.charged();
             Ok(Answer::Stored { code: StatusCode::OK, body, revision })
         }
         Err(unstored) => {
             if matches!(unstored, Unstored::Unknown(_)) {
                 reservations.unknown();
+                std::mem::take(&mut w.charges).unknown();
             }
             Err(unstored)
         }

@@ -83,6 +83,7 @@ async fn start(store: Arc<dyn Store>) -> Cluster {
         edge: Some(Edge { pki: pki.clone(), dialer: dialer.clone() }),
         cluster_domain: "cluster.local".into(),
         service_range: "10.96.0.0/16".parse().unwrap(),
+        admission: Default::default(),
         bootstrap: settings(),
     };
     let kinds = Arc::new(Kinds::new(skeg_api::builtin::builtin()));

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod access;
+mod admission;
 mod apply;
 mod builtin;
 mod concurrency;
@@ -16,3 +17,4 @@ mod network;
 mod protobuf;
 mod proxying;
 mod watching;
+mod webhooks;

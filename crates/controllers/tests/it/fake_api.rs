@@ -19,7 +19,7 @@ use std::task::{Context, Poll};
 use tokio::sync::watch;
 
 /// Group, resource, kind, namespaced.
-const KINDS: [(&str, &str, &str, bool); 16] = [
+const KINDS: [(&str, &str, &str, bool); 19] = [
     ("", "namespaces", "Namespace", false),
     ("", "nodes", "Node", false),
     ("", "pods", "Pod", true),
@@ -29,6 +29,9 @@ const KINDS: [(&str, &str, &str, bool); 16] = [
     ("", "serviceaccounts", "ServiceAccount", true),
     ("", "services", "Service", true),
     ("", "endpoints", "Endpoints", true),
+    ("", "persistentvolumes", "PersistentVolume", false),
+    ("", "persistentvolumeclaims", "PersistentVolumeClaim", true),
+    ("", "resourcequotas", "ResourceQuota", true),
     ("", "replicationcontrollers", "ReplicationController", true),
     ("apps", "deployments", "Deployment", true),
     ("apps", "replicasets", "ReplicaSet", true),

@@ -479,6 +479,79 @@ async fn a_namespace_has_its_defaults_and_ends_with_all_its_content() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn quotas_are_counted_anew_when_things_go() {
+    let cluster = Cluster::start().await;
+    let api = &cluster.api;
+    let at = |resource: &str| format!("/api/v1/namespaces/default/{resource}");
+    let pod = |name: &str| {
+        json!({"metadata": {"name": name}, "spec": {"containers": [
+        {"name": "c", "image": "v1", "resources": {"requests": {"cpu": "100m"}}}]}})
+    };
+    api.send(Method::POST, &at("pods"), pod("a"));
+    api.send(Method::POST, &at("pods"), pod("b"));
+    api.send(Method::POST, &at("secrets"), json!({"metadata": {"name": "s"}}));
+    let hard = json!({"pods": "5", "requests.cpu": "1", "count/secrets": "2", "services.nodeports": "1"});
+    api.send(Method::POST, &at("resourcequotas"), json!({"metadata": {"name": "q"}, "spec": {"hard": hard}}));
+    let used = |state: &State, pods: &str, cpu: &str, secrets: &str| {
+        let status = &state.get("resourcequotas", "default", "q").unwrap()["status"];
+        let used =
+            json!({"pods": pods, "requests.cpu": cpu, "count/secrets": secrets, "services.nodeports": "0"});
+        status["hard"] == hard && status["used"] == used
+    };
+    api.wait("a first count", |state| used(state, "2", "200m", "1")).await;
+    api.send(Method::PATCH, &at("pods/a/status"), json!({"status": {"phase": "Succeeded"}}));
+    api.wait("an end", |state| used(state, "1", "100m", "1")).await;
+    api.send(Method::DELETE, &at("secrets/s"), json!({}));
+    api.wait("a deletion", |state| used(state, "1", "100m", "0")).await;
+    let raised = json!({"spec": {"hard": {"requests.cpu": null}}});
+    api.send(Method::PATCH, &at("resourcequotas/q"), raised);
+    api.wait("another spec", |state| {
+        let quota = state.get("resourcequotas", "default", "q").unwrap();
+        quota["status"]["used"].get("requests.cpu").is_none()
+    })
+    .await;
+    cluster.settled().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn volumes_in_use_stay() {
+    let cluster = Cluster::start().await;
+    let api = &cluster.api;
+    let claims = "/api/v1/namespaces/default/persistentvolumeclaims";
+    let held = |name: &str, finalizer: &str| json!({"metadata": {"name": name, "finalizers": [format!("kubernetes.io/{finalizer}")]}});
+    api.send(Method::POST, claims, held("used", "pvc-protection"));
+    api.send(Method::POST, claims, held("free", "pvc-protection"));
+    let volumes = json!([{"name": "v", "persistentVolumeClaim": {"claimName": "used"}}]);
+    api.send(
+        Method::POST,
+        "/api/v1/namespaces/default/pods",
+        json!({"metadata": {"name": "p", "finalizers": ["example.com/x"]}, "spec": {"nodeName": "n", "volumes": volumes, "containers": []}}),
+    );
+    let mut bound = held("bound", "pv-protection");
+    bound["status"] = json!({"phase": "Bound"});
+    api.send(Method::POST, "/api/v1/persistentvolumes", bound);
+    for path in [&format!("{claims}/used"), &format!("{claims}/free"), "/api/v1/persistentvolumes/bound"] {
+        api.send(Method::DELETE, path, json!({}));
+    }
+    api.wait("the free claim goes", |state| state.get("persistentvolumeclaims", "default", "free").is_none())
+        .await;
+    cluster.settled().await;
+    assert!(api.state().get("persistentvolumeclaims", "default", "used").is_some());
+    assert!(api.state().get("persistentvolumes", "", "bound").is_some());
+    let pod = "/api/v1/namespaces/default/pods/p";
+    api.send(Method::DELETE, pod, json!({"gracePeriodSeconds": 0}));
+    api.send(Method::PATCH, pod, json!({"metadata": {"finalizers": null}}));
+    let released = json!({"status": {"phase": "Released"}});
+    api.send(Method::PATCH, "/api/v1/persistentvolumes/bound/status", released);
+    api.wait("all go", |state| {
+        state.list("persistentvolumeclaims").is_empty() && state.list("persistentvolumes").is_empty()
+    })
+    .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_owner_in_another_namespace_is_told_of() {
     let cluster = Cluster::start().await;
     let api = &cluster.api;

@@ -1,5 +1,6 @@
 //! The tables of cases.
 
+mod admission;
 mod apply;
 mod cli;
 mod clients;
@@ -29,6 +30,7 @@ pub const SHARED: &[&[Case]] = &[
     rollout::CASES,
     kubectl::CASES,
     apply::CASES,
+    admission::CASES,
     clients::CASES,
     kinds::CASES,
     crds::CASES,

@@ -3,6 +3,7 @@
 use crate::network::HostPortMapping;
 use crate::{Context, container, machine, text, volumes};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::node::v1::RuntimeClass;
 use serde_json::Value;
 use skeg_client::{DeleteOptions, PatchKind, Preconditions};
 use std::sync::Arc;
@@ -13,17 +14,35 @@ fn unsupported(pod: &Pod) -> Option<String> {
     if spec.host_users == Some(false) {
         return Some("user namespaces (hostUsers: false) are not supported on this node".to_owned());
     }
-    if let Some(class) = spec.runtime_class_name.as_deref().filter(|c| !c.is_empty()) {
-        return Some(format!("no runtime for RuntimeClass \"{class}\" is configured"));
-    }
     let claim = spec.resource_claims.iter().flatten().next();
     claim.map(|claim| format!("resource claim \"{}\" cannot be prepared on this node", claim.name))
+}
+
+/// What RuntimeClasses may name: both are the one runtime that a node has.
+const HANDLERS: [&str; 2] = ["runc", "skeg"];
+
+/// A Pod's runtime class must be there, and name a runtime of this node.
+async fn check_runtime(ctx: &Context, pod: &Pod) -> Result<(), String> {
+    let name = machine::spec(pod).runtime_class_name.as_deref().unwrap_or_default();
+    if name.is_empty() {
+        return Ok(());
+    }
+    let class =
+        ctx.client.api::<RuntimeClass>().get_opt("", name).await.map_err(|error| error.to_string())?;
+    match class.map(|class| class.handler) {
+        Some(handler) if HANDLERS.contains(&handler.as_str()) => Ok(()),
+        Some(handler) => {
+            Err(format!("no runtime for \"{handler}\" of RuntimeClass \"{name}\" is configured"))
+        }
+        None => Err(format!("RuntimeClass \"{name}\" not found")),
+    }
 }
 
 pub(super) async fn create_sandbox(ctx: &Context, pod: &Pod) -> Result<Vec<String>, String> {
     if let Some(why) = unsupported(pod) {
         return Err(why);
     }
+    check_runtime(ctx, pod).await?;
     let config = container::sandbox_config(ctx, pod);
     let host_network = config.host_network;
     let uid = config.uid.clone();

@@ -54,6 +54,7 @@ impl Cluster {
             edge: None,
             cluster_domain: "cluster.local".into(),
             service_range: "10.0.0.0/24".parse().unwrap(),
+            admission: Default::default(),
             bootstrap: bootstrap::Settings {
                 service_ip: [10, 0, 0, 1].into(),
                 endpoints: vec![[10, 1, 0, 1].into()],
