@@ -14,7 +14,7 @@ pub struct Limits<'i> {
     /// Steps of work that no cost accounts for, such as comparing deep objects.
     pub work: u64,
     /// Asked now and then; the evaluation ends once it answers true.
-    pub interrupt: Option<&'i dyn Fn() -> bool>,
+    pub interrupt: Option<&'i (dyn Fn() -> bool + Sync)>,
 }
 
 /// The cost that one call of a rule may have.

@@ -53,5 +53,6 @@ pub use opaque::Opaque;
 pub use parser::{DEPTH_MAX, TEXT_MAX};
 pub use program::{Evaluation, Program};
 pub use schema::{Declared, Schema};
+pub use time::Timestamp;
 pub use types::{ObjectType, Type, escape, unescape};
 pub use value::{Key, List, Map, Struct, Text, Value};

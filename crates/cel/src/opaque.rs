@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::library::authz::{Authorizer, Decision, PathCheck, ResourceCheck, UserChecks};
 use crate::library::format::Format;
+use crate::library::image::Image;
 use crate::library::ip::Cidr;
 use crate::library::quantity::Quantity;
 use crate::library::semver::Semver;
@@ -18,6 +19,7 @@ pub enum Opaque {
     Ip(IpAddr),
     Cidr(Cidr),
     Semver(Arc<Semver>),
+    Image(Arc<Image>),
     Format(&'static Format),
     Authorizer(UserChecks),
     PathCheck(Arc<PathCheck>),
@@ -40,6 +42,7 @@ impl Opaque {
             Self::Ip(_) => "net.IP",
             Self::Cidr(_) => "net.CIDR",
             Self::Semver(_) => "kubernetes.Semver",
+            Self::Image(_) => "kubernetes.Image",
             Self::Format(_) => "kubernetes.NamedFormat",
             Self::Authorizer(_) => "kubernetes.authorization.Authorizer",
             Self::PathCheck(_) => "kubernetes.authorization.PathCheck",
@@ -65,6 +68,7 @@ impl Opaque {
             (Self::Ip(a), Self::Ip(b)) => a == b,
             (Self::Cidr(a), Self::Cidr(b)) => a == b,
             (Self::Semver(a), Self::Semver(b)) => a.compare(b).is_eq(),
+            (Self::Image(a), Self::Image(b)) => a == b,
             (Self::Format(a), Self::Format(b)) => a.name == b.name,
             _ => false,
         }

@@ -157,32 +157,41 @@ impl Parser {
     }
 
     fn conditional(&mut self) -> Parsed {
-        let condition = self.logical("||", "_||_")?;
+        let condition = self.binary(0)?;
         if !self.is("?") {
             return Ok(condition);
         }
         let at = self.expect("?")?;
-        let yes = self.logical("||", "_||_")?;
+        let yes = self.binary(0)?;
         self.expect(":")?;
         let no = self.expr()?;
         let node = self.call(at, "_?_:_", vec![condition, yes, no]);
         self.checked(node)
     }
 
-    /// A chain of `||` or `&&`, as a balanced tree.
-    fn logical(&mut self, sign: &str, function: &str) -> Parsed {
-        let first = self.term(sign)?;
-        let (mut terms, mut places) = (vec![first], Vec::new());
-        while self.is(sign) {
-            places.push(self.expect(sign)?);
-            terms.push(self.term(sign)?);
+    /// Operators that bind at least as much as `level`. Chains group to the left, but those of `||` and
+    /// `&&` are balanced.
+    fn binary(&mut self, level: u8) -> Parsed {
+        let mut left = self.unary()?;
+        while let Some((sign, function, binds)) = self.operator().filter(|(_, _, binds)| *binds >= level) {
+            let mut places = vec![self.at()];
+            self.next += 1;
+            let mut terms = vec![left, self.binary(binds + 1)?];
+            while binds <= AND && self.is(sign) {
+                places.push(self.at());
+                self.next += 1;
+                terms.push(self.binary(binds + 1)?);
+            }
+            let node = self.balanced(function, &mut terms.into_iter(), &places);
+            left = self.checked(node)?;
         }
-        let node = self.balanced(function, &mut terms.into_iter(), &places);
-        self.checked(node)
+        Ok(left)
     }
 
-    fn term(&mut self, sign: &str) -> Parsed {
-        if sign == "||" { self.logical("&&", "_&&_") } else { self.binary(RELATIONS) }
+    /// The operator that is next.
+    fn operator(&self) -> Option<(&'static str, &'static str, u8)> {
+        let TokenKind::Sign(next) = self.peek().kind else { return None };
+        OPERATORS.iter().find(|(sign, ..)| *sign == next).copied()
     }
 
     fn balanced(&mut self, function: &str, terms: &mut std::vec::IntoIter<Expr>, places: &[u32]) -> Expr {
@@ -193,26 +202,6 @@ impl Parser {
         let left = self.balanced(function, terms, &places[..middle]);
         let right = self.balanced(function, terms, &places[middle + 1..]);
         self.call(places[middle], function, vec![left, right])
-    }
-
-    /// A chain of operators of one level that group to the left.
-    fn binary(&mut self, level: Level) -> Parsed {
-        let mut left = self.operand(level)?;
-        while let Some((_, function)) = level.signs.iter().find(|(sign, _)| self.is(sign)) {
-            let at = self.at();
-            self.next += 1;
-            let right = self.operand(level)?;
-            let node = self.call(at, function, vec![left, right]);
-            left = self.checked(node)?;
-        }
-        Ok(left)
-    }
-
-    fn operand(&mut self, level: Level) -> Parsed {
-        match level.tighter {
-            Some(tighter) => self.binary(*tighter),
-            None => self.unary(),
-        }
     }
 
     fn unary(&mut self) -> Parsed {
@@ -469,25 +458,23 @@ impl Parser {
     }
 }
 
-/// Operators that bind equally, and those that bind more.
-#[derive(Clone, Copy)]
-struct Level {
-    signs: &'static [(&'static str, &'static str)],
-    tighter: Option<&'static Level>,
-}
+/// How much `&&` binds.
+const AND: u8 = 1;
 
-const RELATIONS: Level = Level {
-    signs: &[
-        ("==", "_==_"),
-        ("!=", "_!=_"),
-        ("<", "_<_"),
-        ("<=", "_<=_"),
-        (">", "_>_"),
-        (">=", "_>=_"),
-        ("in", "@in"),
-    ],
-    tighter: Some(&Level {
-        signs: &[("+", "_+_"), ("-", "_-_")],
-        tighter: Some(&Level { signs: &[("*", "_*_"), ("/", "_/_"), ("%", "_%_")], tighter: None }),
-    }),
-};
+/// Signs, functions, and how much they bind.
+const OPERATORS: &[(&str, &str, u8)] = &[
+    ("||", "_||_", 0),
+    ("&&", "_&&_", AND),
+    ("==", "_==_", 2),
+    ("!=", "_!=_", 2),
+    ("<", "_<_", 2),
+    ("<=", "_<=_", 2),
+    (">", "_>_", 2),
+    (">=", "_>=_", 2),
+    ("in", "@in", 2),
+    ("+", "_+_", 3),
+    ("-", "_-_", 3),
+    ("*", "_*_", 4),
+    ("/", "_/_", 4),
+    ("%", "_%_", 4),
+];

@@ -251,7 +251,7 @@ impl Schema {
             Format::Duration => (time::parse_schema_duration(text).map(Value::Duration), "duration"),
             Format::Date => (time::parse_date(text).map(Value::Timestamp), "date formatted string"),
             Format::DateTime => {
-                let value = time::parse_timestamp(text).or_else(|| text.parse().ok());
+                let value = time::parse_timestamp(text);
                 (value.map(Value::Timestamp), "date-time formatted string")
             }
             Format::Byte => {

@@ -1,9 +1,18 @@
 //! Timestamps and durations: Go's forms, CEL's ranges.
 
-use jiff::Timestamp;
+use std::fmt;
+
+use jiff::SignedDuration;
+use jiff::civil::DateTime;
 use jiff::tz::{Offset, TimeZone};
 
 use crate::error::Error;
+
+/// A point in time, in nanoseconds from 1970; within the years 1 to 9999.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp {
+    nanos: i128,
+}
 
 const SECOND: i64 = 1_000_000_000;
 /// 0001-01-01T00:00:00Z.
@@ -11,9 +20,36 @@ const FIRST_SECOND: i64 = -62_135_596_800;
 /// 9999-12-31T23:59:59Z.
 const LAST_SECOND: i64 = 253_402_300_799;
 
+const EPOCH: DateTime = DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
+
+impl Timestamp {
+    /// The point so many nanoseconds from 1970.
+    ///
+    /// # Errors
+    /// One that CEL does not have.
+    pub fn from_nanos(nanos: i128) -> Result<Self, Error> {
+        let seconds = nanos.div_euclid(SECOND.into());
+        if !(i128::from(FIRST_SECOND)..=i128::from(LAST_SECOND)).contains(&seconds) {
+            return Err(Error::new("timestamp overflow"));
+        }
+        Ok(Self { nanos })
+    }
+
+    /// Nanoseconds from 1970.
+    pub fn as_nanos(self) -> i128 {
+        self.nanos
+    }
+
+    fn utc(self) -> DateTime {
+        EPOCH.saturating_add(SignedDuration::from_nanos_i128(self.nanos))
+    }
+}
+
 /// RFC 3339 in UTC, with as many digits of a second as there are.
-pub(crate) fn show_timestamp(time: Timestamp) -> String {
-    time.to_string()
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}Z", self.utc())
+    }
 }
 
 /// Seconds, with as many digits as there are: `1.5s`.
@@ -25,15 +61,6 @@ pub(crate) fn show_duration(nanos: i64) -> String {
     }
     let digits = format!("{rest:09}");
     format!("{sign}{seconds}.{}s", digits.trim_end_matches('0'))
-}
-
-/// The timestamp that is so many seconds and nanoseconds from 1970, if CEL has it.
-pub(crate) fn timestamp(nanos: i128) -> Result<Timestamp, Error> {
-    let seconds = nanos.div_euclid(SECOND.into());
-    if !(i128::from(FIRST_SECOND)..=i128::from(LAST_SECOND)).contains(&seconds) {
-        return Err(Error::new("timestamp overflow"));
-    }
-    Timestamp::from_nanosecond(nanos).map_err(|_| Error::new("timestamp overflow"))
 }
 
 /// RFC 3339, and nothing else.
@@ -64,13 +91,21 @@ pub(crate) fn parse_timestamp(text: &str) -> Option<Timestamp> {
         }
         at += fraction;
     }
-    let zone = &b[at..];
-    let offset = zone == b"Z"
-        || zone.len() == 6 && sign(at, b"+-") && digits(at + 1, at + 3) && sign(at + 3, b":") && digits(at + 4, at + 6);
-    if !offset {
+    let civil: DateTime = text[..at].replacen(',', ".", 1).parse().ok()?;
+    let zone = &text[at..];
+    let offset = if zone == "Z" {
+        0
+    } else if zone.len() == 6 && sign(at, b"+-") && digits(at + 1, at + 3) && sign(at + 3, b":") && digits(at + 4, at + 6)
+    {
+        let (hours, minutes) = (zone[1..3].parse::<i128>().ok()?, zone[4..].parse::<i128>().ok()?);
+        if hours > 23 || minutes > 59 {
+            return None;
+        }
+        (hours * 3_600 + minutes * 60) * if zone.starts_with('-') { -1 } else { 1 }
+    } else {
         return None;
-    }
-    timestamp(text.replacen(',', ".", 1).parse::<Timestamp>().ok()?.as_nanosecond()).ok()
+    };
+    Timestamp::from_nanos(civil.duration_since(EPOCH).as_nanos() - offset * i128::from(SECOND)).ok()
 }
 
 /// A date, as midnight of UTC.
@@ -163,16 +198,18 @@ pub(crate) fn parse_schema_duration(text: &str) -> Option<i64> {
 }
 
 /// The civil time of a timestamp in a zone: a name of the time zone database, or `±HH:MM`.
-pub(crate) fn civil(time: Timestamp, zone: Option<&str>) -> Result<jiff::civil::DateTime, Error> {
-    let Some(name) = zone.filter(|name| !name.is_empty()) else {
-        return Ok(time.to_zoned(TimeZone::UTC).datetime());
-    };
+pub(crate) fn civil(time: Timestamp, zone: Option<&str>) -> Result<DateTime, Error> {
+    let Some(name) = zone.filter(|name| !name.is_empty()) else { return Ok(time.utc()) };
     let zone = match name.split_once(':') {
         Some((hours, minutes)) => fixed(hours, minutes).map(TimeZone::fixed),
         None => TimeZone::get(name).ok(),
     };
     let zone = zone.ok_or_else(|| Error::new(format!("unknown time zone {name}")))?;
-    Ok(time.to_zoned(zone).datetime())
+    // The zone of the last day there is, is that of the day before it.
+    let (first, last) = (jiff::Timestamp::MIN.as_nanosecond(), jiff::Timestamp::MAX.as_nanosecond());
+    let known = jiff::Timestamp::from_nanosecond(time.nanos.clamp(first, last));
+    let offset = zone.to_offset(known.map_err(|_| Error::new("timestamp overflow"))?);
+    Ok(time.utc().saturating_add(SignedDuration::from_secs(offset.seconds().into())))
 }
 
 fn fixed(hours: &str, minutes: &str) -> Option<Offset> {

@@ -11,6 +11,7 @@ use serde_json::Value as Json;
 use crate::error::Error;
 use crate::opaque::Opaque;
 use crate::schema::{ListType, Schema};
+use crate::time::Timestamp;
 use crate::types::{OPTIONAL, Type};
 
 /// What an expression evaluates to. Cheap to clone; objects of the caller are borrowed for `'a`.
@@ -26,7 +27,7 @@ pub enum Value<'a> {
     List(List<'a>),
     Map(Map<'a>),
     Type(Type),
-    Timestamp(jiff::Timestamp),
+    Timestamp(Timestamp),
     /// Nanoseconds.
     Duration(i64),
     Optional(Option<Arc<Value<'a>>>),
@@ -84,6 +85,32 @@ pub struct Struct<'a> {
     pub name: Arc<str>,
     /// By escaped names.
     pub fields: BTreeMap<Arc<str>, Value<'a>>,
+}
+
+impl Struct<'_> {
+    /// Whether each part of an object has the type that its place says: `Object.spec` under `spec`.
+    ///
+    /// # Errors
+    /// The first that has another.
+    pub fn check_paths(&self) -> Result<(), Error> {
+        for (field, value) in &self.fields {
+            check_path(value, &format!("{}.{field}", self.name))?;
+        }
+        Ok(())
+    }
+}
+
+fn check_path(value: &Value<'_>, expected: &str) -> Result<(), Error> {
+    match value {
+        Value::Struct(made) if *made.name != *expected => Err(Error::new(format!(
+            "unexpected type name {:?}, expected {expected:?}, which matches field name path from root Object type",
+            &*made.name
+        ))),
+        Value::Struct(made) => made.check_paths(),
+        Value::List(List::Made(items, _)) => items.iter().try_for_each(|item| check_path(item, expected)),
+        Value::Map(Map::Made(entries)) => entries.values().try_for_each(|item| check_path(item, expected)),
+        _ => Ok(()),
+    }
 }
 
 impl Ord for Key<'_> {
@@ -264,7 +291,7 @@ impl<'a> Value<'a> {
                 use base64::Engine as _;
                 Json::from(base64::engine::general_purpose::STANDARD.encode(bytes))
             }
-            Self::Timestamp(time) => Json::from(crate::time::show_timestamp(*time)),
+            Self::Timestamp(time) => Json::from(time.to_string()),
             Self::Duration(nanos) => Json::from(crate::time::show_duration(*nanos)),
             Self::List(List::Json(items, _)) => Json::Array(items.to_vec()),
             Self::List(List::Made(items, _)) => {
@@ -392,7 +419,7 @@ impl fmt::Display for Value<'_> {
             Self::String(text) => f.write_str(text),
             Self::Bytes(bytes) => f.write_str(&String::from_utf8_lossy(bytes)),
             Self::Type(of) => f.write_str(&of.runtime_name()),
-            Self::Timestamp(time) => f.write_str(&crate::time::show_timestamp(*time)),
+            Self::Timestamp(time) => write!(f, "{time}"),
             Self::Duration(nanos) => f.write_str(&crate::time::show_duration(*nanos)),
             Self::List(list) => {
                 f.write_str("[")?;

@@ -4,6 +4,7 @@ pub mod authz;
 pub(crate) mod collections;
 pub(crate) mod cost;
 pub(crate) mod format;
+pub(crate) mod image;
 pub(crate) mod ip;
 mod json_patch;
 mod lists;
@@ -40,6 +41,7 @@ pub(crate) static BASE: LazyLock<Functions> = LazyLock::new(|| {
         ip::ROWS,
         format::ROWS,
         semver::ROWS,
+        image::ROWS,
         authz::ROWS,
     ])
 });

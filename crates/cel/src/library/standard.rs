@@ -46,7 +46,7 @@ pub(crate) const ROWS: &[Row] = &[
         shift(&args[0], &args[1], -1)
     }),
     ("_-_", "subtract_timestamp_timestamp", "(timestamp, timestamp) duration", |_, args| match args {
-        [Value::Timestamp(a), Value::Timestamp(b)] => i64::try_from(a.as_nanosecond() - b.as_nanosecond())
+        [Value::Timestamp(a), Value::Timestamp(b)] => i64::try_from(a.as_nanos() - b.as_nanos())
             .map(Value::Duration)
             .map_err(|_| Error::new("duration overflow")),
         _ => Err(Error::no_such_overload()),
@@ -133,7 +133,7 @@ pub(crate) const ROWS: &[Row] = &[
     ("string", "uint64_to_string", "(uint) string", to_string),
     ("timestamp", "timestamp_to_timestamp", "(timestamp) timestamp", same),
     ("timestamp", "int64_to_timestamp", "(int) timestamp", |_, args| match args {
-        [Value::Int(n)] => time::timestamp(i128::from(*n) * 1_000_000_000).map(Value::Timestamp),
+        [Value::Int(n)] => time::Timestamp::from_nanos(i128::from(*n) * 1_000_000_000).map(Value::Timestamp),
         _ => Err(Error::no_such_overload()),
     }),
     ("timestamp", "string_to_timestamp", "(string) timestamp", |_, args| {
@@ -276,7 +276,7 @@ fn durations<'a>(args: &[Value<'a>], f: fn(i64, i64) -> Option<i64>) -> Outcome<
 fn shift<'a>(time: &Value<'a>, by: &Value<'a>, sign: i128) -> Outcome<'a> {
     match (time, by) {
         (Value::Timestamp(time), Value::Duration(by)) => {
-            time::timestamp(time.as_nanosecond() + sign * i128::from(*by)).map(Value::Timestamp)
+            time::Timestamp::from_nanos(time.as_nanos() + sign * i128::from(*by)).map(Value::Timestamp)
         }
         _ => Err(Error::no_such_overload()),
     }
@@ -327,7 +327,7 @@ fn to_int<'a>(_: &mut Context<'_>, args: &[Value<'a>]) -> Outcome<'a> {
         Value::Double(d) => double_to_int(*d),
         Value::Uint(n) => i64::try_from(*n).ok(),
         Value::Duration(nanos) => Some(*nanos),
-        Value::Timestamp(time) => i64::try_from(time.as_nanosecond().div_euclid(1_000_000_000)).ok(),
+        Value::Timestamp(time) => i64::try_from(time.as_nanos().div_euclid(1_000_000_000)).ok(),
         Value::String(text) => return text.parse().map_or_else(|_| conversion(args, Type::Int), |n| Ok(Value::Int(n))),
         _ => return conversion(args, Type::Int),
     };

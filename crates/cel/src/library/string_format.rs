@@ -77,10 +77,13 @@ fn show(
         ('f' | 'e', Value::String(text)) if matches!(&**text, "NaN" | "Infinity" | "-Infinity") => out.write_str(text),
         ('f', Value::Double(d)) => write!(out, "{d:.*}", precision.unwrap_or(6)),
         ('e', Value::Double(d)) => {
+            // The way that English writes it: 1.2 × 10³.
             let text = format!("{d:.*e}", precision.unwrap_or(6));
             let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-            let exponent: i32 = exponent.parse().unwrap_or(0);
-            write!(out, "{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
+            let (sign, exponent) = exponent.strip_prefix('-').map_or(("", exponent), |digits| ("⁻", digits));
+            let raised = |c: char| c.to_digit(10).and_then(|n| "⁰¹²³⁴⁵⁶⁷⁸⁹".chars().nth(n as usize));
+            let exponent: String = format!("{exponent:0>2}").chars().filter_map(raised).collect();
+            write!(out, "{digits}\u{202f}×\u{202f}10{sign}{exponent}")
         }
         ('b', Value::Int(n)) => write!(out, "{}{:b}", minus(*n), n.unsigned_abs()),
         ('b', Value::Uint(n)) => write!(out, "{n:b}"),
@@ -116,7 +119,7 @@ fn hex(cx: &mut Context<'_>, out: &mut String, clause: char, bytes: &[u8]) -> Re
     Ok(())
 }
 
-/// `%s` of anything; lists and maps with what they hold, the maps in the order of their keys.
+/// `%s` of anything.
 fn show_text(cx: &mut Context<'_>, out: &mut String, item: &Value<'_>) -> Result<(), Error> {
     cx.take(8)?;
     match item {
@@ -125,15 +128,11 @@ fn show_text(cx: &mut Context<'_>, out: &mut String, item: &Value<'_>) -> Result
             out.push_str(text);
         }
         Value::Double(d) if d.is_infinite() => out.push_str(if *d > 0.0 { "Infinity" } else { "-Infinity" }),
-        Value::Double(d) => {
-            let text = crate::number::show_double(*d);
-            out.push_str(&text);
-        }
         Value::List(list) => {
             out.push('[');
             for (index, item) in list.iter().enumerate() {
                 out.push_str(if index > 0 { ", " } else { "" });
-                show_text(cx, out, &item?)?;
+                show_inner(cx, out, &item?)?;
             }
             out.push(']');
         }
@@ -141,7 +140,7 @@ fn show_text(cx: &mut Context<'_>, out: &mut String, item: &Value<'_>) -> Result
             let mut entries = Vec::new();
             for key in map.keys() {
                 let mut shown = String::new();
-                show_text(cx, &mut shown, &key)?;
+                show_inner(cx, &mut shown, &key)?;
                 entries.push((shown, map.find(&key)?.unwrap_or(Value::Null)));
             }
             entries.sort_by(|a, b| a.0.cmp(&b.0));
@@ -149,8 +148,8 @@ fn show_text(cx: &mut Context<'_>, out: &mut String, item: &Value<'_>) -> Result
             for (index, (key, value)) in entries.iter().enumerate() {
                 out.push_str(if index > 0 { ", " } else { "" });
                 out.push_str(key);
-                out.push_str(": ");
-                show_text(cx, out, value)?;
+                out.push(':');
+                show_inner(cx, out, value)?;
             }
             out.push('}');
         }
@@ -158,6 +157,7 @@ fn show_text(cx: &mut Context<'_>, out: &mut String, item: &Value<'_>) -> Result
         | Value::Bool(_)
         | Value::Int(_)
         | Value::Uint(_)
+        | Value::Double(_)
         | Value::Null
         | Value::Timestamp(_)
         | Value::Duration(_)
@@ -172,6 +172,26 @@ fn show_text(cx: &mut Context<'_>, out: &mut String, item: &Value<'_>) -> Result
                  maps, lists, types, durations, and timestamps, was given {name}"
             )));
         }
+    }
+    Ok(())
+}
+
+/// A value inside a list or a map, the way an expression writes it.
+fn show_inner(cx: &mut Context<'_>, out: &mut String, item: &Value<'_>) -> Result<(), Error> {
+    cx.take(16)?;
+    match item {
+        Value::String(text) => {
+            cx.take(text.len())?;
+            out.push_str(&format!("{:?}", &**text));
+        }
+        Value::Bytes(bytes) => {
+            cx.take(bytes.len())?;
+            out.push_str(&format!("b{:?}", String::from_utf8_lossy(bytes)));
+        }
+        Value::Double(d) if d.is_finite() => out.push_str(&format!("{d:.6}")),
+        Value::Timestamp(_) => out.push_str(&format!("timestamp(\"{item}\")")),
+        Value::Duration(_) => out.push_str(&format!("duration(\"{item}\")")),
+        item => show_text(cx, out, item)?,
     }
     Ok(())
 }
