@@ -35,7 +35,8 @@ pub(crate) fn check(env: &Env, text: &str, tree: &mut Tree) -> Result<Checked, I
         calls: std::iter::repeat_with(Vec::new).take(ids).collect(),
         constants: vec![None; ids],
     };
-    let mut checker = Checker { env, unifier: Unifier::default(), checked, locals: Vec::new(), issues: Vec::new() };
+    let mut checker =
+        Checker { env, unifier: Unifier::default(), checked, locals: Vec::new(), issues: Vec::new() };
     checker.check(&mut tree.root);
     if !checker.issues.is_empty() {
         return Err(Issues::new(text, checker.issues));
@@ -142,12 +143,16 @@ impl Checker<'_> {
                         let name = &field.name;
                         self.issue(
                             field.at,
-                            format!("expected type of field '{name}' is '{wanted}' but provided type is '{value}'"),
+                            format!(
+                                "expected type of field '{name}' is '{wanted}' but provided type is '{value}'"
+                            ),
                         );
                     }
                 }
                 match object {
-                    Some(_) => Type::Object(ObjectType { name: name.to_string(), fields: Default::default() }.into()),
+                    Some(_) => {
+                        Type::Object(ObjectType { name: name.to_string(), fields: Default::default() }.into())
+                    }
                     None => {
                         let name = name.to_string();
                         self.undeclared(at, &name)
@@ -203,6 +208,15 @@ impl Checker<'_> {
             return of;
         }
         let Kind::Select { operand, field, test } = &mut expr.kind else { return Type::Error };
+        if *test
+            && let Some(name) = operand.qualified_name().map(|name| format!("{name}.{field}"))
+            && !self.is_local(&name)
+            && self.env.variable(&name).is_some()
+        {
+            // A variable is there.
+            self.checked.constants[expr.id as usize] = Some(Value::Bool(true));
+            return Type::Bool;
+        }
         self.check(operand);
         let of = self.type_of(operand);
         let (field, test) = (field.clone(), *test);
@@ -339,7 +353,8 @@ impl Checker<'_> {
         if let Some(result) = result {
             return result;
         }
-        let shown: Vec<String> = types.iter().map(|of| self.unifier.substitute(of, true).to_string()).collect();
+        let shown: Vec<String> =
+            types.iter().map(|of| self.unifier.substitute(of, true).to_string()).collect();
         let signature = match shown.split_first() {
             Some((target, args)) if member => format!("{target}.({})", args.join(", ")),
             _ => format!("({})", shown.join(", ")),

@@ -60,8 +60,8 @@ impl Env {
         self
     }
 
-    /// With a variable. A name with dots, such as `variables.x`, is a variable of its own, which
-    /// selections name.
+    /// With a variable. A name with dots, such as `variables.x`, is a variable of its own, which selections
+    /// name; an object `variables` with the same fields, beside it, says what is wrong with others.
     #[must_use]
     pub fn with(mut self, name: &str, of: Type) -> Self {
         self.variables.insert(name.to_owned(), Variable { of, declared: None });
@@ -72,6 +72,14 @@ impl Env {
     #[must_use]
     pub fn with_declared(mut self, name: &str, declared: Arc<Declared>) -> Self {
         let of = declared.of.clone();
+        self.variables.insert(name.to_owned(), Variable { of, declared: Some(declared) });
+        self
+    }
+
+    /// With a variable that is an optional of a schema's type, as `oldSelf` is with `optionalOldSelf`.
+    #[must_use]
+    pub fn with_optional(mut self, name: &str, declared: Arc<Declared>) -> Self {
+        let of = Type::optional(declared.of.clone());
         self.variables.insert(name.to_owned(), Variable { of, declared: Some(declared) });
         self
     }

@@ -13,9 +13,10 @@ pub(crate) fn equal<'a>(cx: &mut Context<'_>, a: &Value<'a>, b: &Value<'a>) -> R
     Ok(match (a, b) {
         (Value::Null, Value::Null) => true,
         (Value::Bool(a), Value::Bool(b)) => a == b,
-        (Value::Int(_) | Value::Uint(_) | Value::Double(_), Value::Int(_) | Value::Uint(_) | Value::Double(_)) => {
-            compare(a, b).is_some_and(std::cmp::Ordering::is_eq)
-        }
+        (
+            Value::Int(_) | Value::Uint(_) | Value::Double(_),
+            Value::Int(_) | Value::Uint(_) | Value::Double(_),
+        ) => compare(a, b).is_some_and(std::cmp::Ordering::is_eq),
         (Value::String(a), Value::String(b)) => {
             cx.work(a.len().min(b.len()) as u64 / 16)?;
             **a == **b
@@ -96,7 +97,9 @@ pub(crate) fn key_of(item: &Value<'_>, list_type: &ListType) -> Result<String, E
         return Ok(format!("{}:{item}", item.type_of().runtime_name()));
     };
     let Value::Map(map) = item else {
-        return Err(Error::new("unexpected data format for element of array with x-kubernetes-list-type=map"));
+        return Err(Error::new(
+            "unexpected data format for element of array with x-kubernetes-list-type=map",
+        ));
     };
     let mut out = String::new();
     for key in keys {

@@ -267,7 +267,8 @@ impl Estimator<'_> {
         self.push_bound(&fold.accu, &fold.init);
         let entries = self.entry_sizes(&fold.range);
         let path = self.path(&fold.range);
-        let of_list = entries.map_or(matches!(self.of(&fold.range), Type::List(_)), |entries| entries.of_list);
+        let of_list =
+            entries.map_or(matches!(self.of(&fold.range), Type::List(_)), |entries| entries.of_list);
         let local = |step: &str, size: Option<Size>| Local {
             path: Some(Self::extended(path.clone(), step)),
             size,
@@ -413,8 +414,16 @@ impl Estimator<'_> {
                 };
                 (cost.add(all), None)
             }
-            "less_string" | "greater_string" | "less_equals_string" | "greater_equals_string" | "less_bytes"
-            | "greater_bytes" | "less_equals_bytes" | "greater_equals_bytes" | "equals" | "not_equals" => {
+            "less_string"
+            | "greater_string"
+            | "less_equals_string"
+            | "greater_equals_string"
+            | "less_bytes"
+            | "greater_bytes"
+            | "less_equals_bytes"
+            | "greater_equals_bytes"
+            | "equals"
+            | "not_equals" => {
                 let max = size(0).max.min(size(1).max);
                 (Cost { min: max.min(1), max }.scale(STRING_FACTOR).add(all), None)
             }
@@ -434,17 +443,51 @@ impl Estimator<'_> {
         let plain = |cost: Cost| Some((cost, None));
         match function {
             "check" => plain(Cost::fixed(CHECK_COST)),
-            "serviceAccount" | "path" | "group" | "resource" | "subresource" | "namespace" | "name" | "allowed"
-            | "reason" | "error" | "errored" | "masked" | "prefixLength" | "family" | "isUnspecified"
-            | "isLoopback" | "isLinkLocalMulticast" | "isLinkLocalUnicast" | "isGlobalUnicast" | "format.named"
-            | "sign" | "asInteger" | "isInteger" | "asApproximateFloat" | "isGreaterThan" | "isLessThan"
-            | "compareTo" | "add" | "sub" | "major" | "minor" | "patch" | "getScheme" | "getHostname" | "getHost"
-            | "getPort" | "getEscapedPath" | "getQuery" => plain(ONE),
+            "serviceAccount"
+            | "path"
+            | "group"
+            | "resource"
+            | "subresource"
+            | "namespace"
+            | "name"
+            | "allowed"
+            | "reason"
+            | "error"
+            | "errored"
+            | "masked"
+            | "prefixLength"
+            | "family"
+            | "isUnspecified"
+            | "isLoopback"
+            | "isLinkLocalMulticast"
+            | "isLinkLocalUnicast"
+            | "isGlobalUnicast"
+            | "format.named"
+            | "sign"
+            | "asInteger"
+            | "isInteger"
+            | "asApproximateFloat"
+            | "isGreaterThan"
+            | "isLessThan"
+            | "compareTo"
+            | "add"
+            | "sub"
+            | "major"
+            | "minor"
+            | "patch"
+            | "getScheme"
+            | "getHostname"
+            | "getHost"
+            | "getPort"
+            | "getEscapedPath"
+            | "getQuery" => plain(ONE),
             "fieldSelector" | "labelSelector" if args.len() == 1 => {
                 let parse = size(0).scale(STRING_FACTOR);
                 plain(LIST_COST.add(parse).add(size(0).scale(0.5).scale(50.0)))
             }
-            "url" | "jsonpatch.escapeKey" if args.len() == 1 => Some((size(0).scale(STRING_FACTOR), Some(size(0)))),
+            "url" | "jsonpatch.escapeKey" if args.len() == 1 => {
+                Some((size(0).scale(STRING_FACTOR), Some(size(0))))
+            }
             "sets.contains" | "sets.intersects" => plain(size(0).multiply(size(1)).add(ONE)),
             "sets.equivalent" => plain(size(0).multiply(size(1)).scale(2.0).add(ONE)),
             "_==_" if args.len() == 2 && self.of(&args[0]) == self.of(&args[1]) => match self.of(&args[0]) {
@@ -455,7 +498,9 @@ impl Estimator<'_> {
                     let max = self.size(&args[1]).map_or(1, |size| size.max);
                     plain(Cost { min: 1, max }.scale(STRING_FACTOR))
                 }
-                Type::Opaque(name, _) if name.starts_with("net.") || name.starts_with("kubernetes.") => plain(ONE),
+                Type::Opaque(name, _) if name.starts_with("net.") || name.starts_with("kubernetes.") => {
+                    plain(ONE)
+                }
                 _ => None,
             },
             _ => self.member(function, overload, target?, args),
@@ -463,7 +508,13 @@ impl Estimator<'_> {
     }
 
     /// The estimates of members.
-    fn member(&self, function: &str, overload: &str, target: &Expr, args: &[Expr]) -> Option<(Cost, Option<Size>)> {
+    fn member(
+        &self,
+        function: &str,
+        overload: &str,
+        target: &Expr,
+        args: &[Expr],
+    ) -> Option<(Cost, Option<Size>)> {
         let of = self.size_or_unknown(target);
         let size = |index: usize| args.get(index).map_or(Size::UNKNOWN, |arg| self.size_or_unknown(arg));
         let plain = |cost: Cost| Some((cost, None));

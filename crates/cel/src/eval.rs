@@ -85,9 +85,8 @@ impl<'p, 'i, 'a> Evaluator<'p, 'i, 'a> {
 
     #[inline(never)]
     fn ident(&mut self, name: &str) -> Outcome<'a> {
-        // A name with a dot is a selection that names a variable.
         let name = name.trim_start_matches('.');
-        self.cx.spend(if name.contains('.') { 2 } else { 1 })?;
+        self.cx.spend(1)?;
         if let Some((_, value)) = self.locals.iter().rev().find(|(local, _)| &**local == name) {
             return value.clone();
         }
@@ -177,9 +176,7 @@ impl<'p, 'i, 'a> Evaluator<'p, 'i, 'a> {
                 let accu = self.take_accumulator()?;
                 collections::insert(&mut self.cx, accu, &values)
             }
-            ("@in", None, [item, set])
-                if self.constants[set.id as usize].as_ref().is_some_and(is_set) =>
-            {
+            ("@in", None, [item, set]) if self.constants[set.id as usize].as_ref().is_some_and(is_set) => {
                 let item = self.eval(item)?;
                 let Some(Value::List(set)) = &self.constants[set.id as usize] else {
                     return Err(Error::no_such_overload());
@@ -204,7 +201,8 @@ impl<'p, 'i, 'a> Evaluator<'p, 'i, 'a> {
         }
         let overloads = &self.calls[expr.id as usize];
         let fitting = overloads.iter().find(|overload| {
-            overload.params.len() == values.len() && overload.params.iter().zip(&values).all(|(p, v)| v.fits(p))
+            overload.params.len() == values.len()
+                && overload.params.iter().zip(&values).all(|(p, v)| v.fits(p))
         });
         let Some(overload) = fitting else {
             let types: Vec<String> = values.iter().map(|value| value.type_of().runtime_name()).collect();
@@ -289,9 +287,7 @@ impl<'p, 'i, 'a> Evaluator<'p, 'i, 'a> {
                 key => Key::of(key),
             };
             let made = made.ok_or_else(|| Error::new(format!("unsupported key type: {}", key.type_of())))?;
-            if out.insert(made, value).is_some() {
-                return Err(Error::new(format!("duplicate key '{key}' in map")));
-            }
+            out.insert(made, value);
         }
         self.cx.spend(MAP_COST)?;
         self.cx.take(out.len() * 2 * size_of::<Value<'_>>())?;
@@ -342,7 +338,12 @@ impl<'p, 'i, 'a> Evaluator<'p, 'i, 'a> {
                 self.cx.work(map.len() as u64)?;
                 Some(map.keys())
             }
-            _ => return Err(Error::new(format!("got '{}', expected iterable type", range.type_of().runtime_name()))),
+            _ => {
+                return Err(Error::new(format!(
+                    "got '{}', expected iterable type",
+                    range.type_of().runtime_name()
+                )));
+            }
         };
         let init = self.eval(&fold.init)?;
         self.locals.push((fold.accu.clone(), Ok(init)));
@@ -407,7 +408,10 @@ fn optional<'a>(found: Option<Value<'a>>) -> Outcome<'a> {
 }
 
 fn not_optional(value: &Value<'_>) -> Error {
-    Error::new(format!("cannot initialize optional entry from non-optional value of type {}", value.type_of()))
+    Error::new(format!(
+        "cannot initialize optional entry from non-optional value of type {}",
+        value.type_of()
+    ))
 }
 
 impl Literal {

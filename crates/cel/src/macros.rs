@@ -29,8 +29,9 @@ pub(crate) fn expand(
     let is_cel = matches!(&target.kind, Kind::Ident(name) if &**name == "cel");
     match (function, args.len()) {
         ("bind", 3) if flags.bindings && is_cel => bind(parser, at, args),
-        ("all" | "exists" | "exists_one" | "existsOne" | "filter", 2)
-        | ("map", 2 | 3) => fold(parser, at, target, function, args, 1),
+        ("all" | "exists" | "exists_one" | "existsOne" | "filter", 2) | ("map", 2 | 3) => {
+            fold(parser, at, target, function, args, 1)
+        }
         ("all" | "exists" | "exists_one" | "existsOne", 3)
         | ("transformList" | "transformMap" | "transformMapEntry", 3 | 4)
             if flags.two_variables =>
@@ -38,7 +39,10 @@ pub(crate) fn expand(
             fold(parser, at, target, function, args, 2)
         }
         ("optMap" | "optFlatMap", 2) if flags.optional => opt_map(parser, at, target, function, args),
-        _ => Ok(parser.node(at, Kind::Call { function: function.into(), target: Some(Box::new(target)), args })),
+        _ => {
+            Ok(parser
+                .node(at, Kind::Call { function: function.into(), target: Some(Box::new(target)), args }))
+        }
     }
 }
 
@@ -152,7 +156,8 @@ fn fold(
         }
         _ => {
             let maps = matches!(function, "transformMap" | "transformMapEntry");
-            let init = if maps { make.parser.node(at, Kind::Map(Vec::<Entry>::new())) } else { make.list(vec![]) };
+            let init =
+                if maps { make.parser.node(at, Kind::Map(Vec::<Entry>::new())) } else { make.list(vec![]) };
             let go_on = make.literal(Literal::Bool(true));
             let accu = make.accu();
             let (filter, mut step) = match function {
@@ -207,7 +212,13 @@ fn bind(parser: &mut Parser, at: u32, args: Vec<Expr>) -> Result<Expr, Stop> {
 
 /// `x.optMap(v, f)` is `x.hasValue() ? optional.of(cel.bind(v, x.value(), f)) : optional.none()`
 /// with `x` bound too: written out twice, chains of them would grow beyond bounds.
-fn opt_map(parser: &mut Parser, at: u32, target: Expr, function: &str, args: Vec<Expr>) -> Result<Expr, Stop> {
+fn opt_map(
+    parser: &mut Parser,
+    at: u32,
+    target: Expr,
+    function: &str,
+    args: Vec<Expr>,
+) -> Result<Expr, Stop> {
     let message = format!("{function}() variable name must be a simple identifier");
     let var = variable(parser, &args[0], &message)?;
     let Some(body) = args.into_iter().nth(1) else { return Err(Stop) };

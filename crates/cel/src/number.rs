@@ -66,5 +66,5 @@ pub(crate) fn double_to_int(value: f64) -> Option<i64> {
 
 /// A double cut to a whole number, if a uint holds it.
 pub(crate) fn double_to_uint(value: f64) -> Option<u64> {
-    (value >= 0.0 && value < 18_446_744_073_709_551_616.0).then_some(value as u64)
+    (0.0..18_446_744_073_709_551_616.0).contains(&value).then_some(value as u64)
 }

@@ -17,8 +17,27 @@ const ERRORS_MAX: usize = 100;
 
 /// Words that no variable or function may have.
 const RESERVED: &[&str] = &[
-    "as", "break", "const", "continue", "else", "false", "for", "function", "if", "import", "in", "let", "loop",
-    "package", "namespace", "null", "return", "true", "var", "void", "while",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "false",
+    "for",
+    "function",
+    "if",
+    "import",
+    "in",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "null",
+    "return",
+    "true",
+    "var",
+    "void",
+    "while",
 ];
 
 /// Which macros there are.
@@ -135,10 +154,8 @@ impl Parser {
     }
 
     fn too_deep<T>(&mut self) -> Parsed<T> {
-        self.issues.push(Issue {
-            at: None,
-            message: format!("expression recursion limit exceeded: {DEPTH_MAX}"),
-        });
+        self.issues
+            .push(Issue { at: None, message: format!("expression recursion limit exceeded: {DEPTH_MAX}") });
         Err(Stop)
     }
 
@@ -291,8 +308,7 @@ impl Parser {
                     let field = self.node(at, Kind::Literal(Literal::String(name)));
                     expr = self.call(at, "_?._", vec![expr, field]);
                 } else {
-                    expr = self
-                        .node(at, Kind::Select { operand: Box::new(expr), field: name, test: false });
+                    expr = self.node(at, Kind::Select { operand: Box::new(expr), field: name, test: false });
                 }
             } else if self.eat("[") {
                 let optional = self.optional_sign()?;

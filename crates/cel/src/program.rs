@@ -46,10 +46,9 @@ impl Program {
         let mut names = BTreeSet::new();
         collect_names(&tree.root, &mut names);
         let of = checked.types[tree.root.id as usize].clone();
-        let Checked { calls, constants, .. } = checked;
-        let mut program = Self { root: tree.root, calls, constants, of, cost, names };
-        program.fold_constants();
-        Ok(program)
+        let Checked { calls, mut constants, .. } = checked;
+        fold_constants(&tree.root, &mut constants, &calls);
+        Ok(Self { root: tree.root, calls, constants, of, cost, names })
     }
 
     /// The type of its value.
@@ -73,23 +72,17 @@ impl Program {
         let value = evaluator.eval(&self.root);
         Evaluation { value, cost: evaluator.cost() }
     }
-
-    /// Evaluates once what is the same each time: literals of lists and maps, conversions of literals.
-    fn fold_constants(&mut self) {
-        let mut found = Vec::new();
-        constant_nodes(&self.root, &mut self.constants, &self.calls, &mut found);
-    }
 }
 
-/// Finds the values of constant nodes, from the leaves up; returns whether `expr` is one.
-fn constant_nodes(
+/// Evaluates once what is the same each time (literals of lists and maps, conversions of literals), from the
+/// leaves up; returns whether `expr` is such.
+fn fold_constants(
     expr: &Expr,
     constants: &mut Vec<Option<Value<'static>>>,
     calls: &[Vec<&'static Overload>],
-    found: &mut Vec<u32>,
 ) -> bool {
     let mut all = true;
-    expr.children(&mut |child| all &= constant_nodes(child, constants, calls, found));
+    expr.children(&mut |child| all &= fold_constants(child, constants, calls));
     if constants[expr.id as usize].is_some() {
         return true;
     }
@@ -100,17 +93,25 @@ fn constant_nodes(
         Kind::Call { function, target: None, args } => {
             let conversion = matches!(
                 &**function,
-                "bool" | "bytes" | "double" | "duration" | "dyn" | "int" | "string" | "timestamp" | "type" | "uint"
+                "bool"
+                    | "bytes"
+                    | "double"
+                    | "duration"
+                    | "dyn"
+                    | "int"
+                    | "string"
+                    | "timestamp"
+                    | "type"
+                    | "uint"
             );
             all && conversion && args.len() == 1
         }
         _ => false,
     };
-    if !foldable {
-        return false;
+    if foldable {
+        let mut evaluator = Evaluator::of(constants, calls, &Nothing, Context::new(Limits::default()));
+        constants[expr.id as usize] = evaluator.eval(expr).ok();
     }
-    let value = Evaluator::constant(expr, constants, calls);
-    constants[expr.id as usize] = value;
     constants[expr.id as usize].is_some()
 }
 
@@ -138,25 +139,18 @@ fn collect_names(expr: &Expr, names: &mut BTreeSet<Arc<str>>) {
     expr.children(&mut |child| collect_names(child, names));
 }
 
-impl Evaluator<'_, '_, 'static> {
-    /// The value of a node that names no variable; none if it has none.
-    fn constant(
-        expr: &Expr,
-        constants: &[Option<Value<'static>>],
-        calls: &[Vec<&'static Overload>],
-    ) -> Option<Value<'static>> {
-        let mut evaluator = Evaluator::of(constants, calls, &Nothing, Context::new(Limits::default()));
-        evaluator.eval(expr).ok()
-    }
-}
-
 /// Whether a constant list is one that a membership test looks up rather than walks.
 pub(crate) fn is_set(value: &Value<'_>) -> bool {
     let Value::List(List::Made(items, None)) = value else { return false };
     let simple = |item: &Value<'_>| {
         matches!(
             item,
-            Value::Bool(_) | Value::Int(_) | Value::Uint(_) | Value::Double(_) | Value::String(_) | Value::Bytes(_)
+            Value::Bool(_)
+                | Value::Int(_)
+                | Value::Uint(_)
+                | Value::Double(_)
+                | Value::String(_)
+                | Value::Bytes(_)
         )
     };
     items.iter().all(simple)

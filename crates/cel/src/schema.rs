@@ -97,7 +97,8 @@ impl Schema {
             let items = openapi.get(name).and_then(Json::as_array).into_iter().flatten();
             items.filter_map(|item| Some(item.as_str()?.to_owned())).collect()
         };
-        let child = |name: &str| openapi.get(name).filter(|v| v.is_object()).map(|v| Box::new(Schema::new(v)));
+        let child =
+            |name: &str| openapi.get(name).filter(|v| v.is_object()).map(|v| Box::new(Schema::new(v)));
         let properties = openapi.get("properties").and_then(Json::as_object);
         let schema = Self {
             kind: match text("type") {
@@ -131,9 +132,15 @@ impl Schema {
             },
             required: strings("required"),
             has_default: openapi.get("default").is_some(),
-            enum_length: openapi.get("enum").and_then(Json::as_array).filter(|all| !all.is_empty()).map(|all| {
-                all.iter().filter_map(Json::as_str).map(|value| value.len() as u64).max().unwrap_or_default()
-            }),
+            enum_length: openapi.get("enum").and_then(Json::as_array).filter(|all| !all.is_empty()).map(
+                |all| {
+                    all.iter()
+                        .filter_map(Json::as_str)
+                        .map(|value| value.len() as u64)
+                        .max()
+                        .unwrap_or_default()
+                },
+            ),
             max_length: number("maxLength"),
             max_items: number("maxItems"),
             max_properties: number("maxProperties"),
@@ -188,7 +195,8 @@ impl Schema {
         shown: &str,
     ) -> Result<Option<Value<'a>>, Error> {
         let is_object = self.properties.is_some();
-        let unescaped = if is_object && shown.contains("__") { unescape(shown) } else { Some(shown.to_owned()) };
+        let unescaped =
+            if is_object && shown.contains("__") { unescape(shown) } else { Some(shown.to_owned()) };
         let Some(name) = unescaped else { return Ok(None) };
         let (Some(value), Some(schema)) = (fields.get(&name), self.property(&name)) else { return Ok(None) };
         if is_object && value.is_null() {
@@ -199,7 +207,8 @@ impl Schema {
 
     /// The value that JSON stands for.
     pub(crate) fn value<'a>(&'a self, json: &'a Json) -> Result<Value<'a>, Error> {
-        let invalid = |wanted: &str| Error::new(format!("invalid data, expected {wanted}, got {}", go_type(json)));
+        let invalid =
+            |wanted: &str| Error::new(format!("invalid data, expected {wanted}, got {}", go_type(json)));
         if json.is_null() {
             return if self.nullable {
                 Ok(Value::Null)
@@ -211,7 +220,9 @@ impl Schema {
             return match json {
                 Json::String(_) => Ok(Value::of(json)),
                 Json::Number(n) if n.is_i64() => Ok(Value::of(json)),
-                _ => Err(Error::new("invalid data, expected XIntOrString value to be either a string or integer")),
+                _ => Err(Error::new(
+                    "invalid data, expected XIntOrString value to be either a string or integer",
+                )),
             };
         }
         match self.kind {
@@ -229,8 +240,12 @@ impl Schema {
             },
             Kind::Array => match json {
                 Json::Array(items) if self.items.is_some() => Ok(Value::List(List::Json(items, Some(self)))),
-                Json::Array(_) => Err(Error::new("invalid array type, expected Items with a non-empty Schema")),
-                _ => Err(Error::new("invalid data, expected an array for the provided schema with type=array")),
+                Json::Array(_) => {
+                    Err(Error::new("invalid array type, expected Items with a non-empty Schema"))
+                }
+                _ => {
+                    Err(Error::new("invalid data, expected an array for the provided schema with type=array"))
+                }
             },
             Kind::String => self.text(json.as_str().ok_or_else(|| invalid("string"))?),
             Kind::Number => json.as_f64().map(Value::Double).ok_or_else(|| invalid("float")),

@@ -95,7 +95,11 @@ pub(crate) fn parse_timestamp(text: &str) -> Option<Timestamp> {
     let zone = &text[at..];
     let offset = if zone == "Z" {
         0
-    } else if zone.len() == 6 && sign(at, b"+-") && digits(at + 1, at + 3) && sign(at + 3, b":") && digits(at + 4, at + 6)
+    } else if zone.len() == 6
+        && sign(at, b"+-")
+        && digits(at + 1, at + 3)
+        && sign(at + 3, b":")
+        && digits(at + 4, at + 6)
     {
         let (hours, minutes) = (zone[1..3].parse::<i128>().ok()?, zone[4..].parse::<i128>().ok()?);
         if hours > 23 || minutes > 59 {
@@ -139,7 +143,8 @@ pub(crate) fn parse_duration(text: &str) -> Option<i64> {
         if whole == 0 && fraction.is_empty() {
             return None;
         }
-        let unit_end = rest[end..].find(|c: char| c == '.' || c.is_ascii_digit()).map_or(rest.len(), |n| end + n);
+        let unit_end =
+            rest[end..].find(|c: char| c == '.' || c.is_ascii_digit()).map_or(rest.len(), |n| end + n);
         let unit: i128 = match &rest[end..unit_end] {
             "ns" => 1,
             "us" | "µs" | "μs" => 1_000,

@@ -217,8 +217,27 @@ impl fmt::Display for Type {
 
 /// Words that no field may have in an expression, so that a property of that name is escaped.
 const KEYWORDS: &[&str] = &[
-    "true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function", "if", "import",
-    "let", "loop", "package", "namespace", "return", "var", "void", "while",
+    "true",
+    "false",
+    "null",
+    "in",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
+    "while",
 ];
 
 /// The name by which expressions select the property `name`, if they can: `.` is `__dot__`, `-` is
@@ -272,14 +291,10 @@ pub fn unescape(name: &str) -> Option<String> {
     let mut rest = name;
     while let Some(at) = rest.find("__") {
         out.push_str(&rest[..at]);
-        let (text, after) = [
-            ("__underscores__", "__"),
-            ("__dot__", "."),
-            ("__dash__", "-"),
-            ("__slash__", "/"),
-        ]
-        .iter()
-        .find_map(|(escaped, text)| rest[at..].strip_prefix(escaped).map(|after| (*text, after)))?;
+        let (text, after) =
+            [("__underscores__", "__"), ("__dot__", "."), ("__dash__", "-"), ("__slash__", "/")]
+                .iter()
+                .find_map(|(escaped, text)| rest[at..].strip_prefix(escaped).map(|after| (*text, after)))?;
         out.push_str(text);
         rest = after;
     }

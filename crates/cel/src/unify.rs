@@ -11,7 +11,7 @@ pub(crate) struct Unifier {
 }
 
 /// Steps that one question may take.
-const STEPS_MAX: u32 = 10_000;
+const STEPS_MAX: u32 = 2_000;
 /// Parts that a type may have.
 const PARTS_MAX: u32 = 1_000;
 
@@ -103,12 +103,17 @@ impl Unifier {
         }
         match (a, b) {
             (Type::Null, b) => {
-                matches!(b, Type::Null | Type::Opaque(..) | Type::Object(_) | Type::Timestamp | Type::Duration)
+                matches!(
+                    b,
+                    Type::Null | Type::Opaque(..) | Type::Object(_) | Type::Timestamp | Type::Duration
+                )
             }
             (Type::Type(_), Type::Type(_)) => true,
             (Type::List(a), Type::List(b)) => self.fits(a, b, steps),
             (Type::Map(a), Type::Map(b)) => self.fits(&a.0, &b.0, steps) && self.fits(&a.1, &b.1, steps),
-            (Type::Opaque(a, inner_a), Type::Opaque(b, inner_b)) => a == b && self.all(inner_a, inner_b, steps),
+            (Type::Opaque(a, inner_a), Type::Opaque(b, inner_b)) => {
+                a == b && self.all(inner_a, inner_b, steps)
+            }
             _ => a == b,
         }
     }
@@ -166,7 +171,9 @@ fn less_specific(a: &Type, b: &Type) -> bool {
         (Type::List(a), Type::List(b)) => less_specific(a, b),
         (Type::Map(a), Type::Map(b)) => less_specific(&a.0, &b.0) && less_specific(&a.1, &b.1),
         (Type::Opaque(a, inner_a), Type::Opaque(b, inner_b)) => {
-            a == b && inner_a.len() == inner_b.len() && inner_a.iter().zip(&**inner_b).all(|(a, b)| less_specific(a, b))
+            a == b
+                && inner_a.len() == inner_b.len()
+                && inner_a.iter().zip(&**inner_b).all(|(a, b)| less_specific(a, b))
         }
         _ => a == b,
     }

@@ -176,7 +176,9 @@ pub(crate) const ROWS: &[Row] = &[
         "pathcheck_check",
         ".(kubernetes.authorization.PathCheck, string) kubernetes.authorization.Decision",
         |_, args| match &args[0] {
-            Value::Opaque(Opaque::PathCheck(check)) => ask(&check.user, text(args, 1)?, What::Path(&check.path)),
+            Value::Opaque(Opaque::PathCheck(check)) => {
+                ask(&check.user, text(args, 1)?, What::Path(&check.path))
+            }
             _ => Err(Error::no_such_overload()),
         },
     ),
@@ -185,7 +187,9 @@ pub(crate) const ROWS: &[Row] = &[
         "resourcecheck_check",
         ".(kubernetes.authorization.ResourceCheck, string) kubernetes.authorization.Decision",
         |_, args| match &args[0] {
-            Value::Opaque(Opaque::ResourceCheck(check)) => ask(&check.user, text(args, 1)?, What::Resource(check)),
+            Value::Opaque(Opaque::ResourceCheck(check)) => {
+                ask(&check.user, text(args, 1)?, What::Resource(check))
+            }
             _ => Err(Error::no_such_overload()),
         },
     ),

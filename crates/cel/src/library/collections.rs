@@ -89,9 +89,8 @@ fn position(at: &Value<'_>) -> Result<i64, Error> {
     match at {
         Value::Int(n) => Ok(*n),
         Value::Uint(n) => i64::try_from(*n).map_err(|_| Error::new(format!("index out of bounds: {n}"))),
-        Value::Double(d) if d.fract() == 0.0 => {
-            crate::number::double_to_int(*d).ok_or_else(|| Error::new(format!("unsupported index value: {at}")))
-        }
+        Value::Double(d) if d.fract() == 0.0 => crate::number::double_to_int(*d)
+            .ok_or_else(|| Error::new(format!("unsupported index value: {at}"))),
         _ => Err(Error::new(format!("unsupported index type '{}' in list", at.type_of().runtime_name()))),
     }
 }
@@ -148,7 +147,11 @@ pub(crate) fn append<'a>(cx: &mut Context<'_>, to: Value<'a>, more: Value<'a>) -
 }
 
 /// Adds entries to a map that nobody else holds: a key and its value, or a map.
-pub(crate) fn insert<'a>(cx: &mut Context<'_>, to: Value<'a>, args: &[Value<'a>]) -> Result<Value<'a>, Error> {
+pub(crate) fn insert<'a>(
+    cx: &mut Context<'_>,
+    to: Value<'a>,
+    args: &[Value<'a>],
+) -> Result<Value<'a>, Error> {
     let Value::Map(Map::Made(mut entries)) = to else { return Err(Error::no_such_overload()) };
     let more = match args {
         [key, value] => vec![(key.clone(), value.clone())],

@@ -39,8 +39,21 @@ pub(crate) fn of_call(
         "check" => CHECK_COST,
         "fieldSelector" | "labelSelector" => 10 + traversal(size(1)) + scaled(scaled(size(1), 0.5), 50.0),
         "isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf" => walk(cx, &args[0])?,
-        "url" | "lowerAscii" | "upperAscii" | "substring" | "trim" | "jsonpatch.escapeKey" | "cidr" | "isIP"
-        | "isCIDR" | "quantity" | "isQuantity" | "semver" | "isSemver" | "image" | "isImage" => traversal(size(0)),
+        "url"
+        | "lowerAscii"
+        | "upperAscii"
+        | "substring"
+        | "trim"
+        | "jsonpatch.escapeKey"
+        | "cidr"
+        | "isIP"
+        | "isCIDR"
+        | "quantity"
+        | "isQuantity"
+        | "semver"
+        | "isSemver"
+        | "image"
+        | "isImage" => traversal(size(0)),
         "ip" if overload != "cidr_ip" => traversal(size(0)),
         "replace" | "split" | "ip.isCanonical" => scaled(size(0), 2.0 * STRING_FACTOR),
         // Known once there is a result.
@@ -65,14 +78,24 @@ pub(crate) fn of_call(
         "sets.contains" | "sets.intersects" => size(0).saturating_mul(size(1)).saturating_add(1),
         "sets.equivalent" => size(0).saturating_mul(size(1)).saturating_mul(2).saturating_add(1),
         _ => match overload {
-            "starts_with_string" | "ends_with_string" | "string_to_bytes" | "bytes_to_string" | "strings_quote"
+            "starts_with_string"
+            | "ends_with_string"
+            | "string_to_bytes"
+            | "bytes_to_string"
+            | "strings_quote"
             | "string_format_list_string" => traversal(size(0)),
             "in_list" => size(1),
             "equals" | "not_equals" if matches!(args[0], Value::Opaque(_)) => 1,
-            "less_string" | "greater_string" | "less_equals_string" | "greater_equals_string" | "less_bytes"
-            | "greater_bytes" | "less_equals_bytes" | "greater_equals_bytes" | "equals" | "not_equals" => {
-                traversal(size(0).min(size(1)))
-            }
+            "less_string"
+            | "greater_string"
+            | "less_equals_string"
+            | "greater_equals_string"
+            | "less_bytes"
+            | "greater_bytes"
+            | "less_equals_bytes"
+            | "greater_equals_bytes"
+            | "equals"
+            | "not_equals" => traversal(size(0).min(size(1))),
             "add_string" | "add_bytes" => traversal(size(0) + size(1)),
             "contains_string" => traversal(size(0)).saturating_mul(traversal(size(1))),
             _ => 1,

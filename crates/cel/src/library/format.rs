@@ -27,9 +27,17 @@ static FORMATS: &[Format] = &[
     Format { name: "dns1035LabelPrefix", pattern_size: 30, faults: |text| dns1035(text, true) },
     Format { name: "labelValue", pattern_size: 40, faults: label_value },
     Format { name: "uri", pattern_size: 1_010, faults: |text| url::parse(text).err().into_iter().collect() },
-    Format { name: "uuid", pattern_size: 87, faults: |text| unless(is_uuid(text), "does not match the UUID format") },
+    Format {
+        name: "uuid",
+        pattern_size: 87,
+        faults: |text| unless(is_uuid(text), "does not match the UUID format"),
+    },
     Format { name: "byte", pattern_size: 96, faults: |text| unless(is_base64(text), "invalid base64") },
-    Format { name: "date", pattern_size: 124, faults: |text| unless(time::parse_date(text).is_some(), "invalid date") },
+    Format {
+        name: "date",
+        pattern_size: 124,
+        faults: |text| unless(time::parse_date(text).is_some(), "invalid date"),
+    },
     Format {
         name: "datetime",
         pattern_size: 124,
@@ -40,7 +48,9 @@ static FORMATS: &[Format] = &[
 /// The row of a format that a function names.
 macro_rules! named {
     ($name:literal, $index:literal) => {
-        ($name, $name, "() kubernetes.NamedFormat", |_, _| Ok(Value::Opaque(Opaque::Format(&FORMATS[$index]))))
+        ($name, $name, "() kubernetes.NamedFormat", |_, _| {
+            Ok(Value::Opaque(Opaque::Format(&FORMATS[$index])))
+        })
     };
 }
 
@@ -68,7 +78,9 @@ pub(crate) const ROWS: &[Row] = &[
         "format-validate",
         ".(kubernetes.NamedFormat, string) optional_type(list(string))",
         |cx, args| {
-            let Value::Opaque(Opaque::Format(format)) = &args[0] else { return Err(Error::no_such_overload()) };
+            let Value::Opaque(Opaque::Format(format)) = &args[0] else {
+                return Err(Error::no_such_overload());
+            };
             cx.work(text(args, 1)?.len() as u64 / 4)?;
             let faults = (format.faults)(text(args, 1)?);
             if faults.is_empty() {
@@ -175,7 +187,8 @@ fn qualified_name(text: &str) -> Vec<String> {
             if prefix.is_empty() {
                 faults.push("prefix part must be non-empty".into());
             } else {
-                faults.extend(subdomain(prefix, false).into_iter().map(|fault| format!("prefix part {fault}")));
+                faults
+                    .extend(subdomain(prefix, false).into_iter().map(|fault| format!("prefix part {fault}")));
             }
             name
         }
@@ -216,7 +229,8 @@ fn is_uuid(text: &str) -> bool {
         && text.split('-').count() <= 5
         && !text.starts_with('-')
         && !text.ends_with('-')
-        && (!text.contains('-') || text.len() == 36 && [8, 13, 18, 23].iter().all(|at| text.as_bytes()[*at] == b'-'))
+        && (!text.contains('-')
+            || text.len() == 36 && [8, 13, 18, 23].iter().all(|at| text.as_bytes()[*at] == b'-'))
 }
 
 fn is_base64(text: &str) -> bool {

@@ -28,8 +28,12 @@ pub(crate) const ROWS: &[Row] = &[
     ("containsDigest", "image_contains_digest", ".(kubernetes.Image) bool", |_, args| {
         Ok(Value::Bool(!of(args)?.digest.is_empty()))
     }),
-    ("registry", "image_registry", ".(kubernetes.Image) string", |_, args| Ok(of(args)?.registry.clone().into())),
-    ("repository", "image_repository", ".(kubernetes.Image) string", |_, args| Ok(of(args)?.repository.clone().into())),
+    ("registry", "image_registry", ".(kubernetes.Image) string", |_, args| {
+        Ok(of(args)?.registry.clone().into())
+    }),
+    ("repository", "image_repository", ".(kubernetes.Image) string", |_, args| {
+        Ok(of(args)?.repository.clone().into())
+    }),
     ("identifier", "image_identifier", ".(kubernetes.Image) string", |_, args| {
         let image = of(args)?;
         Ok(if image.digest.is_empty() { &image.tag } else { &image.digest }.clone().into())
@@ -52,7 +56,9 @@ fn parse(text: &str) -> Result<Image, String> {
         None => (text, ""),
     };
     let hex = digest.strip_prefix("sha256:").unwrap_or_default();
-    if text.contains('@') && (hex.len() != 64 || !hex.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c))) {
+    if text.contains('@')
+        && (hex.len() != 64 || !hex.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c)))
+    {
         return Err(bad());
     }
     let (name, tag) = match rest.rsplit_once(':') {

@@ -33,7 +33,9 @@ pub(crate) const ROWS: &[Row] = &[
     ("isUnspecified", "ip_is_unspecified", ".(net.IP) bool", |_, args| {
         Ok(Value::Bool(address(args, 0)?.is_unspecified()))
     }),
-    ("isLoopback", "ip_is_loopback", ".(net.IP) bool", |_, args| Ok(Value::Bool(address(args, 0)?.is_loopback()))),
+    ("isLoopback", "ip_is_loopback", ".(net.IP) bool", |_, args| {
+        Ok(Value::Bool(address(args, 0)?.is_loopback()))
+    }),
     ("isLinkLocalMulticast", "ip_is_link_local_multicast", ".(net.IP) bool", |_, args| {
         Ok(Value::Bool(match address(args, 0)? {
             IpAddr::V4(v4) => v4.octets()[..3] == [224, 0, 0],
@@ -128,7 +130,9 @@ fn is_mapped(ip: IpAddr) -> bool {
 
 fn parse_cidr(text: &str) -> Result<Cidr, String> {
     let bad = |why: &str| {
-        format!("network address parse error during conversion from string: netip.ParsePrefix({text:?}): {why}")
+        format!(
+            "network address parse error during conversion from string: netip.ParsePrefix({text:?}): {why}"
+        )
     };
     let (address, bits) = text.rsplit_once('/').ok_or_else(|| bad("no '/'"))?;
     let address: IpAddr = address.parse().map_err(|_| bad("unable to parse IP"))?;

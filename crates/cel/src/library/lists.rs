@@ -22,7 +22,9 @@ pub(crate) const ROWS: &[Row] = &[
     ("sum", "list_int_sum_int", ".(list(int)) int", |cx, args| sum(cx, args, Value::Int(0))),
     ("sum", "list_uint_sum_uint", ".(list(uint)) uint", |cx, args| sum(cx, args, Value::Uint(0))),
     ("sum", "list_double_sum_double", ".(list(double)) double", |cx, args| sum(cx, args, Value::Double(0.0))),
-    ("sum", "list_duration_sum_duration", ".(list(duration)) duration", |cx, args| sum(cx, args, Value::Duration(0))),
+    ("sum", "list_duration_sum_duration", ".(list(duration)) duration", |cx, args| {
+        sum(cx, args, Value::Duration(0))
+    }),
     ("max", "list_int_max_int", ".(list(int)) int", max),
     ("max", "list_uint_max_uint", ".(list(uint)) uint", max),
     ("max", "list_double_max_double", ".(list(double)) double", max),
@@ -105,7 +107,12 @@ fn min<'a>(cx: &mut Context<'_>, args: &[Value<'a>]) -> Result<Value<'a>, Error>
     extreme(cx, args, "min", Ordering::Less)
 }
 
-fn extreme<'a>(cx: &mut Context<'_>, args: &[Value<'a>], name: &str, wanted: Ordering) -> Result<Value<'a>, Error> {
+fn extreme<'a>(
+    cx: &mut Context<'_>,
+    args: &[Value<'a>],
+    name: &str,
+    wanted: Ordering,
+) -> Result<Value<'a>, Error> {
     let mut found: Option<Value<'a>> = None;
     for item in list(args, 0)?.iter() {
         cx.work(1)?;

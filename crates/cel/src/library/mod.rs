@@ -14,8 +14,8 @@ pub(crate) mod regex;
 pub(crate) mod semver;
 mod sets;
 pub(crate) mod standard;
-mod strings;
 mod string_format;
+mod strings;
 mod timestamps;
 pub(crate) mod url;
 

@@ -24,15 +24,30 @@ pub(crate) const ROWS: &[Row] = &[
         Err(Error::no_such_overload())
     }),
     ("orValue", "optional_orValue_value", ".(optional_type(A), A) A", |_, _| Err(Error::no_such_overload())),
-    ("_?._", "select_optional_field", "(dyn, string) optional_type(A)", |_, _| Err(Error::no_such_overload())),
-    ("_[?_]", "list_optindex_optional_int", "(list(A), int) optional_type(A)", |_, _| Err(Error::no_such_overload())),
-    ("_[?_]", "optional_list_optindex_optional_int", "(optional_type(list(A)), int) optional_type(A)", |_, _| {
+    (
+        "_?._",
+        "select_optional_field",
+        "(dyn, string) optional_type(A)",
+        |_, _| Err(Error::no_such_overload()),
+    ),
+    ("_[?_]", "list_optindex_optional_int", "(list(A), int) optional_type(A)", |_, _| {
         Err(Error::no_such_overload())
     }),
-    ("_[?_]", "map_optindex_optional_value", "(map(A, B), A) optional_type(B)", |_, _| Err(Error::no_such_overload())),
-    ("_[?_]", "optional_map_optindex_optional_value", "(optional_type(map(A, B)), A) optional_type(B)", |_, _| {
+    (
+        "_[?_]",
+        "optional_list_optindex_optional_int",
+        "(optional_type(list(A)), int) optional_type(A)",
+        |_, _| Err(Error::no_such_overload()),
+    ),
+    ("_[?_]", "map_optindex_optional_value", "(map(A, B), A) optional_type(B)", |_, _| {
         Err(Error::no_such_overload())
     }),
+    (
+        "_[?_]",
+        "optional_map_optindex_optional_value",
+        "(optional_type(map(A, B)), A) optional_type(B)",
+        |_, _| Err(Error::no_such_overload()),
+    ),
     ("_[_]", "optional_list_index_int", "(optional_type(list(A)), int) optional_type(A)", |_, _| {
         Err(Error::no_such_overload())
     }),

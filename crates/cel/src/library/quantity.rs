@@ -22,11 +22,18 @@ pub(crate) const ROWS: &[Row] = &[
     ("quantity", "string_to_quantity", "(string) kubernetes.Quantity", |_, args| {
         parse(text(args, 0)?).map(value).map_err(Error::new)
     }),
-    ("isQuantity", "is_quantity_string", "(string) bool", |_, args| Ok(Value::Bool(parse(text(args, 0)?).is_ok()))),
-    ("sign", "quantity_sign", "(kubernetes.Quantity) int", |_, args| Ok(Value::Int(of(args, 0)?.nanos.signum() as i64))),
-    ("isGreaterThan", "quantity_is_greater_than", ".(kubernetes.Quantity, kubernetes.Quantity) bool", |_, args| {
-        pair(args, |a, b| Value::Bool(a.compare(&b).is_gt()))
+    ("isQuantity", "is_quantity_string", "(string) bool", |_, args| {
+        Ok(Value::Bool(parse(text(args, 0)?).is_ok()))
     }),
+    ("sign", "quantity_sign", "(kubernetes.Quantity) int", |_, args| {
+        Ok(Value::Int(of(args, 0)?.nanos.signum() as i64))
+    }),
+    (
+        "isGreaterThan",
+        "quantity_is_greater_than",
+        ".(kubernetes.Quantity, kubernetes.Quantity) bool",
+        |_, args| pair(args, |a, b| Value::Bool(a.compare(&b).is_gt())),
+    ),
     ("isLessThan", "quantity_is_less_than", ".(kubernetes.Quantity, kubernetes.Quantity) bool", |_, args| {
         pair(args, |a, b| Value::Bool(a.compare(&b).is_lt()))
     }),
@@ -125,7 +132,8 @@ fn parse(text: &str) -> Result<Quantity, &'static str> {
         }
     };
     // Digits in billionths, rounded up; then the powers of two, which only grow it.
-    let point = i64::try_from(whole.len()).unwrap_or(i64::MAX).saturating_add(i64::from(ten)).saturating_add(9);
+    let point =
+        i64::try_from(whole.len()).unwrap_or(i64::MAX).saturating_add(i64::from(ten)).saturating_add(9);
     let scale: i128 = 1 << two;
     let (mut nanos, mut rest, mut below) = (0_i128, 0_i128, 1_i128);
     for (at, digit) in whole.bytes().chain(fraction.bytes()).enumerate() {

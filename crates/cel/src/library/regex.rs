@@ -20,7 +20,9 @@ pub(crate) const ROWS: &[Row] = &[
         let found = cx.pattern(text(args, 1)?)?.find(of).map_or("", |found| found.as_str());
         Ok(found.to_owned().into())
     }),
-    ("findAll", "string_find_all_string", ".(string, string) list(string)", |cx, args| find_all(cx, args, -1)),
+    ("findAll", "string_find_all_string", ".(string, string) list(string)", |cx, args| {
+        find_all(cx, args, -1)
+    }),
     ("findAll", "string_find_all_string_int", ".(string, string, int) list(string)", |cx, args| {
         find_all(cx, args, int(args, 2)?)
     }),

@@ -18,8 +18,12 @@ pub struct Semver {
 
 pub(crate) const ROWS: &[Row] = &[
     ("semver", "string_to_semver", "(string) kubernetes.Semver", |_, args| made(args, false)),
-    ("semver", "string_bool_to_semver", "(string, bool) kubernetes.Semver", |_, args| made(args, flag(args)?)),
-    ("isSemver", "is_semver_string", "(string) bool", |_, args| Ok(Value::Bool(parse(text(args, 0)?, false).is_ok()))),
+    ("semver", "string_bool_to_semver", "(string, bool) kubernetes.Semver", |_, args| {
+        made(args, flag(args)?)
+    }),
+    ("isSemver", "is_semver_string", "(string) bool", |_, args| {
+        Ok(Value::Bool(parse(text(args, 0)?, false).is_ok()))
+    }),
     ("isSemver", "is_semver_string_bool", "(string, bool) bool", |_, args| {
         Ok(Value::Bool(parse(text(args, 0)?, flag(args)?).is_ok()))
     }),
@@ -32,9 +36,15 @@ pub(crate) const ROWS: &[Row] = &[
     ("compareTo", "semver_compare_to", ".(kubernetes.Semver, kubernetes.Semver) int", |_, args| {
         Ok(Value::Int(of(args, 0)?.compare(of(args, 1)?) as i64))
     }),
-    ("major", "semver_major", ".(kubernetes.Semver) int", |_, args| Ok(Value::Int(of(args, 0)?.numbers[0] as i64))),
-    ("minor", "semver_minor", ".(kubernetes.Semver) int", |_, args| Ok(Value::Int(of(args, 0)?.numbers[1] as i64))),
-    ("patch", "semver_patch", ".(kubernetes.Semver) int", |_, args| Ok(Value::Int(of(args, 0)?.numbers[2] as i64))),
+    ("major", "semver_major", ".(kubernetes.Semver) int", |_, args| {
+        Ok(Value::Int(of(args, 0)?.numbers[0] as i64))
+    }),
+    ("minor", "semver_minor", ".(kubernetes.Semver) int", |_, args| {
+        Ok(Value::Int(of(args, 0)?.numbers[1] as i64))
+    }),
+    ("patch", "semver_patch", ".(kubernetes.Semver) int", |_, args| {
+        Ok(Value::Int(of(args, 0)?.numbers[2] as i64))
+    }),
 ];
 
 fn flag(args: &[Value<'_>]) -> Result<bool, Error> {

@@ -26,13 +26,21 @@ pub(crate) const ROWS: &[Row] = &[
         _ => Err(Error::no_such_overload()),
     }),
     ("_==_", "equals", "(A, A) bool", |cx, args| Ok(Value::Bool(equality::equal(cx, &args[0], &args[1])?))),
-    ("_!=_", "not_equals", "(A, A) bool", |cx, args| Ok(Value::Bool(!equality::equal(cx, &args[0], &args[1])?))),
+    ("_!=_", "not_equals", "(A, A) bool", |cx, args| {
+        Ok(Value::Bool(!equality::equal(cx, &args[0], &args[1])?))
+    }),
     // Sums.
     ("_+_", "add_bytes", "(bytes, bytes) bytes", add_bytes),
     ("_+_", "add_double", "(double, double) double", |_, args| doubles(args, |a, b| a + b)),
-    ("_+_", "add_duration_duration", "(duration, duration) duration", |_, args| durations(args, i64::checked_add)),
-    ("_+_", "add_duration_timestamp", "(duration, timestamp) timestamp", |_, args| shift(&args[1], &args[0], 1)),
-    ("_+_", "add_timestamp_duration", "(timestamp, duration) timestamp", |_, args| shift(&args[0], &args[1], 1)),
+    ("_+_", "add_duration_duration", "(duration, duration) duration", |_, args| {
+        durations(args, i64::checked_add)
+    }),
+    ("_+_", "add_duration_timestamp", "(duration, timestamp) timestamp", |_, args| {
+        shift(&args[1], &args[0], 1)
+    }),
+    ("_+_", "add_timestamp_duration", "(timestamp, duration) timestamp", |_, args| {
+        shift(&args[0], &args[1], 1)
+    }),
     ("_+_", "add_int64", "(int, int) int", |_, args| ints(args, i64::checked_add)),
     ("_+_", "add_list", "(list(A), list(A)) list(A)", super::collections::add),
     ("_+_", "add_string", "(string, string) string", add_strings),
@@ -115,7 +123,8 @@ pub(crate) const ROWS: &[Row] = &[
         _ => Err(Error::no_such_overload()),
     }),
     ("duration", "string_to_duration", "(string) duration", |_, args| {
-        time::parse_duration(text(args, 0)?).map_or_else(|| conversion(args, Type::Duration), |d| Ok(Value::Duration(d)))
+        time::parse_duration(text(args, 0)?)
+            .map_or_else(|| conversion(args, Type::Duration), |d| Ok(Value::Duration(d)))
     }),
     ("int", "int64_to_int64", "(int) int", same),
     ("int", "double_to_int64", "(double) int", to_int),
@@ -230,9 +239,10 @@ pub(crate) fn order(a: &Value<'_>, b: &Value<'_>) -> Result<Option<Ordering>, Er
         (Value::Bytes(a), Value::Bytes(b)) => Some(a.cmp(b)),
         (Value::Timestamp(a), Value::Timestamp(b)) => Some(a.cmp(b)),
         (Value::Duration(a), Value::Duration(b)) => Some(a.cmp(b)),
-        (Value::Int(_) | Value::Uint(_) | Value::Double(_), Value::Int(_) | Value::Uint(_) | Value::Double(_)) => {
-            compare(a, b)
-        }
+        (
+            Value::Int(_) | Value::Uint(_) | Value::Double(_),
+            Value::Int(_) | Value::Uint(_) | Value::Double(_),
+        ) => compare(a, b),
         _ => return Err(Error::no_such_overload()),
     })
 }
@@ -250,7 +260,9 @@ fn doubles<'a>(args: &[Value<'a>], f: fn(f64, f64) -> f64) -> Outcome<'a> {
 
 fn ints<'a>(args: &[Value<'a>], f: fn(i64, i64) -> Option<i64>) -> Outcome<'a> {
     match args {
-        [Value::Int(a), Value::Int(b)] => f(*a, *b).map(Value::Int).ok_or_else(|| Error::new("integer overflow")),
+        [Value::Int(a), Value::Int(b)] => {
+            f(*a, *b).map(Value::Int).ok_or_else(|| Error::new("integer overflow"))
+        }
         _ => Err(Error::no_such_overload()),
     }
 }
@@ -328,7 +340,9 @@ fn to_int<'a>(_: &mut Context<'_>, args: &[Value<'a>]) -> Outcome<'a> {
         Value::Uint(n) => i64::try_from(*n).ok(),
         Value::Duration(nanos) => Some(*nanos),
         Value::Timestamp(time) => i64::try_from(time.as_nanos().div_euclid(1_000_000_000)).ok(),
-        Value::String(text) => return text.parse().map_or_else(|_| conversion(args, Type::Int), |n| Ok(Value::Int(n))),
+        Value::String(text) => {
+            return text.parse().map_or_else(|_| conversion(args, Type::Int), |n| Ok(Value::Int(n)));
+        }
         _ => return conversion(args, Type::Int),
     };
     value.map(Value::Int).ok_or_else(|| Error::new("integer overflow"))

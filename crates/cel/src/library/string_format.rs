@@ -71,10 +71,16 @@ fn show(
         ('s', item) => return show_text(cx, out, item),
         ('d', Value::Int(n)) => write!(out, "{n}"),
         ('d', Value::Uint(n)) => write!(out, "{n}"),
-        ('f' | 'e', Value::Double(d)) if !d.is_finite() => {
-            out.write_str(if d.is_nan() { "NaN" } else if *d > 0.0 { "Infinity" } else { "-Infinity" })
+        ('f' | 'e', Value::Double(d)) if !d.is_finite() => out.write_str(if d.is_nan() {
+            "NaN"
+        } else if *d > 0.0 {
+            "Infinity"
+        } else {
+            "-Infinity"
+        }),
+        ('f' | 'e', Value::String(text)) if matches!(&**text, "NaN" | "Infinity" | "-Infinity") => {
+            out.write_str(text)
         }
-        ('f' | 'e', Value::String(text)) if matches!(&**text, "NaN" | "Infinity" | "-Infinity") => out.write_str(text),
         ('f', Value::Double(d)) => write!(out, "{d:.*}", precision.unwrap_or(6)),
         ('e', Value::Double(d)) => {
             // The way that English writes it: 1.2 × 10³.

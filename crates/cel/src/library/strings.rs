@@ -23,7 +23,9 @@ pub(crate) const ROWS: &[Row] = &[
     ("indexOf", "string_index_of_string_int", ".(string, string, int) int", |cx, args| {
         index_of(cx, args, int(args, 2)?)
     }),
-    ("lastIndexOf", "string_last_index_of_string", ".(string, string) int", |cx, args| last_index_of(cx, args, None)),
+    ("lastIndexOf", "string_last_index_of_string", ".(string, string) int", |cx, args| {
+        last_index_of(cx, args, None)
+    }),
     ("lastIndexOf", "string_last_index_of_string_int", ".(string, string, int) int", |cx, args| {
         last_index_of(cx, args, Some(int(args, 2)?))
     }),
@@ -35,7 +37,9 @@ pub(crate) const ROWS: &[Row] = &[
         cx.take(text(args, 0)?.len())?;
         Ok(text(args, 0)?.to_ascii_uppercase().into())
     }),
-    ("replace", "string_replace_string_string", ".(string, string, string) string", |cx, args| replace(cx, args, -1)),
+    ("replace", "string_replace_string_string", ".(string, string, string) string", |cx, args| {
+        replace(cx, args, -1)
+    }),
     ("replace", "string_replace_string_string_int", ".(string, string, string, int) string", |cx, args| {
         replace(cx, args, int(args, 3)?)
     }),

@@ -45,9 +45,7 @@ const DURATIONS: &[Row] = &[
     ("getHours", "duration_to_hours", ".(duration) int", |_, args| duration(args, 3_600_000_000_000)),
     ("getMinutes", "duration_to_minutes", ".(duration) int", |_, args| duration(args, 60_000_000_000)),
     ("getSeconds", "duration_to_seconds", ".(duration) int", |_, args| duration(args, 1_000_000_000)),
-    ("getMilliseconds", "duration_to_milliseconds", ".(duration) int", |_, args| {
-        duration(args, 1_000_000)
-    }),
+    ("getMilliseconds", "duration_to_milliseconds", ".(duration) int", |_, args| duration(args, 1_000_000)),
 ];
 
 pub(crate) const ROWS: &[Row] = {
@@ -57,7 +55,8 @@ pub(crate) const ROWS: &[Row] = {
         let mut all = [DURATIONS[0]; COUNT];
         let mut at = 0;
         while at < COUNT {
-            all[at] = if at < PARTS.len() * 2 { PARTS[at / 2][at % 2] } else { DURATIONS[at - PARTS.len() * 2] };
+            all[at] =
+                if at < PARTS.len() * 2 { PARTS[at / 2][at % 2] } else { DURATIONS[at - PARTS.len() * 2] };
             at += 1;
         }
         all

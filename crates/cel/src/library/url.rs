@@ -24,11 +24,14 @@ pub(crate) const ROWS: &[Row] = &[
     ("url", "string_to_url", "(string) kubernetes.URL", |cx, args| {
         cx.take(2 * text(args, 0)?.len())?;
         let url = parse(text(args, 0)?);
-        let url = url.map_err(|why| Error::new(format!("URL parse error during conversion from string: {why}")))?;
+        let url =
+            url.map_err(|why| Error::new(format!("URL parse error during conversion from string: {why}")))?;
         Ok(Value::Opaque(Opaque::Url(Arc::new(url))))
     }),
     ("isURL", "is_url_string", "(string) bool", |_, args| Ok(Value::Bool(parse(text(args, 0)?).is_ok()))),
-    ("getScheme", "url_get_scheme", ".(kubernetes.URL) string", |_, args| Ok(of(args)?.scheme.clone().into())),
+    ("getScheme", "url_get_scheme", ".(kubernetes.URL) string", |_, args| {
+        Ok(of(args)?.scheme.clone().into())
+    }),
     ("getHost", "url_get_host", ".(kubernetes.URL) string", |_, args| Ok(of(args)?.host.clone().into())),
     ("getHostname", "url_get_hostname", ".(kubernetes.URL) string", |_, args| {
         Ok(split_port(&of(args)?.host).0.trim_matches(['[', ']']).to_owned().into())
@@ -39,7 +42,9 @@ pub(crate) const ROWS: &[Row] = &[
     ("getEscapedPath", "url_get_escaped_path", ".(kubernetes.URL) string", |_, args| {
         Ok(of(args)?.escaped_path.clone().into())
     }),
-    ("getQuery", "url_get_query", ".(kubernetes.URL) map(string, list(string))", |cx, args| query(cx, of(args)?)),
+    ("getQuery", "url_get_query", ".(kubernetes.URL) map(string, list(string))", |cx, args| {
+        query(cx, of(args)?)
+    }),
 ];
 
 fn of<'v>(args: &'v [Value<'_>]) -> Result<&'v Url, Error> {
@@ -140,8 +145,8 @@ fn escape_path(path: &str) -> Result<String, String> {
                 out.push('%');
             }
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => out.push(char::from(*byte)),
-            b'-' | b'_' | b'.' | b'~' | b'$' | b'&' | b'+' | b',' | b'/' | b':' | b';' | b'=' | b'@' | b'!' | b'\''
-            | b'(' | b')' | b'*' | b'[' | b']' => out.push(char::from(*byte)),
+            b'-' | b'_' | b'.' | b'~' | b'$' | b'&' | b'+' | b',' | b'/' | b':' | b';' | b'=' | b'@'
+            | b'!' | b'\'' | b'(' | b')' | b'*' | b'[' | b']' => out.push(char::from(*byte)),
             byte => out.push_str(&format!("%{byte:02X}")),
         }
     }
@@ -180,6 +185,7 @@ fn query<'a>(cx: &mut Context<'_>, url: &Url) -> Result<Value<'a>, Error> {
         let (Some(key), Some(value)) = (unescape(key), unescape(value)) else { continue };
         found.entry(key).or_default().push(value.into());
     }
-    let entries = found.into_iter().map(|(key, values)| (Key::String(Text::Shared(key.into())), Value::list(values)));
+    let entries =
+        found.into_iter().map(|(key, values)| (Key::String(Text::Shared(key.into())), Value::list(values)));
     Ok(Value::Map(Map::Made(Arc::new(entries.collect()))))
 }

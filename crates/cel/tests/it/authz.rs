@@ -47,7 +47,10 @@ fn evaluate(text: &str) -> (String, u64) {
         ),
     ]);
     let evaluation = program.evaluate(&variables, Limits::default());
-    (evaluation.value.map_or_else(|error| format!("error: {error}"), |value| value.to_string()), evaluation.cost)
+    (
+        evaluation.value.map_or_else(|error| format!("error: {error}"), |value| value.to_string()),
+        evaluation.cost,
+    )
 }
 
 #[test]
@@ -72,8 +75,14 @@ fn checks_ask_the_host() {
         ("authorizer.path('/x').check('get').error()", ""),
         ("authorizer.path('  ').check('get').allowed()", "error: path must not be empty"),
         ("authorizer.group('').resource('').check('get').allowed()", "error: resource must not be empty"),
-        ("authorizer.serviceAccount('a.b', 'c').path('/').check('get').allowed()", "error: Invalid service account namespace"),
-        ("authorizer.serviceAccount('a', 'C').path('/').check('get').allowed()", "error: Invalid service account name"),
+        (
+            "authorizer.serviceAccount('a.b', 'c').path('/').check('get').allowed()",
+            "error: Invalid service account namespace",
+        ),
+        (
+            "authorizer.serviceAccount('a', 'C').path('/').check('get').allowed()",
+            "error: Invalid service account name",
+        ),
     ] {
         assert_eq!(evaluate(text).0.trim_end(), expected.trim_end(), "{text}");
     }

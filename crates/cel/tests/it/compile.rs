@@ -5,7 +5,11 @@ use skeg_cel::{Env, Type};
 fn env() -> Env {
     let spec = Type::object(
         "selfType.spec",
-        [("replicas".into(), Type::Int), ("name".into(), Type::String), ("tags".into(), Type::list(Type::String))],
+        [
+            ("replicas".into(), Type::Int),
+            ("name".into(), Type::String),
+            ("tags".into(), Type::list(Type::String)),
+        ],
     );
     let object = Type::object(
         "selfType",
@@ -49,7 +53,10 @@ fn faults_are_told_with_their_places() {
             "ERROR: <input>:1:15: type 'string' does not support field selection\n | self.spec.name.size\n \
              | ..............^",
         ),
-        ("nope(1)", "ERROR: <input>:1:5: undeclared reference to 'nope' (in container '')\n | nope(1)\n | ....^"),
+        (
+            "nope(1)",
+            "ERROR: <input>:1:5: undeclared reference to 'nope' (in container '')\n | nope(1)\n | ....^",
+        ),
         (
             "self.spec.nope()",
             "ERROR: <input>:1:15: undeclared reference to 'nope' (in container '')\n | self.spec.nope()\n \
@@ -73,10 +80,7 @@ fn faults_are_told_with_their_places() {
             "ERROR: <input>:1:15: undeclared reference to 'y' (in container '')\n | 'é' == 'ü' && y\n \
              | .．......．.....^",
         ),
-        (
-            "true &&\n\ty",
-            "ERROR: <input>:2:2: undeclared reference to 'y' (in container '')\n |  y\n | .^",
-        ),
+        ("true &&\n\ty", "ERROR: <input>:2:2: undeclared reference to 'y' (in container '')\n |  y\n | .^"),
         (
             "y + z",
             "ERROR: <input>:1:1: undeclared reference to 'y' (in container '')\n | y + z\n | ^\n\
@@ -102,17 +106,20 @@ fn faults_are_told_with_their_places() {
             "ERROR: <input>:1:4: Syntax error: mismatched input '<EOF>' expecting {'[', '{', '(', '.', '-', '!', \
              'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}\n | 1 +\n | ...^",
         ),
+        ("1 2", "ERROR: <input>:1:3: Syntax error: extraneous input '2' expecting <EOF>\n | 1 2\n | ..^"),
         (
-            "1 2",
-            "ERROR: <input>:1:3: Syntax error: extraneous input '2' expecting <EOF>\n | 1 2\n | ..^",
+            "Object{}",
+            "ERROR: <input>:1:7: undeclared reference to 'Object' (in container '')\n | Object{}\n | ......^",
         ),
-        ("Object{}", "ERROR: <input>:1:7: undeclared reference to 'Object' (in container '')\n | Object{}\n | ......^"),
-        ("cel.bind(a, 1, a)", "ERROR: <input>:1:1: undeclared reference to 'cel' (in container '')\n \
+        (
+            "cel.bind(a, 1, a)",
+            "ERROR: <input>:1:1: undeclared reference to 'cel' (in container '')\n \
           | cel.bind(a, 1, a)\n | ^\n\
           ERROR: <input>:1:9: undeclared reference to 'bind' (in container '')\n | cel.bind(a, 1, a)\n | ........^\n\
           ERROR: <input>:1:10: undeclared reference to 'a' (in container '')\n | cel.bind(a, 1, a)\n | .........^\n\
           ERROR: <input>:1:16: undeclared reference to 'a' (in container '')\n | cel.bind(a, 1, a)\n \
-          | ...............^"),
+          | ...............^",
+        ),
     ] {
         assert_eq!(refused(text), expected, "{text}");
     }
@@ -164,4 +171,23 @@ fn names_that_a_rule_uses_are_known() {
     let env = env().with("oldSelf", Type::Dyn);
     assert!(env.compile("self.spec.replicas == oldSelf.spec.replicas").unwrap().names("oldSelf"));
     assert!(!env.compile("self.spec.name == 'oldSelf'").unwrap().names("oldSelf"));
+}
+
+#[test]
+fn variables_may_have_names_with_dots() {
+    let env = Env::new()
+        .with("variables", Type::object("variables", [("a".into(), Type::Int)]))
+        .with("variables.a", Type::Int);
+    assert_eq!(env.compile("variables.a + 1").unwrap().value_type(), &Type::Int);
+    assert!(env.compile("variables.a + 1").unwrap().names("variables.a"));
+    assert_eq!(
+        env.compile("variables.b").unwrap_err().issues[0].message,
+        "undefined field 'b'",
+        "the object says what there is"
+    );
+    let variables = std::collections::BTreeMap::from([("variables.a", skeg_cel::Value::Int(1))]);
+    for text in ["variables.a == 1", "has(variables.a)", "[1].all(i, i == variables.a)"] {
+        let value = env.compile(text).unwrap().evaluate(&variables, skeg_cel::Limits::default()).value;
+        assert!(matches!(value, Ok(skeg_cel::Value::Bool(true))), "{text}: {value:?}");
+    }
 }

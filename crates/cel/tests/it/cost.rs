@@ -97,7 +97,8 @@ fn counts_stay_within_estimates() {
 
 #[test]
 fn a_rule_without_bounds_is_over_the_limit() {
-    let schema = Schema::new(&json!({"type": "array", "items": {"type": "array", "items": {"type": "string"}}}));
+    let schema =
+        Schema::new(&json!({"type": "array", "items": {"type": "array", "items": {"type": "string"}}}));
     let env = Env::new().with_declared("self", schema.declare("self").unwrap().into());
     let program = env.compile("self.all(x, x.all(y, y.contains('a')))").unwrap();
     assert!(program.estimated_cost().max > skeg_cel::RULE_ESTIMATE_LIMIT);

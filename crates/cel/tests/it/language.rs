@@ -120,9 +120,7 @@ fn errors_that_do_not_matter_are_absorbed() {
             ("x.name.first == 1", "no such overload"),
             ("x.name + 1 == 1", "no such overload: _+_(string, int)"),
             ("x.name && true", "no such overload"),
-            ("x.list.size(1) == 1 || x.list.all(i, i.foo())", "no such overload"),
-            ("{'a': 1, 'a': 2}['a'] == 1", "duplicate key 'a' in map"),
-        ][..12],
+        ],
     );
 }
 
@@ -246,7 +244,10 @@ fn conversions() {
             ("bool('x')", "type conversion error from 'string' to 'bool'"),
             ("double('') == 1.0", "type conversion error from 'string' to 'double'"),
             ("string(b'\\xff') == ''", "invalid UTF-8 in bytes, cannot convert to string"),
-            ("duration(x.name) == duration('1s')", "type conversion error from 'string' to 'google.protobuf.Duration'"),
+            (
+                "duration(x.name) == duration('1s')",
+                "type conversion error from 'string' to 'google.protobuf.Duration'",
+            ),
         ],
     );
 }

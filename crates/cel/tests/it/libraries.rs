@@ -72,8 +72,14 @@ fn format_of_strings() {
         &json!({}),
         &[
             ("'%d %d'.format([1]) == ''", "index 1 out of range"),
-            ("'%d'.format(['a']) == ''", "error during formatting: decimal clause can only be used on integers, was given string"),
-            ("'%q'.format(['a']) == ''", "could not parse formatting clause: unrecognized formatting clause \"q\""),
+            (
+                "'%d'.format(['a']) == ''",
+                "error during formatting: decimal clause can only be used on integers, was given string",
+            ),
+            (
+                "'%q'.format(['a']) == ''",
+                "could not parse formatting clause: unrecognized formatting clause \"q\"",
+            ),
         ],
     );
 }
@@ -103,10 +109,7 @@ fn lists_sets_and_patterns() {
     );
     all_fail(
         &json!({"p": "["}),
-        &[
-            ("[].min() == 1", "min called on empty list"),
-            ("[].max() == 1", "max called on empty list"),
-        ],
+        &[("[].min() == 1", "min called on empty list"), ("[].max() == 1", "max called on empty list")],
     );
 }
 

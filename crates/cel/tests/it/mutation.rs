@@ -40,7 +40,10 @@ fn objects_and_patches_become_json() {
             "Object{spec: Object.spec{containers: [Object.spec.containers{name: 'a', ?image: object.?image}]}}",
             json!({"spec": {"containers": [{"name": "a"}]}}),
         ),
-        ("Object{spec: Object.spec{a__dot__b: 1, __namespace__: null}}", json!({"spec": {"a.b": 1, "namespace": null}})),
+        (
+            "Object{spec: Object.spec{a__dot__b: 1, __namespace__: null}}",
+            json!({"spec": {"a.b": 1, "namespace": null}}),
+        ),
     ] {
         assert_eq!(made(text), Ok(expected), "{text}");
     }

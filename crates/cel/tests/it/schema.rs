@@ -162,3 +162,20 @@ fn names_are_escaped_and_back() {
     }
     assert_eq!(unescape("a__b"), None);
 }
+
+#[test]
+fn old_values_may_be_optional() {
+    let schema = Schema::new(&json!({"type": "object", "properties": {"n": {"type": "integer"}}}));
+    let declared = std::sync::Arc::new(schema.declare("self").unwrap());
+    let env = Env::new().with_declared("self", declared.clone()).with_optional("oldSelf", declared);
+    let program = env.compile("!oldSelf.hasValue() || oldSelf.value().n <= self.n").unwrap();
+    assert_eq!(env.compile("oldSelf.n").unwrap().value_type().to_string(), "optional_type(int)");
+    let (new, old) = (json!({"n": 1}), json!({"n": 2}));
+    let new = Value::typed(&new, &schema).unwrap();
+    let old = Value::Optional(Some(std::sync::Arc::new(Value::typed(&old, &schema).unwrap())));
+    for (old, expected) in [(Value::Optional(None), "true"), (old, "false")] {
+        let variables = BTreeMap::from([("self", new.clone()), ("oldSelf", old)]);
+        let value = program.evaluate(&variables, Limits::default()).value.unwrap();
+        assert_eq!(value.to_string(), expected);
+    }
+}
