@@ -98,12 +98,19 @@ impl<'p, 'i, 'a> Evaluator<'p, 'i, 'a> {
     /// What a selection adds to the cost of its operand: one for the field, and one more for the
     /// selection itself where the operand is no chain of names.
     fn spend_selection(&mut self, operand: &Expr) -> Result<(), Error> {
-        let attribute = match &operand.kind {
-            Kind::Ident(_) | Kind::Select { test: false, .. } => true,
-            Kind::Call { function, .. } => matches!(&**function, "_[_]" | "_?._" | "_[?_]" | "_?_:_"),
-            _ => false,
-        };
-        self.cx.spend(if attribute { 1 } else { 2 })
+        let chain = is_attribute(operand)
+            || matches!(&operand.kind, Kind::Call { function, .. } if &**function == "_?_:_");
+        self.cx.spend(if chain { 1 } else { 2 })
+    }
+
+    /// A branch of a condition, or an index: a chain of names there costs one less, for it is
+    /// resolved with what it is part of.
+    fn eval_part(&mut self, expr: &Expr) -> Outcome<'a> {
+        let value = self.eval(expr);
+        if is_attribute(expr) && self.constants[expr.id as usize].is_none() {
+            self.cx.cost = self.cx.cost.saturating_sub(1);
+        }
+        value
     }
 
     #[inline(never)]
@@ -138,8 +145,8 @@ impl<'p, 'i, 'a> Evaluator<'p, 'i, 'a> {
             ("_&&_", None, [a, b]) => self.logical(a, b, false),
             ("_||_", None, [a, b]) => self.logical(a, b, true),
             ("_?_:_", None, [condition, yes, no]) => match self.eval(condition)? {
-                Value::Bool(true) => self.eval(yes),
-                Value::Bool(false) => self.eval(no),
+                Value::Bool(true) => self.eval_part(yes),
+                Value::Bool(false) => self.eval_part(no),
                 _ => Err(Error::no_such_overload()),
             },
             ("@not_strictly_false", None, [arg]) => {
@@ -241,12 +248,7 @@ impl<'p, 'i, 'a> Evaluator<'p, 'i, 'a> {
     fn index(&mut self, of: &Expr, at: &Expr, wants_optional: bool) -> Outcome<'a> {
         let value = self.eval(of)?;
         self.spend_selection(of)?;
-        let before = self.cx.cost;
-        let at_value = self.eval(at)?;
-        // A name between the brackets costs nothing of its own.
-        if matches!(at.kind, Kind::Ident(_)) {
-            self.cx.cost = before;
-        }
+        let at_value = self.eval_part(at)?;
         match &value {
             Value::Optional(Some(inner)) => optional(collections::find(inner, &at_value)?),
             Value::Optional(None) => Ok(value),
@@ -396,6 +398,15 @@ impl<'p, 'i, 'a> Evaluator<'p, 'i, 'a> {
             return value.clone();
         }
         std::mem::replace(value, Ok(Value::Null))
+    }
+}
+
+/// Whether an expression is a chain of a name, selections and indices.
+fn is_attribute(expr: &Expr) -> bool {
+    match &expr.kind {
+        Kind::Ident(_) | Kind::Select { test: false, .. } => true,
+        Kind::Call { function, .. } => matches!(&**function, "_[_]" | "_?._" | "_[?_]"),
+        _ => false,
     }
 }
 

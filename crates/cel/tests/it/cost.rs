@@ -80,6 +80,52 @@ fn costs_are_those_of_upstreams_model() {
 }
 
 #[test]
+fn evaluations_cost_what_they_cost_upstream() {
+    let x = json!({
+        "key": "v", "list": ["v"], "text": "a".repeat(500), "idc": "idc", "empty": [], "one": [{}],
+        "n": 1, "a": false, "b": true, "map": {"val": {"n": 0}}, "val1": "val1", "val2": "val2222222"
+    });
+    // The costs are those of cel-go's tests, whose variables are here fields of one: one more for each.
+    for (text, counted) in [
+        ("x", 1),
+        ("x['key']", 2),
+        ("x.list[0]", 3),
+        ("x['ke' + 'y']", 3),
+        ("x.list[3 - 3]", 4),
+        ("has(x.key)", 1),
+        ("x.empty.all(y, true)", 2 + 1),
+        ("x.empty.all(y, y.all(z, true))", 2 + 1),
+        ("x.text.matches('[0-9]')", 103 + 1),
+        ("'123'.matches('[0-9]')", 2),
+        ("false || false", 0),
+        ("x.a || x.a || x.a || x.a", 4 + 4),
+        ("x.b && x.b && x.b && x.b", 4 + 4),
+        ("1 < 2", 1),
+        ("true ? 1 : 2", 0),
+        ("size('123')", 1),
+        ("'12345678901234567890' == '123456789012345678901234567890'", 2),
+        ("bytes(x.text)", 51 + 1),
+        ("x.text.contains(x.text)", 2_502 + 2),
+        ("x.idc.startsWith(x.text)", 3 + 2),
+        ("x.idc.endsWith(x.text)", 3 + 2),
+        ("(x.n > 2 ? x.list : x.one).all(y, true)", 6 + 2),
+        ("true ? false : 1 > 3", 0),
+        ("false ? false : 1 > 3", 1),
+        ("x.map.all(k, x.map[k].n > 3)", 9 + 2),
+        ("(x.empty + x.empty).all(y, true)", 4 + 2),
+        ("'abcdefg'.contains(x.val1 + x.val2)", 6 + 2),
+        ("(1 > 2 ? 5 : 3) > 1", 2),
+        ("(1 > 2 || 2 > 1) == true", 3),
+    ] {
+        let program = Env::new().with("x", Type::Dyn).compile(text).unwrap();
+        let variables = BTreeMap::from([("x", Value::of(&x))]);
+        let evaluation = program.evaluate(&variables, Limits::default());
+        assert!(evaluation.value.is_ok(), "{text}: {evaluation:?}");
+        assert_eq!(evaluation.cost, counted, "{text}");
+    }
+}
+
+#[test]
 fn counts_stay_within_estimates() {
     for text in [
         "self.list.all(i, self.words.exists(w, w.size() == i))",

@@ -5,6 +5,7 @@
 mod authz;
 mod compile;
 mod cost;
+mod estimates;
 mod language;
 mod libraries;
 mod limits;
