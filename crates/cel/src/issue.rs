@@ -30,6 +30,9 @@ impl fmt::Display for Issue {
 pub struct Issues {
     text: String,
     pub issues: Vec<Issue>,
+    /// Whether the expression is well-formed and of the right types, and no program can be made of it, as
+    /// of one with a pattern that is none: then the message says it all.
+    pub instantiation: bool,
 }
 
 /// More faults than this are counted, not printed.
@@ -40,7 +43,12 @@ const QUOTED_MAX: usize = 16_384;
 impl Issues {
     pub(crate) fn new(text: &str, mut issues: Vec<Issue>) -> Self {
         issues.sort_by_key(|issue| issue.at);
-        Self { text: text.to_owned(), issues }
+        Self { text: text.to_owned(), issues, instantiation: false }
+    }
+
+    pub(crate) fn of_program(message: String) -> Self {
+        let issues = vec![Issue { at: None, message }];
+        Self { text: String::new(), issues, instantiation: true }
     }
 
     fn place(&self, at: u32) -> (usize, usize, &str) {
@@ -63,6 +71,10 @@ impl fmt::Display for Issues {
         for (index, issue) in self.issues.iter().take(PRINTED_MAX).enumerate() {
             if index > 0 {
                 f.write_str("\n")?;
+            }
+            if self.instantiation {
+                f.write_str(&issue.message)?;
+                continue;
             }
             let Some(at) = issue.at else {
                 write!(f, "ERROR: <input>:-1:0: {}", issue.message)?;

@@ -88,8 +88,10 @@ impl Parser {
     fn whole(&mut self) -> Parsed {
         let root = self.expr()?;
         if self.peek().kind != TokenKind::End {
+            let last = self.tokens.len() - 2 == self.next;
+            let what = if last { "extraneous" } else { "mismatched" };
             let shown = self.shown();
-            return self.stop(format!("Syntax error: extraneous input '{shown}' expecting <EOF>"));
+            return self.stop(format!("Syntax error: {what} input '{shown}' expecting <EOF>"));
         }
         Ok(root)
     }

@@ -37,10 +37,13 @@ pub struct Evaluation<'a> {
 
 impl Program {
     pub(crate) fn new(env: &Env, text: &str, tree: Tree, checked: Checked) -> Result<Self, Issues> {
-        let mut issues = Vec::new();
-        validate(&tree.root, &mut issues);
+        let (mut issues, mut pattern) = (Vec::new(), None);
+        validate(&tree.root, &mut issues, &mut pattern);
         if !issues.is_empty() {
             return Err(Issues::new(text, issues));
+        }
+        if let Some(message) = pattern {
+            return Err(Issues::of_program(message));
         }
         let cost = estimate(env, &tree, &checked);
         let mut names = BTreeSet::new();
@@ -116,13 +119,19 @@ fn fold_constants(
 }
 
 /// Literals that can be no pattern, timestamp or duration are told when compiling.
-fn validate(expr: &Expr, issues: &mut Vec<Issue>) {
-    expr.children(&mut |child| validate(child, issues));
+fn validate(expr: &Expr, issues: &mut Vec<Issue>, pattern: &mut Option<String>) {
+    expr.children(&mut |child| validate(child, issues, pattern));
     let Kind::Call { function, target, args } = &expr.kind else { return };
-    let (Some(arg), count) = (args.last(), args.len() + usize::from(target.is_some())) else { return };
+    let count = args.len() + usize::from(target.is_some());
+    let arg = if matches!(&**function, "find" | "findAll") { args.first() } else { args.last() };
+    let Some(arg) = arg else { return };
     let Kind::Literal(Literal::String(text)) = &arg.kind else { return };
     let valid = match (&**function, count) {
         ("matches", 2) => library::regex::compile(text).is_ok(),
+        ("find", 2) | ("findAll", 2 | 3) => {
+            *pattern = pattern.take().or(library::regex::compile(text).err());
+            true
+        }
         ("duration", 1) => crate::time::parse_duration(text).is_some(),
         ("timestamp", 1) => crate::time::parse_timestamp(text).is_some(),
         _ => true,

@@ -8,10 +8,18 @@ use jiff::tz::{Offset, TimeZone};
 
 use crate::error::Error;
 
-/// A point in time, in nanoseconds from 1970; within the years 1 to 9999.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A point in time, in nanoseconds from 1970; within the years 1 to 9999. It is shown with the offset
+/// that it was written with, which says nothing else.
+#[derive(Clone, Copy, Debug)]
 pub struct Timestamp {
     nanos: i128,
+    offset_seconds: i32,
+}
+
+impl PartialEq for Timestamp {
+    fn eq(&self, other: &Self) -> bool {
+        self.nanos == other.nanos
+    }
 }
 
 const SECOND: i64 = 1_000_000_000;
@@ -32,7 +40,7 @@ impl Timestamp {
         if !(i128::from(FIRST_SECOND)..=i128::from(LAST_SECOND)).contains(&seconds) {
             return Err(Error::new("timestamp overflow"));
         }
-        Ok(Self { nanos })
+        Ok(Self { nanos, offset_seconds: 0 })
     }
 
     /// Nanoseconds from 1970.
@@ -40,15 +48,26 @@ impl Timestamp {
         self.nanos
     }
 
+    /// The point so many nanoseconds later, shown with the same offset.
+    pub(crate) fn plus(self, nanos: i128) -> Result<Self, Error> {
+        Ok(Self { offset_seconds: self.offset_seconds, ..Self::from_nanos(self.nanos + nanos)? })
+    }
+
     fn utc(self) -> DateTime {
         EPOCH.saturating_add(SignedDuration::from_nanos_i128(self.nanos))
     }
 }
 
-/// RFC 3339 in UTC, with as many digits of a second as there are.
+/// RFC 3339, with as many digits of a second as there are.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}Z", self.utc())
+        let local = self.utc().saturating_add(SignedDuration::from_secs(self.offset_seconds.into()));
+        if self.offset_seconds == 0 {
+            return write!(f, "{local}Z");
+        }
+        let (sign, minutes) =
+            if self.offset_seconds < 0 { ('-', -self.offset_seconds) } else { ('+', self.offset_seconds) };
+        write!(f, "{local}{sign}{:02}:{:02}", minutes / 3_600, minutes / 60 % 60)
     }
 }
 
@@ -101,7 +120,7 @@ pub(crate) fn parse_timestamp(text: &str) -> Option<Timestamp> {
         && sign(at + 3, b":")
         && digits(at + 4, at + 6)
     {
-        let (hours, minutes) = (zone[1..3].parse::<i128>().ok()?, zone[4..].parse::<i128>().ok()?);
+        let (hours, minutes) = (zone[1..3].parse::<i32>().ok()?, zone[4..].parse::<i32>().ok()?);
         if hours > 23 || minutes > 59 {
             return None;
         }
@@ -109,7 +128,8 @@ pub(crate) fn parse_timestamp(text: &str) -> Option<Timestamp> {
     } else {
         return None;
     };
-    Timestamp::from_nanos(civil.duration_since(EPOCH).as_nanos() - offset * i128::from(SECOND)).ok()
+    let nanos = civil.duration_since(EPOCH).as_nanos() - i128::from(offset) * i128::from(SECOND);
+    Some(Timestamp { offset_seconds: offset, ..Timestamp::from_nanos(nanos).ok()? })
 }
 
 /// A date, as midnight of UTC.

@@ -60,6 +60,14 @@ pub(crate) fn compile(pattern: &str) -> Result<Regex, String> {
     built.map_err(|error| {
         let text = error.to_string();
         let reason = text.lines().rev().find_map(|line| line.strip_prefix("error: ")).unwrap_or(&text);
+        let reason = match reason {
+            "unopened group" => "unexpected )",
+            "unclosed group" => "missing closing )",
+            "unclosed character class" => "missing closing ]",
+            "repetition operator missing expression" => "missing argument to repetition operator",
+            "unrecognized escape sequence" => "invalid escape sequence",
+            other => other,
+        };
         format!("error parsing regexp: {reason}: `{pattern}`")
     })
 }

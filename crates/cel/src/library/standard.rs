@@ -237,7 +237,7 @@ pub(crate) fn order(a: &Value<'_>, b: &Value<'_>) -> Result<Option<Ordering>, Er
         (Value::Bool(a), Value::Bool(b)) => Some(a.cmp(b)),
         (Value::String(a), Value::String(b)) => Some((**a).cmp(b)),
         (Value::Bytes(a), Value::Bytes(b)) => Some(a.cmp(b)),
-        (Value::Timestamp(a), Value::Timestamp(b)) => Some(a.cmp(b)),
+        (Value::Timestamp(a), Value::Timestamp(b)) => Some(a.as_nanos().cmp(&b.as_nanos())),
         (Value::Duration(a), Value::Duration(b)) => Some(a.cmp(b)),
         (
             Value::Int(_) | Value::Uint(_) | Value::Double(_),
@@ -288,7 +288,7 @@ fn durations<'a>(args: &[Value<'a>], f: fn(i64, i64) -> Option<i64>) -> Outcome<
 fn shift<'a>(time: &Value<'a>, by: &Value<'a>, sign: i128) -> Outcome<'a> {
     match (time, by) {
         (Value::Timestamp(time), Value::Duration(by)) => {
-            time::Timestamp::from_nanos(time.as_nanos() + sign * i128::from(*by)).map(Value::Timestamp)
+            time.plus(sign * i128::from(*by)).map(Value::Timestamp)
         }
         _ => Err(Error::no_such_overload()),
     }

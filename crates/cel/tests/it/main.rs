@@ -10,6 +10,7 @@ mod language;
 mod libraries;
 mod limits;
 mod mutation;
+mod rules;
 mod schema;
 
 use std::collections::BTreeMap;
