@@ -234,10 +234,11 @@ impl Agent {
             return Ok(());
         }
         let Some(node) = self.nodes.get("", &self.ctx.config.name) else { return Ok(()) };
+        // The scheduler gives away the room of Pods that are gone, whatever still runs of them.
         let others: Vec<Arc<Pod>> = self
             .workers()
             .iter()
-            .filter(|w| w.memory().ended.is_none())
+            .filter(|w| !w.is_gone() && w.memory().ended.is_none())
             .map(|w| w.pod())
             .filter(|p| admit::counts(p))
             .collect();

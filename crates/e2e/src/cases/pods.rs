@@ -1,6 +1,7 @@
 //! A Pod's life: what its containers share, how they start, restart and end, and who talks to them.
 
 use super::{container, find_process, pod, started, status};
+use crate::cluster::{eventually, free_port};
 use crate::{Case, Scope};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -222,8 +223,16 @@ fn termination(scope: &Scope<'_>) -> Result<()> {
     let stubborn = pod("stubborn", &[("main", "trap '' TERM; while true; do sleep 0.1; done")]);
     started(scope, &stubborn)?;
     scope.kubectl(&["delete", "pod", "stubborn", "--timeout=30s"])?;
-    started(scope, &pod("now", &[("main", "trap '' TERM; while true; do sleep 0.1; done")]))?;
-    scope.kubectl(&["delete", "pod", "now", "--grace-period=0", "--force", "--timeout=30s"])?;
+    // Whoever removes a Pod by force does not wait, and what it had is free for the next one at once.
+    let mut now = pod("removed-now", &[("main", "trap '' TERM; sleep 1000; true")]);
+    now["spec"]["terminationGracePeriodSeconds"] = 3600.into();
+    now["spec"]["containers"][0]["ports"] = json!([{"containerPort": 80, "hostPort": free_port()?}]);
+    started(scope, &now)?;
+    scope.kubectl(&["delete", "pod", "removed-now", "--grace-period=0", "--force", "--timeout=30s"])?;
+    now["metadata"]["name"] = "next-now".into();
+    started(scope, &now)?;
+    eventually("the removed Pod's process ends", || Ok(find_process("removed-now").is_err().then_some(())))?;
+    scope.kubectl(&["delete", "pod", "next-now", "--grace-period=0", "--force", "--timeout=30s"])?;
     Ok(())
 }
 

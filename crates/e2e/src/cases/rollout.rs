@@ -1,7 +1,7 @@
 //! Deployments: heal, scale, roll out, roll back, recreate, delete.
 
 use super::{deployment, pod};
-use crate::cluster::Watch;
+use crate::cluster::{Watch, eventually};
 use crate::{Case, Scope};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -346,7 +346,8 @@ fn replication_controller(scope: &Scope<'_>) -> Result<()> {
     scope.kubectl(&["expose", "rc", "older", "--port=80"])?;
     scope.kubectl(&["scale", "rc", "older", "--replicas=1"])?;
     scope.wait_for("rc/older", "{.status.replicas}=1")?;
-    let before = pods()?;
+    let before =
+        eventually("one Pod is left", || Ok(Some(pods()?).filter(|pods| pods.lines().count() == 1)))?;
     scope.kubectl(&["delete", "rc", "older", "--cascade=orphan"])?;
     scope.apply(&controller)?;
     scope.wait_for("rc/older", "{.status.readyReplicas}=2")?;

@@ -21,6 +21,8 @@ const CRASH_BACKOFF_RESET: Duration = Duration::from_secs(600);
 pub const EVICTED: &str = "Evicted";
 /// What their containers get to end, whatever the Pod asks for.
 pub const EVICTION_GRACE_SECONDS: i64 = 1;
+/// What containers get whose Pod somebody removed without waiting for them.
+pub const REMOVED_GRACE_SECONDS: i64 = 1;
 
 /// What a worker knows of its Pod beyond the API object.
 #[derive(Clone, Debug, Default)]

@@ -55,7 +55,7 @@ pub fn plan(pod: &Pod, gone: bool, memory: &Memory, now: Timestamp) -> Plan {
     }
     let leaving = gone || is_deleting(pod);
     if leaving || is_finished(pod, memory) {
-        wind_down(pod, leaving, memory, &mut plan);
+        wind_down(pod, gone, leaving, memory, &mut plan);
         return plan;
     }
     match &memory.sandbox {
@@ -160,9 +160,10 @@ fn one(
 
 /// Ends what still runs: main containers together, then sidecars one by one in reverse order;
 /// then the sandbox, then, for a Pod that is being deleted, the object.
-fn wind_down(pod: &Pod, leaving: bool, memory: &Memory, plan: &mut Plan) {
+fn wind_down(pod: &Pod, gone: bool, leaving: bool, memory: &Memory, plan: &mut Plan) {
     let spec = spec(pod);
     let grace = match &memory.ended {
+        _ if gone => Some(REMOVED_GRACE_SECONDS),
         _ if leaving => pod.metadata.deletion_grace_period_seconds,
         Some(ended) if ended.reason == EVICTED => Some(EVICTION_GRACE_SECONDS),
         _ => None,
@@ -404,6 +405,14 @@ mod tests {
         check(&pod, &down, 0, &["RemoveSandbox"]);
         let gone = Memory { sandbox: Sandbox::Missing, ..down };
         check(&pod, &gone, 0, &["Finish"]);
+    }
+
+    #[test]
+    fn a_pod_that_was_removed_is_not_waited_for() {
+        let pod = pod(json!({"terminationGracePeriodSeconds": 3600, "containers": [{"name": "a"}]}));
+        let plan = plan(&pod, true, &with(ready(), &[("a", running())]), at(2));
+        let [Action::Stop { grace, .. }] = &plan.actions[..] else { panic!("{plan:?}") };
+        assert_eq!(*grace, Some(REMOVED_GRACE_SECONDS));
     }
 
     #[test]

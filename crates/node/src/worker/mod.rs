@@ -89,6 +89,10 @@ impl Worker {
         self.notify.notify_one();
     }
 
+    pub fn is_gone(&self) -> bool {
+        self.mail.lock().gone
+    }
+
     /// The Pod takes more than it may.
     pub fn evict(&self, why: String) {
         self.mail.lock().evicted = Some(why);
