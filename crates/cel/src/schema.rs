@@ -32,6 +32,12 @@ pub struct Schema {
     max_properties: Option<u64>,
 }
 
+/// Where `$ref` leads, and which references are being followed.
+struct References<'a, 'l> {
+    lookup: &'l dyn Fn(&str) -> Option<&'a Json>,
+    open: Vec<String>,
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 enum Kind {
     #[default]
@@ -90,6 +96,29 @@ const REQUEST_BYTES_MAX: u64 = 3 * 1024 * 1024;
 impl Schema {
     /// The schema of an OpenAPI v3 object, such as a property of a CustomResourceDefinition's.
     pub fn new(openapi: &Json) -> Self {
+        Self::build(openapi, &mut References { lookup: &|_| None, open: Vec::new() })
+    }
+
+    /// The same where schemas refer to others, as those of built-in kinds do: `lookup` has the definition
+    /// that `$ref` names. What refers to itself is not looked into again.
+    pub fn with_references<'a>(openapi: &'a Json, lookup: &dyn Fn(&str) -> Option<&'a Json>) -> Self {
+        Self::build(openapi, &mut References { lookup, open: Vec::new() })
+    }
+
+    fn build<'a>(openapi: &'a Json, references: &mut References<'a, '_>) -> Self {
+        let inner =
+            openapi.get("allOf").and_then(Json::as_array).filter(|all| all.len() == 1).map(|all| &all[0]);
+        if let Some(name) = openapi.get("$ref").or_else(|| inner?.get("$ref")).and_then(Json::as_str) {
+            let target = (references.lookup)(name).filter(|_| !references.open.contains(&name.to_owned()));
+            let Some(target) = target else {
+                return Self { kind: Kind::Object, preserve_unknown: true, ..Self::default() };
+            };
+            references.open.push(name.to_owned());
+            let mut schema = Self::build(target, references);
+            references.open.pop();
+            schema.has_default |= openapi.get("default").is_some();
+            return schema;
+        }
         let text = |name: &str| openapi.get(name).and_then(Json::as_str).unwrap_or_default();
         let flag = |name: &str| openapi.get(name).and_then(Json::as_bool).unwrap_or_default();
         let number = |name: &str| openapi.get(name).and_then(Json::as_i64).map(|n| n.max(0) as u64);
@@ -97,8 +126,10 @@ impl Schema {
             let items = openapi.get(name).and_then(Json::as_array).into_iter().flatten();
             items.filter_map(|item| Some(item.as_str()?.to_owned())).collect()
         };
-        let child =
-            |name: &str| openapi.get(name).filter(|v| v.is_object()).map(|v| Box::new(Schema::new(v)));
+        let mut child = |name: &str| {
+            openapi.get(name).filter(|of| of.is_object()).map(|of| Box::new(Schema::build(of, references)))
+        };
+        let (additional, items) = (child("additionalProperties"), child("items"));
         let properties = openapi.get("properties").and_then(Json::as_object);
         let schema = Self {
             kind: match text("type") {
@@ -120,11 +151,11 @@ impl Schema {
             nullable: flag("nullable"),
             int_or_string: flag("x-kubernetes-int-or-string") || text("format") == "int-or-string",
             preserve_unknown: flag("x-kubernetes-preserve-unknown-fields"),
-            properties: properties
-                .filter(|properties| !properties.is_empty())
-                .map(|all| all.iter().map(|(name, schema)| (name.clone(), Schema::new(schema))).collect()),
-            additional: child("additionalProperties"),
-            items: child("items"),
+            properties: properties.filter(|properties| !properties.is_empty()).map(|all| {
+                all.iter().map(|(name, of)| (name.clone(), Schema::build(of, references))).collect()
+            }),
+            additional,
+            items,
             list_type: match text("x-kubernetes-list-type") {
                 "set" => ListType::Set,
                 "map" => ListType::Map(strings("x-kubernetes-list-map-keys")),

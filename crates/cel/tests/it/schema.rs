@@ -179,3 +179,23 @@ fn old_values_may_be_optional() {
         assert_eq!(value.to_string(), expected);
     }
 }
+
+#[test]
+fn references_are_followed_once() {
+    let definitions = json!({
+        "#/Spec": {"type": "object", "properties": {
+            "port": {"format": "int-or-string", "oneOf": [{"type": "integer"}, {"type": "string"}]},
+            "again": {"$ref": "#/Spec"}, "n": {"type": "integer"}
+        }}
+    });
+    let root = json!({"type": "object", "properties": {
+        "spec": {"allOf": [{"$ref": "#/Spec"}], "default": {}}, "gone": {"$ref": "#/Gone"}
+    }});
+    let schema = Schema::with_references(&root, &|name| definitions.get(name));
+    let env = Env::new().with_declared("object", schema.declare("object").unwrap().into());
+    assert_eq!(env.compile("object.spec.n").unwrap().value_type().to_string(), "int");
+    assert_eq!(env.compile("object.spec.port").unwrap().value_type().to_string(), "dyn");
+    for text in ["object.spec.again.n", "object.gone.n"] {
+        assert_eq!(env.compile(text).unwrap_err().issues[0].message, "undefined field 'n'", "{text}");
+    }
+}
