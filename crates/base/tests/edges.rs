@@ -9,8 +9,9 @@ use std::process::Command;
 const ALLOWED: &[(&str, &[&str])] = &[
     ("skeg-base", &[]),
     ("skeg-api", &[]),
+    ("skeg-cel", &[]),
     ("skeg-store", &["skeg-base"]),
-    ("skeg-apiserver", &["skeg-api", "skeg-store", "skeg-base"]),
+    ("skeg-apiserver", &["skeg-api", "skeg-cel", "skeg-store", "skeg-base"]),
     ("skeg-client", &["skeg-api", "skeg-base"]),
     ("skeg-controllers", &["skeg-api", "skeg-client", "skeg-base"]),
     ("skeg-scheduler", &["skeg-api", "skeg-client", "skeg-base"]),
