@@ -354,6 +354,8 @@ mod tests {
         let net = || "10.0.0.0/24".parse().unwrap();
         let ground = Ground { table: "t".into(), bridge: "b".into(), pods: net(), services: net() };
         let script = replace(&ground, &tables(&[sticky], &[]), &found);
+        assert!(script.contains("-10.0.0.2-8080 { type ipv4_addr; flags dynamic,timeout; timeout 60s; }"));
+        assert!(script.contains("-10.0.0.2-8080 { ip saddr timeout 60s }"));
         let added: Vec<_> = script.lines().filter(|line| line.contains("expires")).collect();
         assert_eq!(
             added,

@@ -301,15 +301,25 @@ fn the_outside_sees_the_host() {
         outside.serve("outside", 7);
         let pod = Pod::new();
         let port = HostPort { host_ip: None, host_port: 8888, protocol: Protocol::Tcp, container_port: 9 };
-        network.attach("p", &pod.path(), std::slice::from_ref(&port)).await.unwrap();
+        // The same port once more, for datagrams to one address of the host.
+        let datagrams = HostPort {
+            host_ip: Some(Ipv4Addr::new(192, 0, 2, 1)),
+            protocol: Protocol::Udp,
+            container_port: 10,
+            ..port.clone()
+        };
+        network.attach("p", &pod.path(), &[port.clone(), datagrams.clone()]).await.unwrap();
         pod.serve("pod", 9);
+        pod.serve_udp("datagrams", 10);
         let far = Ipv4Addr::new(192, 0, 2, 9);
         assert_eq!(pod.get((far, 7)).unwrap(), "outside 192.0.2.1");
         // The host port leads in, also from the host itself, and the Pod sees who came.
         assert_eq!(get((Ipv4Addr::LOCALHOST, 8888)).unwrap(), "pod 10.72.0.1");
         assert!(refused(get((Ipv4Addr::new(127, 0, 0, 2), 8888))), "the host's own servers may be there");
         assert_eq!(outside.get((Ipv4Addr::new(192, 0, 2, 1), 8888)).unwrap(), "pod 192.0.2.9");
-        assert_eq!(network.attached()[0].host_ports, [port]);
+        assert_eq!(ask(&outside.udp_client((Ipv4Addr::new(192, 0, 2, 1), 8888))).unwrap(), "datagrams");
+        assert!(refused(ask(&udp_client((Ipv4Addr::LOCALHOST, 8888)))));
+        assert_eq!(network.attached()[0].host_ports, [port, datagrams]);
         // It is there again after a restart, and gone with the Pod.
         drop(network);
         tokio::task::yield_now().await;
