@@ -4,6 +4,7 @@ mod admission;
 mod apply;
 mod cli;
 mod clients;
+mod commands;
 mod counts;
 mod crds;
 mod durability;
@@ -31,6 +32,7 @@ pub const SHARED: &[&[Case]] = &[
     rollout::CASES,
     kubectl::CASES,
     apply::CASES,
+    commands::CASES,
     admission::CASES,
     clients::CASES,
     kinds::CASES,
@@ -46,7 +48,8 @@ pub const SHARED: &[&[Case]] = &[
 ];
 
 /// Cases that start and end clusters of their own.
-pub const ALONE: &[&[Case]] = &[restart::CASES, cli::CASES, counts::CASES, durability::CASES];
+pub const ALONE: &[&[Case]] =
+    &[restart::CASES, cli::CASES, counts::CASES, commands::NODE_CASES, durability::CASES];
 
 /// Cases that bring what they run on.
 pub const APART: &[&[Case]] = &[leaks::CASES, guest::CASES];
