@@ -10,6 +10,11 @@ macro_rules! resources {
 }
 
 resources! {
+    API_SERVICES = "apiregistration.k8s.io" "v1" "apiservices";
+    CONFIG_MAPS = "" "v1" "configmaps";
+    FLOW_SCHEMAS = "flowcontrol.apiserver.k8s.io" "v1" "flowschemas";
+    PRIORITY_LEVELS = "flowcontrol.apiserver.k8s.io" "v1" "prioritylevelconfigurations";
+    SERVICE_CIDRS = "networking.k8s.io" "v1" "servicecidrs";
     DEFINITIONS = "apiextensions.k8s.io" "v1" "customresourcedefinitions";
     NAMESPACES = "" "v1" "namespaces";
     NODES = "" "v1" "nodes";

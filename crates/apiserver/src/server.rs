@@ -242,7 +242,8 @@ impl ApiServer {
         let (parts, body) = request.into_parts();
         let info = route::parse(&parts.method, &parts.uri)?;
         let started = Instant::now();
-        let target = self.target(&info);
+        let claimed = self.hooks.endpoints.iter().any(|endpoint| endpoint.claims(&info));
+        let target = if claimed { None } else { self.target(&info) };
         let labels = Labels::of(&info, target.as_deref());
         let answer = self.answer_to(parts, body, info, target, origin).await;
         let code = answer.as_ref().map_or_else(|status| status.code, |response| response.status().as_u16());

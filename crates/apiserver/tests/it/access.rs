@@ -72,7 +72,8 @@ pub struct Cluster {
 
 fn settings() -> bootstrap::Settings {
     let endpoints = vec!["10.0.0.1".parse().unwrap()];
-    bootstrap::Settings { service_ip: "10.96.0.1".parse().unwrap(), endpoints, port: 6443 }
+    let service_range = "10.96.0.0/16".parse().unwrap();
+    bootstrap::Settings { service_range, service_ip: "10.96.0.1".parse().unwrap(), endpoints, port: 6443 }
 }
 
 async fn start(store: Arc<dyn Store>) -> Cluster {
@@ -82,7 +83,6 @@ async fn start(store: Arc<dyn Store>) -> Cluster {
     let setup = Setup {
         edge: Some(Edge { pki: pki.clone(), dialer: dialer.clone() }),
         cluster_domain: "cluster.local".into(),
-        service_range: "10.96.0.0/16".parse().unwrap(),
         admission: Default::default(),
         bootstrap: settings(),
     };
@@ -182,7 +182,7 @@ pub async fn cluster() -> Cluster {
 async fn a_second_start_writes_nothing() {
     let store: Arc<dyn Store> = Arc::new(Memory::new());
     let first = start(store.clone()).await;
-    assert_eq!(first.written, 139, "default objects");
+    assert_eq!(first.written, 183, "default objects");
     let service =
         first.get(&first.admin(), "/api/v1/namespaces/default/services/kubernetes").await.expect(200);
     assert_eq!(service["spec"]["clusterIP"], "10.96.0.1");
