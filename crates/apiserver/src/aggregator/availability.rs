@@ -182,14 +182,13 @@ impl Aggregator {
                 Some(object) => write(server, object, condition).await,
                 None => Ok(()),
             };
-            let pause = if status == "True" && written.is_ok() {
+            // Without a way there is nobody to ask: a change of it is told.
+            let pause = if (status == "True" || way.is_err()) && written.is_ok() {
                 backoff.reset();
                 ASK_EVERY
             } else {
                 backoff.next()
             };
-            // Without a way there is nobody to ask: a change of it is told.
-            let pause = if way.is_err() && written.is_ok() { ASK_EVERY } else { pause };
             known.insert(remote.name.clone(), Looked { way, remote, next: Instant::now() + pause, backoff });
         }
         known.values().map(|looked| looked.next.saturating_duration_since(Instant::now())).min()
