@@ -2,6 +2,7 @@
 
 mod admission;
 mod apply;
+mod certificates;
 mod cli;
 mod clients;
 mod counts;
@@ -31,6 +32,7 @@ pub const SHARED: &[&[Case]] = &[
     kubectl::CASES,
     apply::CASES,
     admission::CASES,
+    certificates::CASES,
     clients::CASES,
     kinds::CASES,
     crds::CASES,
