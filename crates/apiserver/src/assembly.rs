@@ -3,7 +3,7 @@
 
 use crate::admission;
 use crate::aggregator::{self, Aggregator};
-use crate::allocate::{Addresses, ServiceAllocator};
+use crate::allocate::{self, Addresses, ServiceAllocator};
 use crate::auth::authn::Credentials;
 use crate::auth::authz::Union;
 use crate::auth::impersonation;
@@ -110,6 +110,7 @@ pub async fn open(
     server.tasks().0.spawn(aggregation::run(server.clone()));
     bootstrap::maintain(&server, &setup.bootstrap, authorities);
     server.tasks().0.spawn(api_services::run(server.clone()));
+    server.tasks().0.spawn(allocate::objects::run(server.clone()));
     if let Some(aggregator) = aggregator.get() {
         server.tasks().0.spawn(aggregator::run(server.clone(), aggregator.clone()));
     }

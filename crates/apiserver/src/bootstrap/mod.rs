@@ -84,7 +84,7 @@ pub async fn run(
     authorities: Option<&Authorities>,
 ) -> Result<usize, BootstrapError> {
     let mut all = indispensable(settings, authorities);
-    all.extend(initial());
+    all.extend(initial(settings));
     all.extend(api_services::wanted(&kinds.snapshot()));
     write(store, kinds, clock, random, &all).await
 }
@@ -279,10 +279,14 @@ fn indispensable(settings: &Settings, authorities: Option<&Authorities>) -> Vec<
 }
 
 /// What is looked at when the server starts, and may be changed while it runs.
-fn initial() -> Vec<Wanted> {
+fn initial(settings: &Settings) -> Vec<Wanted> {
     let roles = rbac::objects().into_iter();
     let mut all: Vec<Wanted> =
         roles.map(|(gvr, object)| Wanted { gvr, object, reconcile: rbac::reconcile }).collect();
+    // Those of other Services follow these.
+    let own = ("default".to_owned(), "kubernetes".to_owned());
+    let object = crate::allocate::objects::object(&settings.service_ip.to_string(), &own);
+    all.push(Wanted { gvr: &resources::IP_ADDRESSES, object, reconcile: keep });
     for (name, value, description) in [
         (
             "system-cluster-critical",

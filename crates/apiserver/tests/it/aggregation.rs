@@ -197,7 +197,7 @@ async fn endpoints(cluster: &Cluster, ready: bool) {
 }
 
 /// Waits until an answer is as wanted.
-async fn until(
+pub async fn until(
     cluster: &Cluster,
     path: &str,
     headers: &[(&'static str, &str)],
@@ -510,55 +510,5 @@ async fn groups_of_this_server_have_their_api_services() {
         now["status"]["conditions"][0]["reason"] == "Local"
     })
     .await;
-    cluster.api.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn flow_control_and_the_range_of_services_are_there_and_come_back() {
-    let cluster = cluster().await;
-    let admin = cluster.admin();
-    let flow = "/apis/flowcontrol.apiserver.k8s.io/v1";
-    let names = |list: &Value| {
-        let items = list["items"].as_array().unwrap().iter();
-        items.map(|item| item["metadata"]["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join(" ")
-    };
-    let levels = cluster.get(&admin, &format!("{flow}/prioritylevelconfigurations")).await.expect(200);
-    assert_eq!(
-        names(&levels),
-        "catch-all exempt global-default leader-election node-high system workload-high workload-low"
-    );
-    let schemas = cluster.get(&admin, &format!("{flow}/flowschemas")).await.expect(200);
-    assert_eq!(
-        names(&schemas),
-        "catch-all endpoint-controller exempt global-default kube-controller-manager kube-scheduler \
-         kube-system-service-accounts probes service-accounts system-leader-election system-node-high system-nodes \
-         workload-leader-election"
-    );
-    let range = "/apis/networking.k8s.io/v1/servicecidrs/kubernetes";
-    let got = cluster.get(&admin, range).await.expect(200);
-    assert_eq!(
-        (&got["spec"]["cidrs"], &got["status"]["conditions"][0]["status"]),
-        (&json!(["10.96.0.0/16"]), &json!("True"))
-    );
-    let map = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication";
-    for path in [
-        format!("{flow}/flowschemas/exempt"),
-        format!("{flow}/prioritylevelconfigurations/catch-all"),
-        range.into(),
-        map.into(),
-    ] {
-        let before = cluster.get(&admin, &path).await.expect(200);
-        cluster.send(&admin, "DELETE", &path, Value::Null).await.expect(200);
-        until(&cluster, &path, &[], |code, now| {
-            code == 200 && now["metadata"]["uid"] != before["metadata"]["uid"]
-        })
-        .await;
-    }
-    let path = format!("{flow}/flowschemas/exempt");
-    let mut exempt = cluster.get(&admin, &path).await.expect(200);
-    exempt["spec"]["matchingPrecedence"] = 7.into();
-    let answer = cluster.send(&admin, "PUT", &path, exempt).await;
-    assert!(answer.warnings()[0].contains("requests are not queued by flow"), "{:?}", answer.warnings());
-    until(&cluster, &path, &[], |_, now| now["spec"]["matchingPrecedence"] == 1).await;
     cluster.api.stop().await;
 }

@@ -10,6 +10,7 @@ mod builtin;
 mod concurrency;
 mod crds;
 mod crud;
+mod defaults;
 mod faults;
 mod harness;
 mod invalid;
