@@ -9,6 +9,7 @@ use crate::identity::Identity;
 use crate::local::{Body, BoxError, empty, full};
 use crate::proxy::relay::{end_to_end, onward_headers};
 use crate::proxy::{splice, wants_upgrade};
+use crate::server::{REQUEST_TIMEOUT, TIMED_OUT};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::BodyExt;
@@ -97,9 +98,16 @@ impl Aggregator {
         *onward.version_mut() = Version::HTTP_11;
         *onward.headers_mut() = headers;
         *onward.uri_mut() = target.parse().map_err(|_| Status::bad_request("the path is not a valid URL"))?;
-        let answer = match self.exchange(&call.server, remote, tls, onward).await {
-            Ok(answer) => answer,
-            Err(why) => {
+        let exchange = self.exchange(&call.server, remote, tls, onward);
+        let answer = if upgrade || call.info.verb == "watch" {
+            Ok(exchange.await)
+        } else {
+            tokio::time::timeout(REQUEST_TIMEOUT, exchange).await
+        };
+        let answer = match answer {
+            Ok(Ok(answer)) => answer,
+            Err(_) => return Err(Status::timeout(TIMED_OUT)),
+            Ok(Err(why)) => {
                 tracing::debug!(name = remote.name, why, "another API server was not reached");
                 let text = format!("error trying to reach service: {why}");
                 return Ok(plain(StatusCode::SERVICE_UNAVAILABLE, &text));
