@@ -1,6 +1,7 @@
 //! The tables of cases.
 
 mod admission;
+mod aggregation;
 mod apply;
 mod certificates;
 mod cli;
@@ -33,6 +34,7 @@ pub const SHARED: &[&[Case]] = &[
     apply::CASES,
     admission::CASES,
     certificates::CASES,
+    aggregation::CASES,
     clients::CASES,
     kinds::CASES,
     crds::CASES,
