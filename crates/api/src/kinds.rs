@@ -347,6 +347,11 @@ impl Kinds {
         });
     }
 
+    /// Says that what is served changed beside the table: what others serve behind this server.
+    pub fn touch(&self) {
+        self.change(|_| {});
+    }
+
     pub fn remove(&self, gvr: &Gvr) {
         self.change(|by_gvr| {
             by_gvr.remove(gvr);

@@ -7,6 +7,7 @@ pub mod builtin;
 pub mod columns;
 pub mod crd;
 pub mod cron;
+pub mod csr;
 pub mod decode;
 pub mod defaults;
 pub mod expansion;

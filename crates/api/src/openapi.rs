@@ -141,6 +141,11 @@ pub fn v2_gnostic(snapshot: &Snapshot) -> Vec<u8> {
     out
 }
 
+/// A document of version 2 in gnostic's protobuf.
+pub fn gnostic_of(document: &Value) -> Vec<u8> {
+    gnostic::encode(document)
+}
+
 fn v2_head() -> Value {
     json!({
         "swagger": "2.0",

@@ -2,30 +2,30 @@
 //! endpoints, over any store. The simulation leaves the network's edge out.
 
 use crate::admission;
-use crate::allocate::{Addresses, ServiceAllocator};
+use crate::aggregator::{self, Aggregator};
+use crate::allocate::{self, Addresses, ServiceAllocator};
 use crate::auth::authn::Credentials;
 use crate::auth::authz::Union;
 use crate::auth::impersonation;
 use crate::auth::token::{KeyError, Signer};
-use crate::bootstrap::{self, BootstrapError, aggregation};
+use crate::bootstrap::{self, BootstrapError, aggregation, api_services};
 use crate::discovery::Discovery;
 use crate::health::Health;
 use crate::hooks::{Authenticator, Authorizer, Endpoint, Hooks, Nobody, Seams};
 use crate::identity::Identity;
 use crate::metrics::Metrics;
-use crate::pki::{Pki, PkiError};
+use crate::pki::{self, Pair, Pki, PkiError};
 use crate::proxy::{Dialer, Streams};
 use crate::request::{Attributes, Decision};
 use crate::reviews::Reviews;
 use crate::server::{ApiServer, Config, OpenError};
 use futures_util::future::BoxFuture;
-use ipnet::IpNet;
 use parking_lot::RwLock;
 use rustls_pki_types::CertificateDer;
 use skeg_api::{Kinds, Status};
 use skeg_base::{Clock, Random};
 use skeg_store::Store;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The user as whom the API server asks nodes.
 pub const KUBELET_CLIENT: &str = "kube-apiserver-kubelet-client";
@@ -41,8 +41,6 @@ pub struct Setup {
     pub edge: Option<Edge>,
     /// `cluster.local`
     pub cluster_domain: String,
-    /// Addresses of Services. The first one is `bootstrap.service_ip`.
-    pub service_range: IpNet,
     pub bootstrap: bootstrap::Settings,
     pub admission: admission::Plugins,
 }
@@ -83,8 +81,14 @@ pub async fn open(
     clock: Clock,
     random: Random,
 ) -> Result<Assembled, SetupError> {
-    let written = bootstrap::run(&*store, &kinds, clock, &random, &setup.bootstrap).await?;
-    let addresses = Addresses::open(store.clone(), &kinds, random.fork(), setup.service_range)
+    let authorities = setup.edge.as_ref().map(|edge| bootstrap::Authorities {
+        client_ca: edge.pki.ca_pem().to_owned(),
+        front_proxy_ca: edge.pki.front_proxy_ca_pem().to_owned(),
+        allowed_names: vec![pki::FRONT_PROXY_CLIENT.to_owned()],
+    });
+    let authorities = authorities.as_ref();
+    let written = bootstrap::run(&*store, &kinds, clock, &random, &setup.bootstrap, authorities).await?;
+    let addresses = Addresses::open(store.clone(), &kinds, random.fork(), setup.bootstrap.service_range)
         .await
         .map_err(SetupError::Allocation)?;
     let edge = match &setup.edge {
@@ -93,11 +97,23 @@ pub async fn open(
     };
     let health = edge.as_ref().map(|edge| edge.health.clone());
     let (plugins, dialer) = (setup.admission, setup.edge.map(|edge| edge.dialer));
-    let hooks = move |seams: &Seams| hooks(seams, addresses, edge, dialer, &plugins);
+    let aggregator = Arc::new(OnceLock::new());
+    let made = aggregator.clone();
+    let hooks = move |seams: &Seams| {
+        let identity = edge.as_ref().map(|edge| edge.front_proxy.clone());
+        let aggregator = Arc::new(Aggregator::new(seams, dialer.clone(), identity));
+        let aggregator = made.get_or_init(|| aggregator).clone();
+        hooks(seams, addresses, edge, dialer, &plugins, aggregator)
+    };
     let config = Config { kinds, hooks: Box::new(hooks) };
     let server = ApiServer::open(config, store, clock, random).await?;
     server.tasks().0.spawn(aggregation::run(server.clone()));
-    server.tasks().0.spawn(bootstrap::maintain(server.clone(), setup.bootstrap));
+    bootstrap::maintain(&server, &setup.bootstrap, authorities);
+    server.tasks().0.spawn(api_services::run(server.clone()));
+    server.tasks().0.spawn(allocate::objects::run(server.clone()));
+    if let Some(aggregator) = aggregator.get() {
+        server.tasks().0.spawn(aggregator::run(server.clone(), aggregator.clone()));
+    }
     Ok(Assembled { server, health, written })
 }
 
@@ -107,6 +123,7 @@ struct Prepared {
     signer: Arc<Signer>,
     verifier: Arc<dyn rustls::server::danger::ClientCertVerifier>,
     streams: Arc<Streams>,
+    front_proxy: Pair,
     health: Arc<Health>,
 }
 
@@ -119,6 +136,7 @@ fn prepare(edge: &Edge, issuer: String) -> Result<Prepared, SetupError> {
         signer,
         verifier: edge.pki.client_verifier()?,
         streams: Arc::new(Streams::new(edge.dialer.clone(), tls)),
+        front_proxy: edge.pki.front_proxy()?,
         health: Arc::new(health),
         issuer,
     })
@@ -130,14 +148,18 @@ fn hooks(
     edge: Option<Prepared>,
     dialer: Option<Arc<dyn Dialer>>,
     plugins: &admission::Plugins,
+    aggregator: Arc<Aggregator>,
 ) -> Hooks {
     let local_superusers = edge.is_none();
     let authorizer = Arc::new(Union::new(seams.reader.clone()));
-    let mut endpoints: Vec<Arc<dyn Endpoint>> =
-        vec![Arc::new(Discovery::new(seams.kinds.clone())), Arc::new(Metrics)];
+    let mut endpoints: Vec<Arc<dyn Endpoint>> = vec![
+        aggregator.clone(),
+        Arc::new(Discovery::new(seams.kinds.clone(), Some(aggregator))),
+        Arc::new(Metrics),
+    ];
     let authenticator: Arc<dyn Authenticator> = match edge {
         None => Arc::new(Nobody),
-        Some(Prepared { issuer, signer, verifier, streams, health }) => {
+        Some(Prepared { issuer, signer, verifier, streams, health, .. }) => {
             let credentials =
                 Credentials::new(seams.reader.clone(), seams.clock, signer.clone(), issuer.clone(), verifier);
             let credentials = Arc::new(credentials);

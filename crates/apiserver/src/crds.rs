@@ -7,9 +7,9 @@
 mod names;
 
 use crate::cache::{Cache, Entry, Filter, Resource};
-use crate::local::{LocalService, full};
+use crate::local::{LocalService, send};
 use crate::server::ApiServer;
-use http::{Method, Request, StatusCode, header};
+use http::Method;
 use names::Names;
 use serde_json::{Value, json};
 use skeg_api::{Gvr, Kinds, crd, meta};
@@ -328,23 +328,5 @@ async fn put(service: &LocalService, path: &str, object: &Value) -> Result<Optio
         Ok(body) => Ok(Some(body)),
         Err(why) if why.starts_with("409") || why.starts_with("404") => Ok(None),
         Err(why) => Err(why),
-    }
-}
-
-async fn send(
-    service: &LocalService,
-    method: Method,
-    path: &str,
-    body: String,
-) -> Result<bytes::Bytes, String> {
-    let request =
-        Request::builder().method(method).uri(path).header(header::CONTENT_TYPE, "application/json");
-    let request = request.body(full(body)).map_err(|error| error.to_string())?;
-    let response = service.send(request).await;
-    let code = response.status();
-    let body = crate::registry::read_answer(response.into_body()).await?;
-    match code {
-        StatusCode::OK | StatusCode::CREATED | StatusCode::ACCEPTED => Ok(body),
-        code => Err(format!("{code}: {}", String::from_utf8_lossy(&body))),
     }
 }

@@ -3,6 +3,8 @@
 //! kept until the table changes.
 //! Upstream counterpart: `k8s.io/apiserver/pkg/endpoints/discovery`, `kube-openapi/pkg/handler3`.
 
+use crate::aggregator::{Aggregator, Remote, Remotes, merge_v2};
+use crate::bootstrap::api_services::{group_priority, version_priority};
 use crate::hooks::{Call, Endpoint};
 use crate::local::{Body, empty};
 use crate::negotiate::{self, Encoding, Offer, Output};
@@ -20,31 +22,6 @@ use skeg_api::{GroupVersion, Kind, Kinds, Status, openapi};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Arc;
-
-/// Groups in the order in which upstream lists them; others follow by name.
-const GROUP_ORDER: [&str; 21] = [
-    "",
-    "apiregistration.k8s.io",
-    "apps",
-    "events.k8s.io",
-    "authentication.k8s.io",
-    "authorization.k8s.io",
-    "autoscaling",
-    "batch",
-    "certificates.k8s.io",
-    "networking.k8s.io",
-    "policy",
-    "rbac.authorization.k8s.io",
-    "storage.k8s.io",
-    "admissionregistration.k8s.io",
-    "apiextensions.k8s.io",
-    "scheduling.k8s.io",
-    "coordination.k8s.io",
-    "node.k8s.io",
-    "discovery.k8s.io",
-    "resource.k8s.io",
-    "flowcontrol.apiserver.k8s.io",
-];
 
 const AGGREGATED: [&str; 2] = ["v2", "v2beta1"];
 /// How clients ask for OpenAPI v2 in protobuf, and how they are answered: their form is no media type.
@@ -72,6 +49,7 @@ const PATHS: [&str; 13] = [
 
 pub struct Discovery {
     kinds: Arc<Kinds>,
+    aggregator: Option<Arc<Aggregator>>,
     /// Of one state of the table.
     current: Mutex<Option<Arc<Documents>>>,
 }
@@ -83,6 +61,7 @@ struct Document {
 
 struct Documents {
     snapshot: Arc<Snapshot>,
+    remotes: Arc<Remotes>,
     /// By path; of `/api` and `/apis` also the aggregated forms as `<path>;<version>`.
     made: BTreeMap<String, Document>,
     /// OpenAPI documents, compressed, as they were asked for.
@@ -90,17 +69,20 @@ struct Documents {
 }
 
 impl Discovery {
-    pub fn new(kinds: Arc<Kinds>) -> Self {
-        Discovery { kinds, current: Mutex::new(None) }
+    /// Of the kinds table, and of other servers where there can be some.
+    pub fn new(kinds: Arc<Kinds>, aggregator: Option<Arc<Aggregator>>) -> Self {
+        Discovery { kinds, aggregator, current: Mutex::new(None) }
     }
 
     fn documents(&self) -> Arc<Documents> {
+        // A change of theirs is one of the table's generation: they come first.
+        let remotes = self.aggregator.as_ref().map(|aggregator| aggregator.remotes()).unwrap_or_default();
         let snapshot = self.kinds.snapshot();
         let mut current = self.current.lock();
         match &*current {
             Some(documents) if documents.snapshot.generation == snapshot.generation => documents.clone(),
             _ => {
-                let fresh = Arc::new(documents(snapshot));
+                let fresh = Arc::new(documents(snapshot, remotes));
                 *current = Some(fresh.clone());
                 fresh
             }
@@ -252,20 +234,25 @@ fn openapi(
     headers: &HeaderMap,
 ) -> Result<Response<Body>, Status> {
     if rest == "v3" {
-        let bytes: Bytes = openapi::v3_index(&documents.snapshot).into();
+        let bytes: Bytes = documents.v3_index().into();
         let document = Document { etag: etag(&bytes), bytes };
         return cached(headers, &document, "application/json", "no-cache, private", Output::default());
     }
     let gzip = Output::negotiate(headers, Offer::PLAIN).is_ok_and(|output| output.gzip);
     if rest == "v2" {
-        let snapshot = &documents.snapshot;
         let (packed, media) = match asks_for_gnostic(headers) {
-            Some(true) => {
-                (documents.packed("v2 gnostic", || Some((openapi::v2_gnostic(snapshot), None))), GNOSTIC)
-            }
-            Some(false) => {
-                (documents.packed(rest, || Some((openapi::v2_document(snapshot), None))), "application/json")
-            }
+            Some(true) => (
+                documents.packed("v2 gnostic", || {
+                    Some((documents.v2(openapi::v2_gnostic, openapi::gnostic_of), None))
+                }),
+                GNOSTIC,
+            ),
+            Some(false) => (
+                documents.packed(rest, || {
+                    Some((documents.v2(openapi::v2_document, |v| v.to_string().into_bytes()), None))
+                }),
+                "application/json",
+            ),
             None => {
                 let mut response = Response::new(empty());
                 *response.status_mut() = StatusCode::NOT_ACCEPTABLE;
@@ -335,6 +322,40 @@ fn unpacked(
 }
 
 impl Documents {
+    /// The index of OpenAPI v3, with the documents of other servers, which are theirs to send.
+    fn v3_index(&self) -> Vec<u8> {
+        let own = openapi::v3_index(&self.snapshot);
+        if self.remotes.is_empty() {
+            return own;
+        }
+        let mut index: Value = serde_json::from_slice(&own).unwrap_or_default();
+        for remote in self.remotes.values() {
+            let path = remote.root().trim_start_matches('/').to_owned();
+            match &remote.learned.lock().openapi_v3 {
+                Some(entry) => index["paths"][path] = entry.clone(),
+                None => {
+                    index["paths"].as_object_mut().map(|paths| paths.remove(&path));
+                }
+            }
+        }
+        index.to_string().into_bytes()
+    }
+
+    /// The document of OpenAPI v2, with what other servers add to it.
+    fn v2(&self, own: fn(&Snapshot) -> Vec<u8>, encode: fn(&Value) -> Vec<u8>) -> Vec<u8> {
+        let others: Vec<_> =
+            self.remotes.values().filter_map(|remote| remote.learned.lock().openapi_v2.clone()).collect();
+        if others.is_empty() {
+            return own(&self.snapshot);
+        }
+        let mut document: Value =
+            serde_json::from_slice(&openapi::v2_document(&self.snapshot)).unwrap_or_default();
+        for other in others {
+            merge_v2(&mut document, &other);
+        }
+        encode(&document)
+    }
+
     fn packed(
         &self,
         name: &str,
@@ -356,25 +377,55 @@ fn etag(bytes: &[u8]) -> String {
     digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
-/// Group, then versions, newest first, each with its kinds.
-type Groups = Vec<(String, Vec<Version>)>;
-type Version = (String, Vec<Arc<Kind>>);
+/// Group, then versions, the preferred one first.
+type Groups = Vec<(String, Vec<(String, Version)>)>;
 
-fn groups(snapshot: &Snapshot) -> Groups {
-    type ByRank = BTreeMap<(u8, i64, i64, String), Vec<Arc<Kind>>>;
-    let mut map: BTreeMap<(usize, String), ByRank> = BTreeMap::new();
+/// Who serves a version of a group.
+enum Version {
+    /// This server: the kinds.
+    Own(Vec<Arc<Kind>>),
+    Other(Arc<Remote>),
+}
+
+fn groups(snapshot: &Snapshot, remotes: &Remotes) -> Groups {
+    let mut map: BTreeMap<&str, BTreeMap<&str, Version>> = BTreeMap::new();
     for kind in snapshot.iter() {
-        let group = kind.gvk.group.to_string();
-        let order = GROUP_ORDER.iter().position(|known| *known == group).unwrap_or(GROUP_ORDER.len());
-        let (stage, major, minor) = version_rank(&kind.gvk.version);
-        let version = (stage, -major, -minor, kind.gvk.version.to_string());
-        map.entry((order, group)).or_default().entry(version).or_default().push(kind.clone());
+        let versions = map.entry(&*kind.gvk.group).or_default();
+        let version = versions.entry(&*kind.gvk.version).or_insert_with(|| Version::Own(Vec::new()));
+        if let Version::Own(kinds) = version {
+            kinds.push(kind.clone());
+        }
     }
-    map.into_iter()
-        .map(|((_, group), versions)| {
-            (group, versions.into_iter().map(|((.., name), kinds)| (name, kinds)).collect())
+    for ((group, version), remote) in remotes {
+        map.entry(group).or_default().insert(version, Version::Other(remote.clone()));
+    }
+    let mut groups: Vec<_> = map
+        .into_iter()
+        .map(|(group, versions)| {
+            let (own, place) = group_priority(group);
+            let all = versions.values().map(|version| match version {
+                Version::Own(_) => own,
+                Version::Other(remote) => remote.group_priority,
+            });
+            let priority = all.max().unwrap_or_default();
+            let mut versions: Vec<_> = versions
+                .into_iter()
+                .map(|(name, version)| {
+                    let priority = match &version {
+                        Version::Own(_) => version_priority(group, name),
+                        Version::Other(remote) => remote.version_priority,
+                    };
+                    let (stage, major, minor) = version_rank(name);
+                    ((-priority, stage, -major, -minor), (name.to_owned(), version))
+                })
+                .collect();
+            versions.sort_by(|(a, (a_name, _)), (b, (b_name, _))| (a, a_name).cmp(&(b, b_name)));
+            let versions: Vec<_> = versions.into_iter().map(|(_, version)| version).collect();
+            ((-priority, place), (group.to_owned(), versions))
         })
-        .collect()
+        .collect();
+    groups.sort_by(|(a, (a_name, _)), (b, (b_name, _))| (a, a_name).cmp(&(b, b_name)));
+    groups.into_iter().map(|(_, group)| group).collect()
 }
 
 /// Stable before beta before alpha before names of no such form; then by numbers.
@@ -394,8 +445,8 @@ fn version_rank(version: &str) -> (u8, i64, i64) {
     }
 }
 
-fn documents(snapshot: Arc<Snapshot>) -> Documents {
-    let groups = groups(&snapshot);
+fn documents(snapshot: Arc<Snapshot>, remotes: Arc<Remotes>) -> Documents {
+    let groups = groups(&snapshot, &remotes);
     let mut made = BTreeMap::new();
     let mut add = |path: String, value: Value| {
         let bytes: Bytes = value.to_string().into();
@@ -406,10 +457,13 @@ fn documents(snapshot: Arc<Snapshot>) -> Documents {
     let mut list = Vec::new();
     for (group, versions) in &groups {
         let prefix = if group.is_empty() { "/api".to_owned() } else { format!("/apis/{group}") };
-        for (version, kinds) in versions {
+        for (version, served) in versions {
             let path = format!("{prefix}/{version}");
             paths.push(path.clone());
-            add(path, resource_list(group, version, kinds));
+            // What another server has is its own to say.
+            if let Version::Own(kinds) = served {
+                add(path, resource_list(group, version, kinds));
+            }
         }
         if !group.is_empty() {
             let value = api_group(group, versions.iter().map(|(version, _)| version.as_str()));
@@ -436,7 +490,7 @@ fn documents(snapshot: Arc<Snapshot>) -> Documents {
             add(format!("{path};{version}"), value);
         }
     }
-    Documents { snapshot, made, packed: Mutex::default() }
+    Documents { snapshot, remotes, made, packed: Mutex::default() }
 }
 
 fn api_versions(headers: &HeaderMap) -> Value {
@@ -498,7 +552,7 @@ fn response_kind<'a>(kind: &'a Kind, sub: &skeg_api::kinds::Subresource) -> (&'a
     sub.gvk.unwrap_or((&kind.gvk.group, &kind.gvk.version, &kind.gvk.kind))
 }
 
-fn aggregated_group(group: &str, versions: &[(String, Vec<Arc<Kind>>)]) -> Value {
+fn aggregated_group(group: &str, versions: &[(String, Version)]) -> Value {
     let kind_of = |(group, version, kind): (&str, &str, &str)| json!({"group": group, "version": version, "kind": kind});
     let resource = |kind: &Kind| {
         let mut row = Map::new();
@@ -524,9 +578,21 @@ fn aggregated_group(group: &str, versions: &[(String, Vec<Arc<Kind>>)]) -> Value
     };
     let versions: Vec<Value> = versions
         .iter()
-        .map(|(version, kinds)| {
-            let resources: Vec<Value> = kinds.iter().map(|kind| resource(kind)).collect();
-            json!({"version": version, "resources": resources, "freshness": "Current"})
+        .map(|(version, served)| match served {
+            Version::Own(kinds) => {
+                let resources: Vec<Value> = kinds.iter().map(|kind| resource(kind)).collect();
+                json!({"version": version, "resources": resources, "freshness": "Current"})
+            }
+            Version::Other(remote) => {
+                let learned = remote.learned.lock();
+                let current = remote.is_available && learned.is_current;
+                let mut row =
+                    json!({"version": version, "freshness": if current { "Current" } else { "Stale" }});
+                if let Some(resources) = &learned.resources {
+                    row["resources"] = json!(**resources);
+                }
+                row
+            }
         })
         .collect();
     let mut metadata = json!({"creationTimestamp": null});
@@ -549,7 +615,7 @@ mod tests {
             kind("apps", "Deployment", "deployments", true),
             kind("a.b", "X", "xs", false),
         ];
-        Discovery::new(Arc::new(Kinds::new(rows)))
+        Discovery::new(Arc::new(Kinds::new(rows)), None)
     }
 
     fn ask(

@@ -62,6 +62,12 @@ pub trait Endpoint: Send + Sync + 'static {
     /// that is not a plain resource verb of a stored kind.
     fn handles(&self, info: &RequestInfo) -> bool;
 
+    /// Whether a request is this endpoint's although the table has a row for it. Asked for every
+    /// request: must be very quick.
+    fn claims(&self, _info: &RequestInfo) -> bool {
+        false
+    }
+
     /// Requests that may take as long as they like: no timeout, not counted as in flight.
     fn long_running(&self, _info: &RequestInfo) -> bool {
         false

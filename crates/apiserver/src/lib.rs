@@ -3,6 +3,7 @@
 //! controllers.
 
 pub mod admission;
+pub mod aggregator;
 pub mod allocate;
 pub mod assembly;
 pub mod auth;

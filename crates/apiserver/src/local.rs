@@ -7,7 +7,7 @@ use crate::identity::Identity;
 use crate::server::{ApiServer, Origin};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{Request, Response};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
 use std::convert::Infallible;
@@ -61,6 +61,28 @@ impl LocalService {
     pub fn send(&self, request: Request<Body>) -> BoxFuture<'static, Response<Body>> {
         let (server, identity) = (self.server.clone(), self.identity.clone());
         Box::pin(async move { server.handle(request, Origin::Local(identity)).await })
+    }
+}
+
+/// One request with a JSON body, and the body of its answer.
+///
+/// # Errors
+/// The code and the body of a refusal: `409 Conflict: …`.
+pub(crate) async fn send(
+    service: &LocalService,
+    method: Method,
+    path: &str,
+    body: String,
+) -> Result<Bytes, String> {
+    let request =
+        Request::builder().method(method).uri(path).header(header::CONTENT_TYPE, "application/json");
+    let request = request.body(full(body)).map_err(|error| error.to_string())?;
+    let response = service.send(request).await;
+    let code = response.status();
+    let body = crate::registry::read_answer(response.into_body()).await?;
+    match code {
+        StatusCode::OK | StatusCode::CREATED | StatusCode::ACCEPTED => Ok(body),
+        code => Err(format!("{code}: {}", String::from_utf8_lossy(&body))),
     }
 }
 

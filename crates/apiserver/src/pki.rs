@@ -2,6 +2,8 @@
 //! signs. Also the TLS configurations that go with them and kubeconfig files. Knows nothing of
 //! requests.
 
+mod issue;
+
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::RwLock;
 use rcgen::{
@@ -31,6 +33,10 @@ const RENEW_BEFORE: SignedDuration = SignedDuration::from_hours(24 * 30);
 /// Certificates begin this much in the past, for peers whose clock is a little late.
 const BACKDATE: SignedDuration = SignedDuration::from_mins(5);
 const CA_NAME: &str = "skeg-ca";
+/// The authority whose clients speak for others: see [`Pki::front_proxy`].
+const FRONT_PROXY_CA_NAME: &str = "skeg-front-proxy-ca";
+/// As whom the API server passes requests on to extension API servers.
+pub const FRONT_PROXY_CLIENT: &str = "front-proxy-client";
 /// More sessions than this are not kept for resumption by id.
 const SESSIONS_MAX: usize = 4096;
 
@@ -57,13 +63,60 @@ pub struct Pair {
     pub key: String,
 }
 
-/// The authority and the directory that holds it.
+/// One authority.
+struct Authority {
+    pair: Pair,
+    key: KeyPair,
+    params: CertificateParams,
+    der: CertificateDer<'static>,
+}
+
+impl Authority {
+    /// Reads it, or makes it, and says which.
+    fn open(dir: &Path, file: &str, name: &str, now: Timestamp) -> Result<(Self, bool), PkiError> {
+        let params = authority_params(name, now)?;
+        let (pair, key, made) = match read_pair(dir, file)? {
+            Some(pair) => {
+                let key = KeyPair::from_pem(&pair.key)?;
+                (pair, key, false)
+            }
+            None => {
+                let key = KeyPair::generate()?;
+                let pair = Pair { certificate: params.self_signed(&key)?.pem(), key: key.serialize_pem() };
+                write_pair(dir, file, &pair)?;
+                (pair, key, true)
+            }
+        };
+        let der = certificate_of(&pair.certificate, &dir.join(format!("{file}.crt")))?;
+        Ok((Authority { pair, key, params, der }, made))
+    }
+
+    fn sign(&self, params: &CertificateParams) -> Result<Pair, PkiError> {
+        let key = KeyPair::generate()?;
+        let issuer = Issuer::from_params(&self.params, &self.key);
+        Ok(Pair { certificate: params.signed_by(&key, &issuer)?.pem(), key: key.serialize_pem() })
+    }
+
+    /// Whether the authority key identifier of a certificate is this authority's.
+    fn signed(&self, der: &[u8]) -> bool {
+        use x509_parser::extensions::ParsedExtension;
+        let Ok((_, parsed)) = x509_parser::parse_x509_certificate(der) else { return false };
+        let ours = self.params.key_identifier(&self.key);
+        parsed.extensions().iter().any(|extension| match extension.parsed_extension() {
+            ParsedExtension::AuthorityKeyIdentifier(id) => {
+                id.key_identifier.as_ref().is_some_and(|id| id.0 == ours)
+            }
+            _ => false,
+        })
+    }
+}
+
+/// The authorities and the directory that holds them.
 pub struct Pki {
     dir: PathBuf,
     clock: Clock,
-    ca: Pair,
-    ca_key: KeyPair,
-    ca_params: CertificateParams,
+    ca: Authority,
+    front_proxy: Authority,
     /// PKCS #8 PEM of the key that signs service account tokens.
     token_key: String,
     roots: Arc<RootCertStore>,
@@ -74,21 +127,10 @@ impl Pki {
     /// Opens the directory, making it and what is missing in it.
     pub fn open(dir: &Path, clock: Clock) -> Result<Self, PkiError> {
         make_dir(dir)?;
-        let (ca_params, ca_path) = (authority_params(clock.now())?, dir.join("ca.crt"));
-        let mut wrote = false;
-        let (ca, ca_key) = match read_pair(dir, "ca")? {
-            Some(pair) => {
-                let key = KeyPair::from_pem(&pair.key)?;
-                (pair, key)
-            }
-            None => {
-                let key = KeyPair::generate()?;
-                let pair = Pair { certificate: ca_params.self_signed(&key)?.pem(), key: key.serialize_pem() };
-                write_pair(dir, "ca", &pair)?;
-                wrote = true;
-                (pair, key)
-            }
-        };
+        let now = clock.now();
+        let (ca, made) = Authority::open(dir, "ca", CA_NAME, now)?;
+        let (front_proxy, too) = Authority::open(dir, "front-proxy-ca", FRONT_PROXY_CA_NAME, now)?;
+        let mut wrote = made || too;
         let token_path = dir.join("service-account.key");
         let token_key = match read(&token_path)? {
             Some(pem) => pem,
@@ -103,24 +145,31 @@ impl Pki {
             sync_dir(dir)?;
         }
         let mut roots = RootCertStore::empty();
-        let der = certificate_of(&ca.certificate, &ca_path)?;
-        roots.add(der)?;
+        roots.add(ca.der.clone())?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        Ok(Pki {
-            dir: dir.to_owned(),
-            clock,
-            ca,
-            ca_key,
-            ca_params,
-            token_key,
-            roots: Arc::new(roots),
-            provider,
-        })
+        Ok(Pki { dir: dir.to_owned(), clock, ca, front_proxy, token_key, roots: Arc::new(roots), provider })
     }
 
     /// The authority's certificate, as PEM.
     pub fn ca_pem(&self) -> &str {
-        &self.ca.certificate
+        &self.ca.pair.certificate
+    }
+
+    /// The certificate, as PEM, of the authority whose clients extension API servers believe when
+    /// these say for whom they ask. Whoever can have a certificate of the cluster's authority, as
+    /// CertificateSigningRequests give out, has none of this one.
+    pub fn front_proxy_ca_pem(&self) -> &str {
+        &self.front_proxy.pair.certificate
+    }
+
+    /// The certificate by which extension API servers know this API server.
+    pub fn front_proxy(&self) -> Result<Pair, PkiError> {
+        self.kept(
+            &self.front_proxy,
+            FRONT_PROXY_CLIENT,
+            |_| true,
+            || self.front_proxy.sign(&self.client_params(FRONT_PROXY_CLIENT, &[])?),
+        )
     }
 
     /// PKCS #8 PEM of the key that signs service account tokens.
@@ -130,9 +179,13 @@ impl Pki {
 
     /// Signs a client certificate: the user is the common name, groups are organizations.
     pub fn issue_client(&self, user: &str, groups: &[&str]) -> Result<Pair, PkiError> {
+        self.ca.sign(&self.client_params(user, groups)?)
+    }
+
+    fn client_params(&self, user: &str, groups: &[&str]) -> Result<CertificateParams, PkiError> {
         let mut params = self.leaf(user, groups)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.sign(&params)
+        Ok(params)
     }
 
     /// Signs a serving certificate for these addresses and DNS names.
@@ -140,13 +193,13 @@ impl Pki {
         let mut params = self.leaf(name, groups)?;
         params.subject_alt_names = CertificateParams::new(sans)?.subject_alt_names;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        self.sign(&params)
+        self.ca.sign(&params)
     }
 
     /// A client certificate that is kept on disk as `<file>.crt` and `<file>.key`, made anew when it
     /// is missing, near its end or of another authority.
     pub fn client(&self, file: &str, user: &str, groups: &[&str]) -> Result<Pair, PkiError> {
-        self.kept(file, |_| true, || self.issue_client(user, groups))
+        self.kept(&self.ca, file, |_| true, || self.issue_client(user, groups))
     }
 
     /// As [`Pki::client`] for a serving certificate; also made anew when the names changed.
@@ -161,6 +214,7 @@ impl Pki {
         wanted.sort();
         wanted.dedup();
         self.kept(
+            &self.ca,
             file,
             |der| sans_of(der).is_some_and(|sans| sans == wanted),
             || self.issue_serving(name, groups, &wanted),
@@ -169,6 +223,7 @@ impl Pki {
 
     fn kept(
         &self,
+        authority: &Authority,
         file: &str,
         fits: impl Fn(&[u8]) -> bool,
         issue: impl Fn() -> Result<Pair, PkiError>,
@@ -177,7 +232,7 @@ impl Pki {
             && let Ok(der) = CertificateDer::from_pem_slice(pair.certificate.as_bytes())
             && not_after(&der).is_some_and(|end| end - RENEW_BEFORE > self.clock.now())
             && fits(&der)
-            && self.signed(&der)
+            && authority.signed(&der)
         {
             return Ok(pair);
         }
@@ -187,19 +242,6 @@ impl Pki {
         Ok(pair)
     }
 
-    /// Whether the authority key identifier of a certificate is this authority's.
-    fn signed(&self, der: &[u8]) -> bool {
-        use x509_parser::extensions::ParsedExtension;
-        let Ok((_, parsed)) = x509_parser::parse_x509_certificate(der) else { return false };
-        let ours = self.ca_params.key_identifier(&self.ca_key);
-        parsed.extensions().iter().any(|extension| match extension.parsed_extension() {
-            ParsedExtension::AuthorityKeyIdentifier(id) => {
-                id.key_identifier.as_ref().is_some_and(|id| id.0 == ours)
-            }
-            _ => false,
-        })
-    }
-
     fn leaf(&self, name: &str, groups: &[&str]) -> Result<CertificateParams, PkiError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = distinguished_name(name, groups)?;
@@ -207,18 +249,8 @@ impl Pki {
         params.not_after = offset(self.clock.now() + LEAF_VALID);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
-        let mut serial = [0; 16];
-        ring::rand::SystemRandom::new().fill(&mut serial).map_err(|_| PkiError::Randomness)?;
-        // Positive and of full length.
-        serial[0] = (serial[0] & 0x7f) | 0x40;
-        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        params.serial_number = Some(SerialNumber::from_slice(&serial_number()?));
         Ok(params)
-    }
-
-    fn sign(&self, params: &CertificateParams) -> Result<Pair, PkiError> {
-        let key = KeyPair::generate()?;
-        let issuer = Issuer::from_params(&self.ca_params, &self.ca_key);
-        Ok(Pair { certificate: params.signed_by(&key, &issuer)?.pem(), key: key.serialize_pem() })
     }
 
     /// The server side of TLS with a certificate that renews itself. Any client certificate is let
@@ -408,9 +440,17 @@ pub fn write_private(path: &Path, content: &str) -> Result<(), PkiError> {
     sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
 
-fn authority_params(now: Timestamp) -> Result<CertificateParams, PkiError> {
+fn serial_number() -> Result<[u8; 16], PkiError> {
+    let mut serial = [0; 16];
+    ring::rand::SystemRandom::new().fill(&mut serial).map_err(|_| PkiError::Randomness)?;
+    // Positive and of full length.
+    serial[0] = (serial[0] & 0x7f) | 0x40;
+    Ok(serial)
+}
+
+fn authority_params(name: &str, now: Timestamp) -> Result<CertificateParams, PkiError> {
     let mut params = CertificateParams::default();
-    params.distinguished_name = distinguished_name(CA_NAME, &[])?;
+    params.distinguished_name = distinguished_name(name, &[])?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages =
         vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
@@ -491,7 +531,7 @@ fn read_pair(dir: &Path, file: &str) -> Result<Option<Pair>, PkiError> {
     let (crt, key) = (dir.join(format!("{file}.crt")), dir.join(format!("{file}.key")));
     match (read(&crt)?, read(&key)?) {
         (Some(certificate), Some(key)) => Ok(Some(Pair { certificate, key })),
-        (Some(_), None) if file == "ca" => {
+        (Some(_), None) if file.ends_with("ca") => {
             Err(PkiError::Content { path: crt, why: "the authority's key is missing".into() })
         }
         _ => Ok(None),
@@ -556,6 +596,9 @@ mod tests {
         let serving = first.serving("apiserver", "kube-apiserver", &[], &sans).unwrap();
         let second = Pki::open(&path, Clock::system()).unwrap();
         assert_eq!(first.ca_pem(), second.ca_pem());
+        assert_eq!(first.front_proxy_ca_pem(), second.front_proxy_ca_pem());
+        assert_ne!(first.ca_pem(), first.front_proxy_ca_pem());
+        assert_eq!(first.front_proxy().unwrap().certificate, second.front_proxy().unwrap().certificate);
         assert_eq!(first.token_key(), second.token_key());
         let again = second.serving("apiserver", "kube-apiserver", &[], &sans).unwrap();
         assert_eq!(serving.certificate, again.certificate);
@@ -582,6 +625,9 @@ mod tests {
         let verifier = pki.client_verifier().unwrap();
         let der = certificate_of(&pair.certificate, Path::new("x")).unwrap();
         verifier.verify_client_cert(&der, &[], UnixTime::now()).unwrap();
+        // Who speaks for others to extension servers is nobody here.
+        let der = certificate_of(&pki.front_proxy().unwrap().certificate, Path::new("x")).unwrap();
+        assert!(verifier.verify_client_cert(&der, &[], UnixTime::now()).is_err());
         let other = tempfile::tempdir().unwrap();
         let other = Pki::open(other.path(), Clock::system()).unwrap();
         let foreign = other.issue_client("jane", &["system:masters"]).unwrap();

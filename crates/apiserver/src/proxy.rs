@@ -470,7 +470,7 @@ impl Streams {
 
 /// Answers that protocols were switched, and copies between the two connections until one ends;
 /// frames of a WebSocket stay apart.
-fn splice(
+pub(crate) fn splice(
     call: &Call,
     client: OnUpgrade,
     mut answer: Response<Incoming>,
@@ -513,7 +513,7 @@ fn splice(
     response
 }
 
-fn wants_upgrade(headers: &HeaderMap) -> bool {
+pub(crate) fn wants_upgrade(headers: &HeaderMap) -> bool {
     let connection = headers.get_all(header::CONNECTION).iter().filter_map(|v| v.to_str().ok());
     let named = connection.flat_map(|v| v.split(',')).any(|word| word.trim().eq_ignore_ascii_case("upgrade"));
     named && headers.contains_key(header::UPGRADE)

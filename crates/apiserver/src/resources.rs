@@ -10,6 +10,12 @@ macro_rules! resources {
 }
 
 resources! {
+    API_SERVICES = "apiregistration.k8s.io" "v1" "apiservices";
+    CONFIG_MAPS = "" "v1" "configmaps";
+    FLOW_SCHEMAS = "flowcontrol.apiserver.k8s.io" "v1" "flowschemas";
+    PRIORITY_LEVELS = "flowcontrol.apiserver.k8s.io" "v1" "prioritylevelconfigurations";
+    IP_ADDRESSES = "networking.k8s.io" "v1" "ipaddresses";
+    SERVICE_CIDRS = "networking.k8s.io" "v1" "servicecidrs";
     DEFINITIONS = "apiextensions.k8s.io" "v1" "customresourcedefinitions";
     NAMESPACES = "" "v1" "namespaces";
     NODES = "" "v1" "nodes";

@@ -35,7 +35,8 @@ use tokio_util::task::TaskTracker;
 const READS_INFLIGHT_MAX: usize = 400;
 const WRITES_INFLIGHT_MAX: usize = 200;
 /// `--request-timeout`
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const TIMED_OUT: &str = "the request did not complete within the allotted timeout";
 /// How often watchers that want bookmarks get one.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// Upstream's default of `--etcd-compaction-interval`. Each compaction keeps the last interval.
@@ -242,7 +243,8 @@ impl ApiServer {
         let (parts, body) = request.into_parts();
         let info = route::parse(&parts.method, &parts.uri)?;
         let started = Instant::now();
-        let target = self.target(&info);
+        let claimed = self.hooks.endpoints.iter().any(|endpoint| endpoint.claims(&info));
+        let target = if claimed { None } else { self.target(&info) };
         let labels = Labels::of(&info, target.as_deref());
         let answer = self.answer_to(parts, body, info, target, origin).await;
         let code = answer.as_ref().map_or_else(|status| status.code, |response| response.status().as_u16());
@@ -288,7 +290,7 @@ impl ApiServer {
         let served = self.dispatch(parts, body, info, identity, local, target, endpoint);
         match tokio::time::timeout(allowed, served).await {
             Ok(answer) => answer,
-            Err(_) => Err(Status::timeout("the request did not complete within the allotted timeout")),
+            Err(_) => Err(Status::timeout(TIMED_OUT)),
         }
     }
 

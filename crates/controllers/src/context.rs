@@ -1,6 +1,6 @@
 //! What every controller is given, and how its work is started.
 
-use skeg_api::Kinds;
+use skeg_api::{Kinds, csr};
 use skeg_base::{Clock, Random};
 use skeg_client::{Client, Informers, Key, Queue, Recorder, run_workers};
 use std::fmt::Display;
@@ -27,11 +27,51 @@ pub struct ControllerContext {
     pub cancel: CancellationToken,
 }
 
+type Sign = dyn Fn(&csr::Request, &[String], Duration) -> Result<String, String> + Send + Sync;
+
+/// The authority as controllers see it: it signs, and nobody sees its key.
+#[derive(Clone)]
+pub struct Signer(Arc<Sign>);
+
+impl Signer {
+    /// From what makes a certificate in PEM of a request, for usages and a time.
+    pub fn new(
+        sign: impl Fn(&csr::Request, &[String], Duration) -> Result<String, String> + Send + Sync + 'static,
+    ) -> Self {
+        Signer(Arc::new(sign))
+    }
+
+    pub(crate) fn sign(
+        &self,
+        request: &csr::Request,
+        usages: &[String],
+        lasts: Duration,
+    ) -> Result<String, String> {
+        (self.0)(request, usages, lasts)
+    }
+}
+
+impl PartialEq for Signer {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl std::fmt::Debug for Signer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Signer")
+    }
+}
+
 /// What an administrator may set. Names and defaults are upstream's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// PEM, published to each namespace as `kube-root-ca.crt`; nothing is published without it.
     pub root_ca: Option<String>,
+    /// Signs what CertificateSigningRequests ask for; without it nobody looks at them.
+    pub signer: Option<Signer>,
+    /// The longest that a certificate from a request lasts.
+    pub cluster_signing_duration: Duration,
     /// How long a node may be silent.
     pub node_monitor_grace_period: Duration,
     /// How long a node may take from its registration to its first status.
@@ -53,6 +93,8 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             root_ca: None,
+            signer: None,
+            cluster_signing_duration: Duration::from_secs(365 * 24 * 3600),
             node_monitor_grace_period: Duration::from_secs(50),
             node_startup_grace_period: Duration::from_secs(60),
             node_eviction_rate: 0.1,

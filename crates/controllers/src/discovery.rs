@@ -33,6 +33,9 @@ impl Resource {
 pub(crate) struct Served {
     /// By group and resource name.
     resources: BTreeMap<(String, String), Resource>,
+    /// Versions of groups of which nothing was heard this time, and why: another server's may not
+    /// be available. What was known of them stays.
+    failed: BTreeMap<String, String>,
 }
 
 impl Served {
@@ -49,6 +52,25 @@ impl Served {
                 && resource.kind == kind
                 && resource.versions.iter().any(|served| served == version)
         })
+    }
+
+    /// Why not all is known, in upstream's words.
+    pub(crate) fn failure(&self) -> Option<String> {
+        let each = self.failed.iter().map(|(version, why)| format!("{version}: {why}"));
+        let each: Vec<_> = each.collect();
+        let all = "unable to retrieve the complete list of server APIs";
+        (!each.is_empty()).then(|| format!("{all}: {}", each.join(", ")))
+    }
+
+    /// Notes that nothing was heard of a version, of which something may be known.
+    fn fail(&mut self, group: &str, version: &str, why: String, known: &Served) {
+        self.failed.insert(format!("{group}/{version}"), why);
+        let of_version =
+            known.iter().filter(|known| &*known.gvr.group == group && &*known.gvr.version == version);
+        for resource in of_version {
+            let key = (group.to_owned(), resource.gvr.resource.to_string());
+            self.resources.entry(key).or_insert_with(|| resource.clone());
+        }
     }
 
     /// Adds the resources of one version, unless a preferred version has them already.
@@ -75,7 +97,7 @@ pub(crate) async fn other_than(known: &Served, level: &Level<Arc<Served>>) -> Ar
     level.find(|served| (**served != *known).then(|| served.clone())).await
 }
 
-async fn fetch(client: &Client) -> skeg_client::Result<Served> {
+async fn fetch(client: &Client, known: &Served) -> skeg_client::Result<Served> {
     let mut served = Served::default();
     served.add("", "v1", client.json(&RawRequest::get("/api/v1")).await?);
     let groups: APIGroupList = client.json(&RawRequest::get("/apis")).await?;
@@ -84,8 +106,10 @@ async fn fetch(client: &Client) -> skeg_client::Result<Served> {
         let others = group.versions.into_iter().map(|other| other.version);
         let others: Vec<_> = others.filter(|version| Some(version) != preferred.as_ref()).collect();
         for version in preferred.into_iter().chain(others) {
-            let list = client.json(&RawRequest::get(format!("/apis/{}/{version}", group.name))).await?;
-            served.add(&group.name, &version, list);
+            match client.json(&RawRequest::get(format!("/apis/{}/{version}", group.name))).await {
+                Ok(list) => served.add(&group.name, &version, list),
+                Err(error) => served.fail(&group.name, &version, error.to_string(), known),
+            }
         }
     }
     Ok(served)
@@ -103,10 +127,20 @@ pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers) -> A
         loop {
             // Before the look: a change during it is not missed.
             let seen = kinds.snapshot().generation;
-            match fetch(&client).await {
+            let before = known.read(Clone::clone);
+            match fetch(&client, &before).await {
                 Ok(served) => {
-                    backoff.reset();
-                    known.modify(|old| *old = Arc::new(served));
+                    let is_whole = served.failed.is_empty();
+                    if *before != served {
+                        known.modify(|old| *old = Arc::new(served));
+                    }
+                    if is_whole {
+                        backoff.reset();
+                    } else {
+                        let again = random.jitter(backoff.next(), 0.5);
+                        let _ = tokio::time::timeout(again, kinds.changed(seen)).await;
+                        continue;
+                    }
                 }
                 Err(error) => {
                     tracing::debug!(%error, "cannot tell which kinds are served, will be retried");
@@ -127,6 +161,21 @@ pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers) -> A
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn what_is_known_of_a_silent_server_stays() {
+        let list: APIResourceList = serde_json::from_value(json!({"groupVersion": "x", "resources": [
+            {"name": "widgets", "kind": "Widget", "namespaced": true, "singularName": "", "verbs": ["list"]}]}))
+        .unwrap();
+        let mut before = Served::default();
+        before.add("example.com", "v1", list);
+        assert_eq!(before.failure(), None);
+        let mut now = Served::default();
+        now.fail("example.com", "v1", "no answer".into(), &before);
+        assert!(now.of_kind("example.com/v1", "Widget").is_some());
+        let why = "unable to retrieve the complete list of server APIs: example.com/v1: no answer";
+        assert_eq!(now.failure().as_deref(), Some(why));
+    }
 
     #[test]
     fn preferred_versions_win_and_subresources_are_left_out() {

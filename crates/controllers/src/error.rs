@@ -6,6 +6,8 @@ pub(crate) enum Error {
     Client(#[from] skeg_client::Error),
     #[error("{0}")]
     Selector(String),
+    #[error("cannot sign: {0}")]
+    Signing(String),
     #[error("no cluster of kinds: {0}")]
     Discovery(String),
 }

@@ -5,6 +5,7 @@
 //! same code. All are level-triggered; timers are used only where time itself is the event.
 //! Upstream counterpart: `kube-controller-manager`.
 
+mod certificates;
 mod context;
 mod deployment;
 mod discovery;
@@ -28,7 +29,7 @@ mod service;
 mod serviceaccount;
 mod volumeprotection;
 
-pub use context::{Clients, Config, ControllerContext, Controllers};
+pub use context::{Clients, Config, ControllerContext, Controllers, Signer};
 
 /// Starts all controllers. Call it inside a runtime; they run until the context is cancelled.
 pub fn start(ctx: &ControllerContext) -> Controllers {
@@ -44,6 +45,7 @@ pub fn start(ctx: &ControllerContext) -> Controllers {
     serviceaccount::start(ctx, &mut controllers);
     rootcacert::start(ctx, &mut controllers);
     volumeprotection::start(ctx, &mut controllers);
+    certificates::start(ctx, &mut controllers);
     let served = discovery::start(ctx, &mut controllers);
     resourcequota::start(ctx, &mut controllers, served.clone());
     namespace::start(ctx, &mut controllers, served.clone());

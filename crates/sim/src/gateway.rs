@@ -49,9 +49,9 @@ impl Gateway {
         let setup = Setup {
             edge: None,
             cluster_domain: "cluster.local".into(),
-            service_range: "10.0.0.0/24".parse().map_err(|error| format!("{error}"))?,
             admission: Default::default(),
             bootstrap: bootstrap::Settings {
+                service_range: "10.0.0.0/24".parse().map_err(|error| format!("{error}"))?,
                 service_ip: [10, 0, 0, 1].into(),
                 endpoints: vec![[10, 1, 0, 1].into()],
                 port: 6443,

@@ -166,9 +166,9 @@ impl ControlPlane {
         let setup = assembly::Setup {
             edge: Some(assembly::Edge { pki: pki.clone(), dialer: Arc::new(dialer) }),
             cluster_domain: CLUSTER_DOMAIN.into(),
-            service_range: settings.service_cidr.into(),
             admission: settings.admission(),
             bootstrap: bootstrap::Settings {
+                service_range: settings.service_cidr.into(),
                 service_ip: settings.api_service_ip().into(),
                 endpoints: vec![settings.gateway().into()],
                 port: settings.listen.port(),
@@ -221,6 +221,15 @@ impl ControlPlane {
         Client::new(self.server.client_service(identity)).named(name)
     }
 
+    /// The authority, for the controller that signs.
+    fn signer(&self) -> skeg_controllers::Signer {
+        let pki = self.pki.clone();
+        skeg_controllers::Signer::new(move |request, usages, lasts| {
+            let lasts = lasts.try_into().map_err(|_| "the time is too long".to_owned())?;
+            pki.sign_request(request, usages, lasts).map_err(|error| error.to_string())
+        })
+    }
+
     fn start_components(
         &self,
         settings: &Settings,
@@ -242,6 +251,7 @@ impl ControlPlane {
             random: random.fork(),
             config: skeg_controllers::Config {
                 root_ca: Some(self.pki.ca_pem().to_owned()),
+                signer: Some(self.signer()),
                 ..Default::default()
             },
             kinds: self.server.kinds().clone(),

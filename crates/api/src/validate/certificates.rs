@@ -3,7 +3,7 @@
 use super::at::{At, Errors};
 use crate::field::{FieldError, Path};
 use crate::kinds::Strategy;
-use crate::names;
+use crate::{csr, names};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
@@ -72,7 +72,7 @@ fn prepare_approval(new: &mut Value, old: &Value) {
 fn validate(value: &Value) -> Vec<FieldError> {
     let (root, mut errors) = (At::root(value), Errors::default());
     let spec = root.child("spec");
-    if let Err(why) = request(spec.str("request")) {
+    if let Err(why) = csr::Request::decode(spec.str("request")) {
         errors.invalid(spec.at("request"), spec.str("request"), why);
     }
     let usages: Vec<&str> = spec.strings("usages").collect();
@@ -88,6 +88,10 @@ fn validate(value: &Value) -> Vec<FieldError> {
         }
     }
     signer_name(spec.str("signerName"), &spec.at("signerName"), &mut errors);
+    if spec.str("signerName") == csr::LEGACY_UNKNOWN {
+        let why = "the legacy signerName is not allowed via this API version";
+        errors.invalid(spec.at("signerName"), csr::LEGACY_UNKNOWN, why);
+    }
     if let Some(seconds) = spec.int("expirationSeconds").filter(|seconds| *seconds < EXPIRATION_MIN_S) {
         let why = "may not specify a duration less than 600 seconds (10 minutes)";
         errors.invalid(spec.at("expirationSeconds"), seconds, why);
@@ -96,17 +100,28 @@ fn validate(value: &Value) -> Vec<FieldError> {
     errors.0
 }
 
-/// The request is PEM around a PKCS#10 structure; its outermost part is looked at.
-fn request(encoded: &str) -> Result<(), &'static str> {
-    const BEGIN: &str = "-----BEGIN CERTIFICATE REQUEST-----";
-    const END: &str = "-----END CERTIFICATE REQUEST-----";
-    let wrong = "PEM block type must be CERTIFICATE REQUEST";
-    let text = STANDARD.decode(encoded).ok().and_then(|bytes| String::from_utf8(bytes).ok()).ok_or(wrong)?;
-    let body = text.split_once(BEGIN).and_then(|(_, rest)| rest.split_once(END)).ok_or(wrong)?.0;
-    let packed: String = body.split_whitespace().collect();
-    let der = STANDARD.decode(packed).map_err(|_| wrong)?;
-    // A DER sequence.
-    if der.first() == Some(&0x30) { Ok(()) } else { Err("asn1: structure error: tags don't match") }
+/// What a signer issued: certificates in PEM and nothing else.
+fn issued(encoded: &str) -> Result<(), String> {
+    const BEGIN: &str = "-----BEGIN ";
+    let none = || "must contain one or more PEM blocks".to_owned();
+    let text = STANDARD.decode(encoded).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let text = text.ok_or_else(none)?;
+    let mut count = 0;
+    for block in text.split(BEGIN).skip(1) {
+        let (kind, rest) = block.split_once("-----").ok_or_else(none)?;
+        if kind != "CERTIFICATE" {
+            return Err(format!("only CERTIFICATE PEM blocks are allowed, found {kind:?}"));
+        }
+        let body = rest.split_once("-----END CERTIFICATE-----").ok_or_else(none)?.0;
+        if body.contains(':') {
+            return Err("no PEM block headers are permitted".into());
+        }
+        let packed: String = body.split_whitespace().collect();
+        let der = STANDARD.decode(packed).map_err(|_| none())?;
+        x509_parser::parse_x509_certificate(&der).map_err(|_| "x509: malformed certificate".to_owned())?;
+        count += 1;
+    }
+    if count == 0 { Err(none()) } else { Ok(()) }
 }
 
 fn signer_name(name: &str, path: &Path, errors: &mut Errors) {
@@ -188,7 +203,14 @@ fn conditions(new: &Value, old: &Value, approval: bool) -> Vec<FieldError> {
             errors.forbidden(path.clone(), format!("updates may not modify a condition of type {kind:?}"));
         }
     }
-    if !had.str("certificate").is_empty() && status.str("certificate") != had.str("certificate") {
+    let (certificate, before) = (status.str("certificate"), had.str("certificate"));
+    if before.is_empty()
+        && !certificate.is_empty()
+        && let Err(why) = issued(certificate)
+    {
+        errors.invalid(status.at("certificate"), "<certificate data>", why);
+    }
+    if !before.is_empty() && certificate != before {
         errors.forbidden(status.at("certificate"), "updates may not set certificate content once it is set");
     }
     condition_list(&root, &mut errors);

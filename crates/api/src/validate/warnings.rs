@@ -73,11 +73,6 @@ const KINDS_WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
     ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding", ADMISSION),
     ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", ADMISSION),
     ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding", ADMISSION),
-    (
-        "apiregistration.k8s.io",
-        "APIService",
-        inert!("APIService", "requests are not passed to other servers"),
-    ),
     ("apps", "DaemonSet", inert!("DaemonSet", "no Pods are made from it")),
     ("apps", "StatefulSet", inert!("StatefulSet", "no Pods are made from it")),
     (
@@ -87,11 +82,6 @@ const KINDS_WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
     ),
     ("batch", "CronJob", inert!("CronJob", "no Jobs are made from it")),
     ("batch", "Job", inert!("Job", "no Pods are made from it")),
-    (
-        "certificates.k8s.io",
-        "CertificateSigningRequest",
-        inert!("CertificateSigningRequest", "no signer issues certificates"),
-    ),
     ("flowcontrol.apiserver.k8s.io", "FlowSchema", FLOW),
     ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration", FLOW),
     ("networking.k8s.io", "IPAddress", inert!("IPAddress", "addresses are allocated elsewhere")),

@@ -180,7 +180,7 @@ fn every(seams: &Seams, authorizer: &Arc<Union>, dialer: Option<Arc<dyn Dialer>>
         Arc::new(classes::DefaultIngressClass(reader.clone())),
         Arc::new(classes::PodTopologyLabels(reader.clone())),
         Arc::new(escalation::Escalation::new(authorizer.clone())),
-        Arc::new(signing_request::Requestor),
+        Arc::new(signing_request::Requestor(seams.clock)),
         Arc::new(webhook::MutatingAdmissionWebhook::new(reader.clone(), webhooks.clone())),
         Arc::new(webhook::ValidatingAdmissionWebhook::new(reader.clone(), webhooks)),
         Arc::new(resource_quota::ResourceQuota::new(reader.clone(), seams.clock)),

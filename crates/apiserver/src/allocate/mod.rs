@@ -4,6 +4,7 @@
 //! Upstream counterpart: `pkg/registry/core/service/storage/alloc.go`.
 
 mod markers;
+pub mod objects;
 mod service;
 
 use crate::admission::Operation;

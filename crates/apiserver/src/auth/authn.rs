@@ -308,6 +308,25 @@ mod tests {
         World { _dir: dir, pki, reader, signer, credentials }
     }
 
+    #[test]
+    fn a_certificate_from_a_request_names_its_user_and_all_groups() {
+        let w = world();
+        let asked = include_str!("../../../api/testdata/request.pem");
+        let asked = skeg_api::csr::Request::parse(asked.as_bytes()).unwrap();
+        let identify = |usage: &str| {
+            let hour = jiff::SignedDuration::from_hours(1);
+            let pem = w.pki.sign_request(&asked, &[usage.to_owned()], hour).unwrap();
+            let pair = pki::Pair { certificate: pem, key: String::new() };
+            w.credentials.identify(&http::HeaderMap::new(), &pki::chain_of(&pair).unwrap())
+        };
+        let who = identify("client auth").unwrap();
+        assert_eq!(
+            (who.user(), who.groups()),
+            ("jane", &["a", "b", "system:authenticated"].map(str::to_owned)[..])
+        );
+        assert_eq!(identify("server auth").unwrap_err().code, 401, "a server is no client");
+    }
+
     fn claims() -> Claims {
         let now = Clock::system().now().as_second();
         let mut claims = super::super::token::tests::claims();

@@ -1,11 +1,13 @@
 //! What every cluster has from its first moment: namespaces, default roles and bindings, priority
-//! classes and the `kubernetes` Service. Written straight to the store before the server opens, in
+//! classes, flow control, APIServices, the range of Services and the `kubernetes` Service. Written straight to the store before the server opens, in
 //! one batch; a start that finds it all writes nothing. What no cluster can be without is put back
 //! as long as the server runs.
 //! Upstream counterpart: the post-start hooks of `pkg/controlplane` and `pkg/registry/rbac`, and
 //! `pkg/controlplane/controller/{kubernetesservice,systemnamespaces}`.
 
 pub mod aggregation;
+pub mod api_services;
+mod flowcontrol;
 pub mod rbac;
 
 use crate::cache::ROOT;
@@ -13,6 +15,7 @@ use crate::record;
 use crate::resources;
 use crate::server::ApiServer;
 use futures_util::future::join_all;
+use ipnet::IpNet;
 use serde_json::{Value, json};
 use skeg_api::fieldset::{self, Tracking};
 use skeg_api::{Gvr, Kinds, meta};
@@ -30,11 +33,24 @@ pub const NAMESPACES: [&str; 4] = ["default", "kube-node-lease", "kube-public", 
 /// Where the API server is reached.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Addresses of Services.
+    pub service_range: IpNet,
     /// The address of the `kubernetes` Service: the first of the service range.
     pub service_ip: IpAddr,
     /// Addresses at which Pods reach this API server; the first family of them is used.
     pub endpoints: Vec<IpAddr>,
     pub port: u16,
+}
+
+/// What an extension API server must know to tell who asks, where this one passes requests on.
+#[derive(Clone, Debug)]
+pub struct Authorities {
+    /// PEM of the authority of clients.
+    pub client_ca: String,
+    /// PEM of the authority of those who may say for whom they ask.
+    pub front_proxy_ca: String,
+    /// Their names.
+    pub allowed_names: Vec<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -65,26 +81,36 @@ pub async fn run(
     clock: Clock,
     random: &Random,
     settings: &Settings,
+    authorities: Option<&Authorities>,
 ) -> Result<usize, BootstrapError> {
-    write(store, kinds, clock, random, &wanted(settings)).await
+    let mut all = indispensable(settings, authorities);
+    all.extend(initial(settings));
+    all.extend(api_services::wanted(&kinds.snapshot()));
+    write(store, kinds, clock, random, &all).await
 }
 
-/// Puts back what somebody deletes or changes of the system namespaces and the Service
-/// `kubernetes`, until the server stops.
-pub async fn maintain(server: Arc<ApiServer>, settings: Settings) {
+/// Puts back what somebody deletes or changes of what no cluster can be without, until the server
+/// stops.
+pub fn maintain(server: &Arc<ApiServer>, settings: &Settings, authorities: Option<&Authorities>) {
+    let mut by_kind: BTreeMap<&Gvr, Vec<Wanted>> = BTreeMap::new();
+    for wanted in indispensable(settings, authorities) {
+        by_kind.entry(wanted.gvr).or_default().push(wanted);
+    }
+    for (gvr, wanted) in by_kind {
+        server.tasks().0.spawn(maintain_kind(server.clone(), gvr.clone(), wanted));
+    }
+}
+
+async fn maintain_kind(server: Arc<ApiServer>, gvr: Gvr, wanted: Vec<Wanted>) {
     let seams = server.seams();
-    let [mut namespaces, mut services, mut endpoints, mut slices] =
-        [&resources::NAMESPACES, &resources::SERVICES, &resources::ENDPOINTS, &resources::ENDPOINT_SLICES]
-            .map(|gvr| seams.reader.changes(gvr));
-    let wanted = indispensable(&settings);
+    let mut changes = seams.reader.changes(&gvr);
     let (_, stop) = server.tasks();
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
     let mut looked_at = Vec::new();
     loop {
-        let found: Vec<_> = wanted
-            .iter()
-            .map(|w| seams.reader.get(w.gvr, meta::namespace(&w.object), meta::name(&w.object)))
-            .collect();
+        changes.borrow_and_update();
+        let get = |w: &Wanted| seams.reader.get(w.gvr, meta::namespace(&w.object), meta::name(&w.object));
+        let found: Vec<_> = wanted.iter().map(get).collect();
         let mut again = None;
         if found != looked_at {
             match write(&*seams.store, &seams.kinds, seams.clock, &seams.random, &wanted).await {
@@ -102,10 +128,7 @@ pub async fn maintain(server: Arc<ApiServer>, settings: Settings) {
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            _ = namespaces.changed() => {}
-            _ = services.changed() => {}
-            _ = endpoints.changed() => {}
-            _ = slices.changed() => {}
+            changed = changes.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(again.unwrap_or_default()), if again.is_some() => {}
         }
     }
@@ -138,6 +161,7 @@ async fn write(
                     meta::set_generation(&mut object, 1);
                 }
                 (kind.strategy.default)(&mut object);
+                date_conditions(&mut object, clock);
                 (object, Expect::Absent)
             }
             Some((revision, existing)) => match reconcile(existing, object) {
@@ -191,7 +215,9 @@ async fn existing(store: &dyn Store, kinds: &Kinds, wanted: &[Wanted]) -> Result
     for Wanted { gvr, object, .. } in wanted {
         let kind = snapshot.by_gvr(gvr).ok_or_else(|| BootstrapError::Kind(gvr.group_resource()))?;
         let storage = kind.storage.as_deref().ok_or_else(|| BootstrapError::Kind(gvr.group_resource()))?;
-        if &*gvr.group == "rbac.authorization.k8s.io" {
+        if ["rbac.authorization.k8s.io", "flowcontrol.apiserver.k8s.io", "apiregistration.k8s.io"]
+            .contains(&&*gvr.group)
+        {
             if !listed.contains(gvr) {
                 listed.push(gvr);
                 let page = store.list(&format!("{ROOT}{storage}"), None, None, 0).await?;
@@ -206,13 +232,37 @@ async fn existing(store: &dyn Store, kinds: &Kinds, wanted: &[Wanted]) -> Result
     Ok(found)
 }
 
-/// What no cluster can be without: the system namespaces and the Service `kubernetes`.
-fn indispensable(settings: &Settings) -> Vec<Wanted> {
+/// Conditions that have no time yet came to be now.
+fn date_conditions(object: &mut Value, clock: Clock) {
+    let conditions = object.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
+    for condition in conditions.into_iter().flatten() {
+        if condition.get("lastTransitionTime").is_some_and(Value::is_null) {
+            condition["lastTransitionTime"] = meta::format_time(clock.now_seconds()).into();
+        }
+    }
+}
+
+/// What no cluster can be without: the system namespaces, the Service `kubernetes` and the range of
+/// Services, flow control, and what extension API servers read.
+fn indispensable(settings: &Settings, authorities: Option<&Authorities>) -> Vec<Wanted> {
     let mut all: Vec<Wanted> = NAMESPACES
         .iter()
         .map(|name| Wanted { gvr: &resources::NAMESPACES, object: namespace(name), reconcile: keep })
         .collect();
     all.push(Wanted { gvr: &resources::SERVICES, object: service(settings), reconcile: reconcile_ports });
+    all.push(Wanted {
+        gvr: &resources::SERVICE_CIDRS,
+        object: service_cidr(settings),
+        reconcile: |existing, default| {
+            replaced(existing, default, &[&["status"]]).filter(|_| existing["status"]["conditions"].is_null())
+        },
+    });
+    all.extend(flowcontrol::wanted());
+    all.extend(authorities.map(|authorities| Wanted {
+        gvr: &resources::CONFIG_MAPS,
+        object: extension_authentication(authorities),
+        reconcile: |existing, default| replaced(existing, default, &[&["data"]]),
+    }));
     if !settings.endpoints.is_empty() {
         all.push(Wanted {
             gvr: &resources::ENDPOINTS,
@@ -228,13 +278,15 @@ fn indispensable(settings: &Settings) -> Vec<Wanted> {
     all
 }
 
-fn wanted(settings: &Settings) -> Vec<Wanted> {
-    let mut all = indispensable(settings);
-    all.extend(rbac::objects().into_iter().map(|(gvr, object)| Wanted {
-        gvr,
-        object,
-        reconcile: rbac::reconcile,
-    }));
+/// What is looked at when the server starts, and may be changed while it runs.
+fn initial(settings: &Settings) -> Vec<Wanted> {
+    let roles = rbac::objects().into_iter();
+    let mut all: Vec<Wanted> =
+        roles.map(|(gvr, object)| Wanted { gvr, object, reconcile: rbac::reconcile }).collect();
+    // Those of other Services follow these.
+    let own = ("default".to_owned(), "kubernetes".to_owned());
+    let object = crate::allocate::objects::object(&settings.service_ip.to_string(), &own);
+    all.push(Wanted { gvr: &resources::IP_ADDRESSES, object, reconcile: keep });
     for (name, value, description) in [
         (
             "system-cluster-critical",
@@ -273,6 +325,30 @@ fn service(settings: &Settings) -> Value {
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": settings.port}],
         },
         "status": {"loadBalancer": {}}})
+}
+
+/// The range from which Services have their addresses.
+fn service_cidr(settings: &Settings) -> Value {
+    let ready = json!({"type": "Ready", "status": "True", "lastTransitionTime": null, "reason": "",
+        "message": "Kubernetes default Service CIDR is ready"});
+    json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": [settings.service_range.to_string()]}, "status": {"conditions": [ready]}})
+}
+
+/// By upstream's names for flags, whose values extension API servers read from here.
+fn extension_authentication(authorities: &Authorities) -> Value {
+    let list = |all: &[&str]| json!(all).to_string();
+    json!({"apiVersion": "v1", "kind": "ConfigMap",
+    "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+    "data": {
+        "client-ca-file": authorities.client_ca,
+        "requestheader-allowed-names": json!(authorities.allowed_names).to_string(),
+        "requestheader-client-ca-file": authorities.front_proxy_ca,
+        "requestheader-extra-headers-prefix": list(&["X-Remote-Extra-"]),
+        "requestheader-group-headers": list(&["X-Remote-Group"]),
+        "requestheader-uid-headers": list(&["X-Remote-Uid"]),
+        "requestheader-username-headers": list(&["X-Remote-User"]),
+    }})
 }
 
 /// The addresses of the family of the first one.

@@ -252,7 +252,7 @@ fn split_path(info: &RequestInfo) -> (&str, String) {
 }
 
 /// Copies the headers that are not about one connection.
-fn end_to_end(from: &HeaderMap) -> HeaderMap {
+pub(crate) fn end_to_end(from: &HeaderMap) -> HeaderMap {
     let named: Vec<String> = from
         .get_all(header::CONNECTION)
         .iter()
@@ -348,7 +348,7 @@ impl Streams {
     }
 }
 
-fn onward_headers(request: &Request<Body>, upgrade: bool) -> Result<HeaderMap, Status> {
+pub(crate) fn onward_headers(request: &Request<Body>, upgrade: bool) -> Result<HeaderMap, Status> {
     let mut headers = end_to_end(request.headers());
     without_credentials(&mut headers);
     if upgrade {

@@ -61,7 +61,7 @@ impl Dialer for ToNode {
 }
 
 pub struct Cluster {
-    _dir: tempfile::TempDir,
+    dir: Arc<tempfile::TempDir>,
     pub pki: Arc<Pki>,
     pub api: Arc<ApiServer>,
     listening: skeg_apiserver::net::Listening,
@@ -72,17 +72,21 @@ pub struct Cluster {
 
 fn settings() -> bootstrap::Settings {
     let endpoints = vec!["10.0.0.1".parse().unwrap()];
-    bootstrap::Settings { service_ip: "10.96.0.1".parse().unwrap(), endpoints, port: 6443 }
+    let service_range = "10.96.0.0/16".parse().unwrap();
+    bootstrap::Settings { service_range, service_ip: "10.96.0.1".parse().unwrap(), endpoints, port: 6443 }
 }
 
 async fn start(store: Arc<dyn Store>) -> Cluster {
-    let dir = tempfile::tempdir().unwrap();
+    start_in(Arc::new(tempfile::tempdir().unwrap()), store).await
+}
+
+/// With the certificates of a directory.
+async fn start_in(dir: Arc<tempfile::TempDir>, store: Arc<dyn Store>) -> Cluster {
     let pki = Arc::new(Pki::open(dir.path(), Clock::system()).unwrap());
     let dialer = Arc::new(ToNode::default());
     let setup = Setup {
         edge: Some(Edge { pki: pki.clone(), dialer: dialer.clone() }),
         cluster_domain: "cluster.local".into(),
-        service_range: "10.96.0.0/16".parse().unwrap(),
         admission: Default::default(),
         bootstrap: settings(),
     };
@@ -93,7 +97,7 @@ async fn start(store: Arc<dyn Store>) -> Cluster {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let listening = server.listen(listener, Arc::new(pki.server_config(sans).unwrap())).unwrap();
     let admin = pki.issue_client("kubernetes-admin", &["system:masters"]).unwrap();
-    Cluster { _dir: dir, pki, api: server, listening, dialer, admin, written }
+    Cluster { dir, pki, api: server, listening, dialer, admin, written }
 }
 
 /// Credentials of one request.
@@ -182,14 +186,14 @@ pub async fn cluster() -> Cluster {
 async fn a_second_start_writes_nothing() {
     let store: Arc<dyn Store> = Arc::new(Memory::new());
     let first = start(store.clone()).await;
-    assert_eq!(first.written, 139, "default objects");
+    assert_eq!(first.written, 184, "default objects");
     let service =
         first.get(&first.admin(), "/api/v1/namespaces/default/services/kubernetes").await.expect(200);
     assert_eq!(service["spec"]["clusterIP"], "10.96.0.1");
     assert_eq!(service["metadata"]["managedFields"][0]["manager"], "kube-apiserver");
     let revision = store.revision();
     first.api.stop().await;
-    let second = start(store.clone()).await;
+    let second = start_in(first.dir.clone(), store.clone()).await;
     assert_eq!((second.written, store.revision()), (0, revision));
     // What users change stays; what is missing comes back.
     let path = "/apis/rbac.authorization.k8s.io/v1/clusterroles/system:kube-dns";
@@ -199,7 +203,7 @@ async fn a_second_start_writes_nothing() {
     let gone = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/system:kube-dns";
     second.send(&second.admin(), "DELETE", gone, Value::Null).await.expect(200);
     second.api.stop().await;
-    let third = start(store.clone()).await;
+    let third = start_in(first.dir.clone(), store.clone()).await;
     assert_eq!(third.written, 2);
     let role = third.get(&third.admin(), path).await.expect(200);
     assert_eq!(role["rules"].as_array().unwrap().len(), 5, "{role}");

@@ -2,6 +2,8 @@
 //! kinds have of their own.
 
 use crate::harness::*;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use skeg_api::kinds::Kind;
 use skeg_api::meta;
@@ -257,9 +259,16 @@ async fn requests_for_certificates_are_approved_apart() {
     let taken_back = json!({"status": {"conditions": []}});
     let answer = s.patch(&format!("{path}/jane/approval"), "merge-patch+json", &taken_back).await;
     assert_eq!(answer.expect(422)["details"]["causes"][0]["field"], "status.conditions");
-    let issued = json!({"status": {"certificate": "eA=="}});
+    let odd = json!({"status": {"certificate": "eA=="}});
+    let refused = s.patch(&format!("{path}/jane/status"), "merge-patch+json", &odd).await.expect(422);
+    assert_eq!(refused["details"]["causes"][0]["field"], "status.certificate", "{refused}");
+    let key = rcgen::KeyPair::generate().unwrap();
+    let pem = rcgen::CertificateParams::default().self_signed(&key).unwrap().pem();
+    let issued = json!({"status": {"certificate": STANDARD.encode(pem)}});
     let got = s.patch(&format!("{path}/jane/status"), "merge-patch+json", &issued).await.expect(200);
-    assert_eq!(got["status"]["certificate"], "eA==");
+    assert_eq!(got["status"]["certificate"], issued["status"]["certificate"]);
+    let again = s.patch(&format!("{path}/jane/status"), "merge-patch+json", &odd).await.expect(422);
+    assert!(again["message"].as_str().unwrap().contains("once it is set"), "{again}");
     let selected = format!("{path}?fieldSelector=spec.signerName%3Dexample.com%2Fsigner");
     assert_eq!(s.get(&selected).await.expect(200)["items"].as_array().unwrap().len(), 1);
 }

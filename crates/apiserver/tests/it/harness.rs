@@ -106,9 +106,9 @@ pub async fn start_assembled(store: Arc<dyn skeg_store::Store>) -> Server {
     let setup = Setup {
         edge: None,
         cluster_domain: "cluster.local".into(),
-        service_range: "10.96.0.0/16".parse().unwrap(),
         admission: Default::default(),
         bootstrap: bootstrap::Settings {
+            service_range: "10.96.0.0/16".parse().unwrap(),
             service_ip: [10, 96, 0, 1].into(),
             endpoints: vec![[10, 0, 0, 1].into()],
             port: 6443,

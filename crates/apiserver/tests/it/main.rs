@@ -4,11 +4,13 @@
 
 mod access;
 mod admission;
+mod aggregation;
 mod apply;
 mod builtin;
 mod concurrency;
 mod crds;
 mod crud;
+mod defaults;
 mod faults;
 mod harness;
 mod invalid;

@@ -125,6 +125,8 @@ impl Controller {
     async fn empty(&self, namespace: &str) -> Remaining {
         let mut remaining = Remaining::default();
         let served = self.served.read(Clone::clone);
+        // What a server that is silent holds of the namespace nobody knows: it stays until then.
+        remaining.discovery_error = served.failure();
         let deletable = |resource: &&Resource| resource.namespaced && resource.has(&["delete", "list"]);
         let is_pods =
             |resource: &&Resource| resource.gvr.group.is_empty() && &*resource.gvr.resource == "pods";
@@ -136,7 +138,7 @@ impl Controller {
             for (resource, found) in resources.iter().zip(found) {
                 note(&mut remaining, resource, found);
             }
-            if !remaining.is_nothing() {
+            if !remaining.objects.is_empty() || !remaining.content_errors.is_empty() {
                 break;
             }
         }

@@ -19,7 +19,7 @@ use std::task::{Context, Poll};
 use tokio::sync::watch;
 
 /// Group, resource, kind, namespaced.
-const KINDS: [(&str, &str, &str, bool); 19] = [
+const KINDS: [(&str, &str, &str, bool); 21] = [
     ("", "namespaces", "Namespace", false),
     ("", "nodes", "Node", false),
     ("", "pods", "Pod", true),
@@ -35,6 +35,8 @@ const KINDS: [(&str, &str, &str, bool); 19] = [
     ("", "replicationcontrollers", "ReplicationController", true),
     ("apps", "deployments", "Deployment", true),
     ("apps", "replicasets", "ReplicaSet", true),
+    ("authorization.k8s.io", "subjectaccessreviews", "SubjectAccessReview", false),
+    ("certificates.k8s.io", "certificatesigningrequests", "CertificateSigningRequest", false),
     ("coordination.k8s.io", "leases", "Lease", true),
     ("discovery.k8s.io", "endpointslices", "EndpointSlice", true),
     ("rbac.authorization.k8s.io", "clusterroles", "ClusterRole", false),
@@ -87,6 +89,10 @@ impl State {
         self.objects.get(resource)?.get(&(namespace.to_owned(), name.to_owned()))
     }
 
+    pub fn now(&self) -> String {
+        self.clock.now_seconds().to_string()
+    }
+
     fn last_writes(&self) -> &[String] {
         &self.writes[self.writes.len().saturating_sub(40)..]
     }
@@ -117,6 +123,12 @@ impl State {
 
     fn create(&mut self, resource: &str, namespace: &str, mut object: Value) -> Result<Value, Status> {
         let number = self.revision + 1;
+        if resource == "subjectaccessreviews" {
+            // Nothing is stored: whoever is of this group may.
+            let allowed = object["spec"]["groups"].to_string().contains("system:bootstrappers");
+            object["status"] = json!({"allowed": allowed});
+            return Ok(object);
+        }
         let meta = object["metadata"].as_object_mut().unwrap();
         if let Some(prefix) =
             meta.get("generateName").and_then(Value::as_str).filter(|_| !meta.contains_key("name"))
@@ -173,7 +185,7 @@ impl State {
             new["metadata"][field] = old["metadata"][field].clone();
         }
         match subresource {
-            "status" => {
+            "status" | "approval" => {
                 new["spec"] = old["spec"].clone();
             }
             _ if old.get("status").is_some() => new["status"] = old["status"].clone(),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers outside of test functions are test code too")]
 
 mod allocations;
+mod certificates;
 mod fake_api;
 
 use fake_api::{FakeApi, Fault, State, renew_lease, run_node, time};
@@ -40,7 +41,11 @@ impl Cluster {
             informers: Informers::new(client, Random::seeded(1), cancel.clone()),
             clock,
             random: Random::seeded(2),
-            config: Config { root_ca: Some("PEM".into()), ..Config::default() },
+            config: Config {
+                root_ca: Some("PEM".into()),
+                signer: Some(certificates::signer()),
+                ..Config::default()
+            },
             kinds: kinds.clone(),
             cancel: cancel.clone(),
         };

@@ -1,7 +1,9 @@
 //! The tables of cases.
 
 mod admission;
+mod aggregation;
 mod apply;
+mod certificates;
 mod cli;
 mod clients;
 mod commands;
@@ -34,6 +36,8 @@ pub const SHARED: &[&[Case]] = &[
     apply::CASES,
     commands::CASES,
     admission::CASES,
+    certificates::CASES,
+    aggregation::CASES,
     clients::CASES,
     kinds::CASES,
     crds::CASES,

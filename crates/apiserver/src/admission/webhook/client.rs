@@ -226,7 +226,7 @@ async fn resolve(host: &str, port: u16) -> Result<SocketAddr, String> {
 }
 
 /// The certificates of a `caBundle`.
-fn roots(bundle: &str) -> Result<RootCertStore, String> {
+pub(crate) fn roots(bundle: &str) -> Result<RootCertStore, String> {
     let bad = || "unable to load root certificates: unable to parse bytes as PEM block".to_owned();
     let pem = STANDARD.decode(bundle).map_err(|_| bad())?;
     let mut roots = RootCertStore::empty();
@@ -237,7 +237,7 @@ fn roots(bundle: &str) -> Result<RootCertStore, String> {
 }
 
 /// The authorities that the host trusts, read once.
-fn host_roots() -> Arc<RootCertStore> {
+pub(crate) fn host_roots() -> Arc<RootCertStore> {
     static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
     let load = || {
         let mut roots = RootCertStore::empty();

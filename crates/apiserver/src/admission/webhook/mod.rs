@@ -2,7 +2,7 @@
 //! it costs the writes it is asked about no more than its timeout, and other requests nothing.
 //! Upstream counterpart: `k8s.io/apiserver/pkg/admission/plugin/webhook`.
 
-mod client;
+pub(crate) mod client;
 mod hook;
 mod review;
 

@@ -1,0 +1,177 @@
+//! API servers behind this one: an APIService with a Service gives that server a group and version,
+//! and requests for it are passed on with the name of who asks. What such servers say of their
+//! resources is part of what this one says of all.
+//! Upstream counterpart: `k8s.io/kube-aggregator`.
+
+mod availability;
+mod documents;
+mod relay;
+mod remote;
+
+use crate::admission::webhook::client::{host_roots, roots};
+use crate::hooks::{Call, Endpoint, Seams};
+use crate::local::Body;
+use crate::pki::{Pair, PkiError, chain_of, key_of};
+use crate::proxy::Dialer;
+use crate::reader::Reader;
+use crate::request::RequestInfo;
+use crate::resources;
+use futures_util::future::BoxFuture;
+use http::{Request, Response};
+use parking_lot::RwLock;
+use rustls::client::WantsClientCert;
+use rustls::{ClientConfig, ConfigBuilder};
+use serde_json::Value;
+use skeg_api::{Kinds, Status};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsConnector;
+
+pub(crate) use availability::run;
+pub(crate) use documents::merge_v2;
+pub(crate) use remote::Remote;
+
+/// Requests to other servers at once, watches and streams included.
+const REQUESTS_MAX: usize = 4096;
+
+/// By group and version.
+pub(crate) type Remotes = BTreeMap<(String, String), Arc<Remote>>;
+
+pub struct Aggregator {
+    reader: Arc<dyn Reader>,
+    kinds: Arc<Kinds>,
+    dialer: Option<Arc<dyn Dialer>>,
+    /// By which those servers know this one; none in the simulation.
+    identity: Option<Pair>,
+    changes: watch::Receiver<u64>,
+    /// Of which count of changes, and what there is.
+    current: RwLock<(Option<u64>, Arc<Remotes>)>,
+    slots: Arc<Semaphore>,
+}
+
+impl Aggregator {
+    pub fn new(seams: &Seams, dialer: Option<Arc<dyn Dialer>>, identity: Option<Pair>) -> Self {
+        Aggregator {
+            reader: seams.reader.clone(),
+            kinds: seams.kinds.clone(),
+            dialer,
+            identity,
+            changes: seams.reader.changes(&resources::API_SERVICES),
+            current: RwLock::default(),
+            slots: Arc::new(Semaphore::new(REQUESTS_MAX)),
+        }
+    }
+
+    /// The other servers, as of now.
+    pub(crate) fn remotes(&self) -> Arc<Remotes> {
+        let count = *self.changes.borrow();
+        let (seen, known) = self.current.read().clone();
+        if seen == Some(count) {
+            return known;
+        }
+        let fresh: Remotes = self
+            .reader
+            .list(&resources::API_SERVICES, "")
+            .iter()
+            .filter_map(|bytes| serde_json::from_slice::<Value>(bytes).ok())
+            .filter(|object| object["spec"]["service"].is_object())
+            .map(|object| {
+                let text = |field: &str| object["spec"][field].as_str().unwrap_or_default().to_owned();
+                let key = (text("group"), text("version"));
+                let before = known.get(&key).cloned();
+                let remote = match before {
+                    Some(before) if before.is_of(&object) => before,
+                    before => Arc::new(Remote::new(&object, self.tls(&object["spec"]), before.as_deref())),
+                };
+                (key, remote)
+            })
+            .collect();
+        let is_other = fresh.len() != known.len()
+            || fresh.iter().any(|(key, remote)| known.get(key).is_none_or(|old| !Arc::ptr_eq(old, remote)));
+        let fresh = Arc::new(fresh);
+        *self.current.write() = (Some(count), fresh.clone());
+        if is_other {
+            // Whoever keeps something of what is served makes it anew.
+            self.kinds.touch();
+        }
+        fresh
+    }
+
+    fn tls(&self, spec: &Value) -> Result<TlsConnector, String> {
+        let builder = ClientConfig::builder_with_provider(skeg_base::tls::provider())
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?;
+        if spec["insecureSkipTLSVerify"] == true {
+            return self.identified(skeg_base::tls::trusting_anyone(builder));
+        }
+        let roots = match spec["caBundle"].as_str().unwrap_or_default() {
+            "" => host_roots(),
+            bundle => Arc::new(roots(bundle)?),
+        };
+        self.identified(builder.with_root_certificates(roots))
+    }
+
+    /// For looks at whether a server answers at all.
+    fn trusting(&self) -> Result<TlsConnector, String> {
+        self.tls(&serde_json::json!({"insecureSkipTLSVerify": true}))
+    }
+
+    fn identified(
+        &self,
+        builder: ConfigBuilder<ClientConfig, WantsClientCert>,
+    ) -> Result<TlsConnector, String> {
+        let failed = |error: PkiError| error.to_string();
+        let config = match &self.identity {
+            None => builder.with_no_client_auth(),
+            Some(pair) => builder
+                .with_client_auth_cert(chain_of(pair).map_err(failed)?, key_of(pair).map_err(failed)?)
+                .map_err(|error| error.to_string())?,
+        };
+        Ok(TlsConnector::from(Arc::new(config)))
+    }
+
+    /// Whose a request is, if it is another server's.
+    fn remote_of(&self, info: &RequestInfo) -> Option<Arc<Remote>> {
+        let path = info.path.trim_matches('/');
+        let key = if info.is_resource() {
+            (info.group.as_str(), info.version.as_str())
+        } else {
+            match *path.split('/').collect::<Vec<_>>() {
+                ["apis", group, version] | ["openapi", "v3", "apis", group, version] => (group, version),
+                _ => return None,
+            }
+        };
+        // The group without a name cannot be another server's.
+        if key.0.is_empty() {
+            return None;
+        }
+        let remotes = self.remotes();
+        if remotes.is_empty() {
+            return None;
+        }
+        remotes.get(&(key.0.to_owned(), key.1.to_owned())).cloned()
+    }
+}
+
+impl Endpoint for Aggregator {
+    fn handles(&self, info: &RequestInfo) -> bool {
+        self.remote_of(info).is_some()
+    }
+
+    fn claims(&self, info: &RequestInfo) -> bool {
+        info.is_resource() && self.remote_of(info).is_some()
+    }
+
+    fn long_running(&self, _info: &RequestInfo) -> bool {
+        true
+    }
+
+    fn call(&self, call: Call, request: Request<Body>) -> BoxFuture<'_, Result<Response<Body>, Status>> {
+        Box::pin(async move {
+            // Gone since it was asked for.
+            let remote = self.remote_of(&call.info).ok_or_else(Status::no_route)?;
+            self.relay(&call, &remote, request).await
+        })
+    }
+}
