@@ -182,7 +182,7 @@ impl Agent {
 
     fn source_changed(&self, namespace: &str, refers: impl Fn(&crate::sources::References) -> bool) {
         for worker in self.workers() {
-            if refers(&worker.references) && text(&worker.pod().metadata.namespace) == namespace {
+            if worker.refers(&refers) && text(&worker.pod().metadata.namespace) == namespace {
                 worker.sources_changed();
             }
         }

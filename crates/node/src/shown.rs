@@ -7,13 +7,8 @@ use serde_json::{Value, json};
 const SHARED: [&str; 3] = ["conditions", "capacity", "allocatable"];
 
 /// Fields of a status that are not the node's.
-const FOREIGN: [&str; 5] = [
-    "nominatedNodeName",
-    "resourceClaimStatuses",
-    "extendedResourceClaimStatus",
-    "volumesAttached",
-    "ephemeralContainerStatuses",
-];
+const FOREIGN: [&str; 4] =
+    ["nominatedNodeName", "resourceClaimStatuses", "extendedResourceClaimStatus", "volumesAttached"];
 
 /// Lists that a strategic merge patch adds to, where it does not say otherwise.
 const MERGED: [&str; 3] = ["podIPs", "hostIPs", "addresses"];

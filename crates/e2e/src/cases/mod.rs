@@ -6,6 +6,7 @@ mod cli;
 mod clients;
 mod counts;
 mod crds;
+mod debug;
 mod durability;
 mod guest;
 mod images;
@@ -35,6 +36,7 @@ pub const SHARED: &[&[Case]] = &[
     kinds::CASES,
     crds::CASES,
     pods::CASES,
+    debug::CASES,
     security::CASES,
     images::CASES,
     volumes::CASES,

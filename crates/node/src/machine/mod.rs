@@ -2,6 +2,7 @@
 //! its worker knows, and the time. Touches no runtime, file, socket or clock; the worker acts.
 //! Upstream counterpart: `computePodActions` and `getPhase` in `pkg/kubelet`.
 
+pub mod ephemeral;
 pub mod plan;
 pub mod status;
 
@@ -214,6 +215,36 @@ pub fn spec(pod: &Pod) -> &PodSpec {
 
 pub fn init_containers(spec: &PodSpec) -> &[Container] {
     spec.init_containers.as_deref().unwrap_or_default()
+}
+
+/// Which list of the spec a container is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sort {
+    Init,
+    Main,
+    Ephemeral,
+}
+
+impl Sort {
+    /// The sort of the container of that name; names are unique over all lists.
+    pub fn of(spec: &PodSpec, name: &str) -> Sort {
+        if init_containers(spec).iter().any(|c| c.name == name) {
+            Sort::Init
+        } else if spec.ephemeral_containers.iter().flatten().any(|c| c.name == name) {
+            Sort::Ephemeral
+        } else {
+            Sort::Main
+        }
+    }
+
+    /// The list's name.
+    pub fn list(self) -> &'static str {
+        match self {
+            Sort::Init => "initContainers",
+            Sort::Main => "containers",
+            Sort::Ephemeral => "ephemeralContainers",
+        }
+    }
 }
 
 /// Init containers, then main containers.

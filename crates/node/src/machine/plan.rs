@@ -92,6 +92,13 @@ fn past_deadline(spec: &PodSpec, memory: &Memory, now: Timestamp, plan: &mut Pla
 }
 
 fn containers(spec: &PodSpec, memory: &Memory, now: Timestamp, plan: &mut Plan) {
+    for container in spec.ephemeral_containers.iter().flatten() {
+        match ephemeral::next(&container.name, memory, now) {
+            ephemeral::Next::Start => plan.actions.push(Action::Start { container: container.name.clone() }),
+            ephemeral::Next::Wake(at) => plan.wake(at),
+            ephemeral::Next::Nothing => {}
+        }
+    }
     let begun = mains_begun(spec, memory);
     let mut gate_open = true;
     for container in init_containers(spec) {
@@ -178,10 +185,11 @@ fn wind_down(pod: &Pod, gone: bool, leaving: bool, memory: &Memory, plan: &mut P
     let sandbox_lost = matches!(memory.sandbox, Sandbox::Dead);
     let mut any_alive = false;
     if !sandbox_lost {
-        for container in spec.containers.iter().chain(inits) {
-            any_alive |= alive(&container.name);
-            if idle_and_alive(&container.name) {
-                plan.stop(&container.name, "Stopping container", grace);
+        let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| &c.name);
+        for name in spec.containers.iter().chain(inits).map(|c| &c.name).chain(ephemeral) {
+            any_alive |= alive(name);
+            if idle_and_alive(name) {
+                plan.stop(name, "Stopping container", grace);
             }
         }
         if any_alive {
@@ -315,6 +323,24 @@ mod tests {
         // Once the main container began, only the sidecar is kept alive.
         let begun = with(all, &[("a", running()), ("s", exited(1))]);
         check(&pod, &begun, 2, &["start s"]);
+    }
+
+    #[test]
+    fn ephemeral_containers_run_once_and_end_with_the_pod() {
+        let mut pod = pod(json!({"restartPolicy": "Always", "initContainers": [{"name": "i"}],
+            "containers": [{"name": "a"}], "ephemeralContainers": [{"name": "e"}, {"name": "f"}]}));
+        check(&pod, &ready(), 0, &["start e", "start f", "start i"]);
+        let failed = ContainerMemory { retry_at: Some(at(9)), ..Default::default() };
+        let up = with(ready(), &[("i", exited(0)), ("a", running()), ("e", failed), ("f", exited(1))]);
+        assert_eq!(check(&pod, &up, 2, &[]).wake_at, Some(at(9)), "what never began is tried again");
+        check(&pod, &up, 9, &["start e"]);
+        let ended = with(up.clone(), &[("e", exited(0))]);
+        check(&pod, &ended, 20, &[]);
+        pod.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(0)));
+        let up = with(up, &[("e", running())]);
+        check(&pod, &up, 9, &["stop a", "stop e"]);
+        let up = with(up, &[("a", exited(0))]);
+        check(&pod, &up, 9, &["stop e"]);
     }
 
     #[test]

@@ -25,11 +25,14 @@ pub fn status(
     let spec = spec(pod);
     let init = init_containers(spec);
     let initialized = initialized(spec, memory);
-    let statuses = |containers: &[Container], is_init: bool| -> Vec<ContainerStatus> {
-        containers.iter().map(|c| container_status(pod, c, is_init, initialized, memory, now)).collect()
+    let statuses = |containers: &[Container], sort: Sort| -> Vec<ContainerStatus> {
+        containers.iter().map(|c| container_status(pod, c, sort, initialized, memory, now)).collect()
     };
-    let init_statuses = statuses(init, true);
-    let main_statuses = statuses(&spec.containers, false);
+    let init_statuses = statuses(init, Sort::Init);
+    let main_statuses = statuses(&spec.containers, Sort::Main);
+    let ephemeral: Vec<Container> =
+        spec.ephemeral_containers.iter().flatten().map(ephemeral::as_container).collect();
+    let ephemeral_statuses = statuses(&ephemeral, Sort::Ephemeral);
     let phase = phase(pod, memory, initialized);
     let ended = memory.ended.as_ref();
     let mut out = PodStatus {
@@ -54,6 +57,7 @@ pub fn status(
     if !rejected {
         out.container_statuses = Some(main_statuses);
         out.init_container_statuses = (!init_statuses.is_empty()).then_some(init_statuses);
+        out.ephemeral_container_statuses = (!ephemeral_statuses.is_empty()).then_some(ephemeral_statuses);
     }
     out
 }
@@ -107,12 +111,13 @@ fn phase(pod: &Pod, memory: &Memory, initialized: bool) -> &'static str {
 fn container_status(
     pod: &Pod,
     container: &Container,
-    is_init: bool,
+    sort: Sort,
     initialized: bool,
     memory: &Memory,
     now: Timestamp,
 ) -> ContainerStatus {
     let spec = spec(pod);
+    let is_init = sort == Sort::Init;
     let none = ContainerMemory::default();
     let known = memory.container(&container.name).unwrap_or(&none);
     let image = container.image.clone().unwrap_or_default();
@@ -155,7 +160,7 @@ fn container_status(
         }
         Some(run) if run.is_exited() => {
             fill_run(&mut out, run);
-            let again = !over && restarts(spec, container, is_init, run.exit_code);
+            let again = !over && sort != Sort::Ephemeral && restarts(spec, container, is_init, run.exit_code);
             // The back-off of the next crash is set when a restart begins: it does not hold that one.
             let held_until = run
                 .finished_at
@@ -175,6 +180,14 @@ fn container_status(
         }
         Some(_) => waiting(default_reason, ""),
     };
+    out.state = Some(state);
+    out.last_state = Some(last.map(terminated).unwrap_or_default());
+    out.volume_mounts = mount_statuses(container);
+    if sort == Sort::Ephemeral {
+        // Nobody waits for them, nor are they given anything.
+        out.started = None;
+        return out;
+    }
     let running = known.is_running();
     let sidecar = is_init && is_sidecar(container);
     out.started = Some(running && (known.probes.started || is_init && !sidecar && known.busy.is_none()));
@@ -183,8 +196,6 @@ fn container_status(
     } else {
         running && known.probes.started && known.probes.ready
     };
-    out.state = Some(state);
-    out.last_state = Some(last.map(terminated).unwrap_or_default());
     if running {
         out.allocated_resources = container.resources.as_ref().and_then(|r| r.requests.clone());
         out.resources = container.resources.clone().map(|mut r| {
@@ -192,7 +203,12 @@ fn container_status(
             r
         });
     }
-    out.volume_mounts = container.volume_mounts.as_ref().map(|mounts| {
+    out
+}
+
+/// How the container's volumes are mounted.
+fn mount_statuses(container: &Container) -> Option<Vec<k8s_openapi::api::core::v1::VolumeMountStatus>> {
+    container.volume_mounts.as_ref().map(|mounts| {
         mounts
             .iter()
             .map(|m| k8s_openapi::api::core::v1::VolumeMountStatus {
@@ -204,8 +220,7 @@ fn container_status(
                     .then(|| if is_recursive(m) { "Enabled" } else { "Disabled" }.to_owned()),
             })
             .collect()
-    });
-    out
+    })
 }
 
 /// Whether what is mounted inside a read-only mount is read-only too: this node always can.
@@ -458,6 +473,31 @@ mod tests {
         );
         assert_eq!(container.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 1);
         assert_eq!(container.restart_count, 2);
+    }
+
+    #[test]
+    fn an_ephemeral_container_shows_how_it_is_and_bears_on_nothing() {
+        let mut pod = pod("Always");
+        let debug = json!({"name": "debug", "image": "img"});
+        pod.spec.as_mut().unwrap().ephemeral_containers = Some(vec![serde_json::from_value(debug).unwrap()]);
+        let probes = Probes { started: true, ready: true, ..Default::default() };
+        let mut memory =
+            memory(ContainerMemory { current: Some(run(0, None)), probes, ..Default::default() });
+        let shown = |memory: &Memory| {
+            let status = status(&pod, None, memory, &[], "BestEffort", now());
+            assert_eq!(condition(&status, "Ready").status, "True");
+            status.ephemeral_container_statuses.unwrap().remove(0)
+        };
+        let waiting = shown(&memory).state.unwrap().waiting.unwrap();
+        assert_eq!(waiting.reason.as_deref(), Some("ContainerCreating"));
+        let known = ContainerMemory { current: Some(run(0, None)), ..Default::default() };
+        memory.containers.insert("debug".into(), known);
+        let running = shown(&memory);
+        assert!(running.state.unwrap().running.is_some() && !running.ready && running.started.is_none());
+        memory.containers.get_mut("debug").unwrap().current = Some(run(0, Some(1)));
+        let ended = shown(&memory);
+        assert_eq!(ended.state.unwrap().terminated.unwrap().exit_code, 1, "it is not to restart");
+        assert_eq!(ended.restart_count, 0);
     }
 
     #[test]

@@ -10,8 +10,9 @@ mod start;
 mod status;
 mod stop;
 
+use crate::machine::ephemeral::{find_container, target_of};
 use crate::machine::plan::{Action, plan};
-use crate::machine::{Busy, Ended, Memory, Sandbox, Volumes};
+use crate::machine::{Busy, Ended, Memory, Sandbox, Sort, Volumes};
 use crate::probe::{Probes, Verdict};
 use crate::sources::References;
 use crate::volumes::Tokens;
@@ -42,7 +43,7 @@ const DEFAULT_GRACE_SECONDS: i64 = 30;
 /// The rest of the agent's handle on a Pod's worker.
 pub struct Worker {
     pub uid: String,
-    pub references: References,
+    references: Mutex<References>,
     mail: Mutex<Mail>,
     runtime_changed: AtomicBool,
     sources_changed: AtomicBool,
@@ -61,7 +62,7 @@ struct Mail {
 impl Worker {
     pub fn new(pod: Arc<Pod>, gone: bool) -> Arc<Self> {
         let uid = text(&pod.metadata.uid).to_owned();
-        let references = References::of_pod(machine::spec(&pod));
+        let references = Mutex::new(References::of_pod(machine::spec(&pod)));
         let grace = watch::Sender::new(pod.metadata.deletion_grace_period_seconds);
         Arc::new(Worker {
             uid,
@@ -75,7 +76,16 @@ impl Worker {
         })
     }
 
+    /// Whether the Pod refers to what is asked for.
+    pub fn refers(&self, asked: impl Fn(&References) -> bool) -> bool {
+        asked(&self.references.lock())
+    }
+
     pub fn deliver(&self, pod: Arc<Pod>) {
+        if machine::spec(&pod).ephemeral_containers.is_some() {
+            // They may have come just now.
+            *self.references.lock() = References::of_pod(machine::spec(&pod));
+        }
         self.grace.send_replace(pod.metadata.deletion_grace_period_seconds);
         self.mail.lock().pod = pod;
         self.notify.notify_one();
@@ -321,11 +331,15 @@ impl Loop {
     }
 
     fn spec_of(&self, name: &str) -> Option<Container> {
-        machine::all_containers(machine::spec(&self.pod)).find(|c| c.name == name).cloned()
+        find_container(machine::spec(&self.pod), name)
     }
 
     fn start(&mut self, name: &str) {
         let Some(spec) = self.spec_of(name) else { return };
+        let target = target_of(machine::spec(&self.pod), name).map(|target| {
+            let run = self.memory.container(target).and_then(|known| known.current.as_ref());
+            run.map(|run| run.id.clone()).ok_or_else(|| format!("unable to find target container {target}"))
+        });
         let known = self.memory.containers.entry(name.to_owned()).or_default();
         let attempt = known.next_attempt();
         if let Some(run) = known.current.as_ref().filter(|r| r.is_exited())
@@ -343,8 +357,9 @@ impl Loop {
             ctx: self.ctx.clone(),
             pod: self.pod.clone(),
             about: self.about.clone(),
-            is_init: machine::init_containers(machine::spec(&self.pod)).iter().any(|c| c.name == name),
+            sort: Sort::of(machine::spec(&self.pod), name),
             container: spec,
+            target,
             attempt,
             pod_ips: self.memory.pod_ips.clone(),
             qos_class: self.qos_class,
@@ -368,6 +383,7 @@ impl Loop {
             ctx: self.ctx.clone(),
             worker: self.worker.clone(),
             about: self.about.clone(),
+            field_path: field_path(machine::spec(&self.pod), name),
             container: spec,
             run,
             pod_ip: self.memory.pod_ips.first().cloned().unwrap_or_default(),
@@ -429,6 +445,5 @@ impl Loop {
 
 /// `spec.containers{web}`
 fn field_path(spec: &k8s_openapi::api::core::v1::PodSpec, container: &str) -> String {
-    let is_init = machine::init_containers(spec).iter().any(|c| c.name == container);
-    format!("spec.{}{{{container}}}", if is_init { "initContainers" } else { "containers" })
+    format!("spec.{}{{{container}}}", Sort::of(spec, container).list())
 }
