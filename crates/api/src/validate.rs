@@ -19,6 +19,7 @@ mod networking;
 mod persistent_volume;
 mod pod;
 mod pod_portions;
+mod pod_resize;
 mod policy;
 mod rbac;
 mod resources;

@@ -2,17 +2,21 @@
 
 use super::at::{At, Errors, same};
 use super::pod::{self, MIRROR, changed_paths};
+use super::pod_resize::RESIZE;
 use crate::field::{FieldError, Path};
 use crate::meta;
 use crate::portion::Portion;
 use serde_json::Value;
 
-pub(super) const PORTIONS: &[Portion] = &[Portion {
-    name: "ephemeralcontainers",
-    fields: &[&["spec", "ephemeralContainers"]],
-    take: take_ephemeral_containers,
-    validate: validate_ephemeral_containers,
-}];
+pub(super) const PORTIONS: &[Portion] = &[
+    Portion {
+        name: "ephemeralcontainers",
+        fields: &[&["spec", "ephemeralContainers"]],
+        take: take_ephemeral_containers,
+        validate: validate_ephemeral_containers,
+    },
+    RESIZE,
+];
 
 fn take_ephemeral_containers(new: &Value, old: &Value) -> Value {
     let mut made = old.clone();

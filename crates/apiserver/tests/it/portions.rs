@@ -135,3 +135,100 @@ async fn ephemeral_containers_are_held_to_the_pods_standard_and_cost_no_quota() 
     assert_eq!(names(&added), ["plain"]);
     assert_eq!(s.get(&format!("{quotas}/q")).await.expect(200)["status"]["used"]["pods"], "1");
 }
+
+fn sized(name: &str, resources: Value) -> Value {
+    let mut pod = pod(name);
+    pod["spec"]["containers"][0]["resources"] = resources;
+    pod
+}
+
+fn resizing(resources: &Value) -> Value {
+    json!({"spec": {"containers": [{"name": "c", "resources": resources}]}})
+}
+
+#[tokio::test]
+async fn pods_are_resized_by_their_subresource_alone() {
+    let s = start().await;
+    let small = json!({"requests": {"cpu": "1", "memory": "64Mi"}, "limits": {"cpu": "2", "memory": "64Mi"}});
+    let large =
+        json!({"requests": {"cpu": "1500m", "memory": "64Mi"}, "limits": {"cpu": "3", "memory": "128Mi"}});
+    let mut made = sized("p", small.clone());
+    made["spec"]["containers"][0]["resizePolicy"] =
+        json!([{"resourceName": "memory", "restartPolicy": "RestartContainer"}]);
+    let answer = s.post(PODS, &made).await;
+    assert_eq!(answer.warnings(), Vec::<String>::new());
+    let made = answer.expect(201);
+    let (whole, part) = (format!("{PODS}/p"), format!("{PODS}/p/resize"));
+    assert_eq!(s.get(&part).await.expect(200), made);
+    let refused = s.patch(&whole, "strategic-merge-patch+json", &resizing(&large)).await.expect(422);
+    assert_eq!(refused["details"]["causes"][0]["field"], "spec");
+
+    let done = s.patch(&part, "strategic-merge-patch+json", &resizing(&large)).await.expect(200);
+    assert_eq!(
+        (&done["spec"]["containers"][0]["resources"], &done["metadata"]["generation"]),
+        (&large, &json!(2))
+    );
+    assert_eq!(s.get(&whole).await.expect(200), done);
+    let mut back = done.clone();
+    back["spec"]["containers"][0]["resources"] = small.clone();
+    back["spec"]["containers"][0]["image"] = "other".into();
+    back["metadata"]["labels"] = json!({"x": "y"});
+    let back = s.put(&part, &back).await.expect(200);
+    assert_eq!((&back["spec"], &back["metadata"]["labels"]), (&made["spec"], &made["metadata"]["labels"]));
+    assert_eq!(back["metadata"]["generation"], 3);
+    let guaranteed =
+        json!({"requests": {"cpu": "2", "memory": "64Mi"}, "limits": {"cpu": "2", "memory": "64Mi"}});
+    let refused = s.patch(&part, "strategic-merge-patch+json", &resizing(&guaranteed)).await.expect(422);
+    assert_eq!(
+        refused["details"]["causes"][0],
+        json!({"reason": "FieldValueInvalid", "field": "spec",
+            "message": "Invalid value: \"Burstable\": Pod QOS Class may not change as a result of resizing"})
+    );
+    let mut config = resizing(&large);
+    config["apiVersion"] = "v1".into();
+    config["kind"] = "Pod".into();
+    config["spec"]["containers"][0]["image"] = "ignored".into();
+    let refused = s.apply(&part, "sizer", &config).await.expect(409);
+    assert!(refused["message"].as_str().unwrap().contains("conflicts"), "{refused}");
+    let applied = s.apply(&format!("{part}?force=true"), "sizer", &config).await.expect(200);
+    assert_eq!(applied["spec"]["containers"][0]["image"], "nginx");
+    let entries = applied["metadata"]["managedFields"].as_array().unwrap();
+    let own = entries.iter().find(|entry| entry["manager"] == "sizer").unwrap();
+    assert_eq!(own["subresource"], "resize");
+    let owned = &own["fieldsV1"]["f:spec"]["f:containers"]["k:{\"name\":\"c\"}"];
+    assert!(owned["f:resources"]["f:limits"]["f:cpu"].is_object() && owned.get("f:image").is_none(), "{own}");
+}
+
+#[tokio::test]
+async fn resizes_keep_to_limits_and_are_charged_to_quotas() {
+    let s = start_assembled(std::sync::Arc::new(skeg_store::Memory::new())).await;
+    let account = json!({"metadata": {"name": "default"}});
+    s.post("/api/v1/namespaces/default/serviceaccounts", &account).await.expect(201);
+    let quotas = "/api/v1/namespaces/default/resourcequotas";
+    let hard = json!({"requests.cpu": "2"});
+    let mut quota =
+        s.post(quotas, &json!({"metadata": {"name": "q"}, "spec": {"hard": hard}})).await.expect(201);
+    quota["status"] = json!({"hard": hard, "used": {"requests.cpu": "0"}});
+    s.put(&format!("{quotas}/q/status"), &quota).await.expect(200);
+    let range =
+        json!({"metadata": {"name": "l"}, "spec": {"limits": [{"type": "Container", "max": {"cpu": "3"}}]}});
+    s.post("/api/v1/namespaces/default/limitranges", &range).await.expect(201);
+    let of = |request: &str, limit: &str| json!({"requests": {"cpu": request}, "limits": {"cpu": limit}});
+    s.post(PODS, &sized("p", of("1", "2"))).await.expect(201);
+    let part = format!("{PODS}/p/resize");
+    let body = resizing(&of("1", "4"));
+    let refused = s.patch(&part, "strategic-merge-patch+json", &body).await.expect(403);
+    assert_eq!(
+        refused["message"],
+        "pods \"p\" is forbidden: maximum cpu usage per Container is 3, but limit is 4"
+    );
+    let body = resizing(&of("2500m", "3"));
+    let refused = s.patch(&part, "strategic-merge-patch+json", &body).await.expect(403);
+    assert_eq!(
+        refused["message"],
+        "pods \"p\" is forbidden: exceeded quota: q, requested: requests.cpu=1500m, used: requests.cpu=1, limited: requests.cpu=2"
+    );
+    let body = resizing(&of("1500m", "3"));
+    s.patch(&part, "strategic-merge-patch+json", &body).await.expect(200);
+    assert_eq!(s.get(&format!("{quotas}/q")).await.expect(200)["status"]["used"]["requests.cpu"], "1500m");
+}

@@ -17,6 +17,7 @@ mod network;
 mod pods;
 mod probes;
 mod proxy;
+mod resize;
 mod restart;
 mod rollout;
 mod security;
@@ -37,6 +38,7 @@ pub const SHARED: &[&[Case]] = &[
     crds::CASES,
     pods::CASES,
     debug::CASES,
+    resize::CASES,
     security::CASES,
     images::CASES,
     volumes::CASES,

@@ -4,6 +4,7 @@
 
 pub mod ephemeral;
 pub mod plan;
+pub mod resize;
 pub mod status;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
@@ -38,6 +39,7 @@ pub struct Memory {
     pub pod_ips: Vec<String>,
     /// The status that says the Pod is terminal is stored.
     pub terminal_stored: bool,
+    pub resize: resize::Resize,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -88,6 +90,8 @@ pub struct ContainerMemory {
     pub retry_at: Option<Timestamp>,
     pub backoff: Option<CrashBackoff>,
     pub probes: Probes,
+    /// It was stopped to be started again, however it ended.
+    pub again: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -264,10 +268,9 @@ pub fn restarts(spec: &PodSpec, container: &Container, is_init: bool, exit_code:
 /// The main containers have nothing left to do, now or later.
 pub fn mains_finished(pod_spec: &PodSpec, memory: &Memory) -> bool {
     pod_spec.containers.iter().all(|container| {
-        let Some(run) = memory.container(&container.name).and_then(ContainerMemory::run) else {
-            return false;
-        };
-        run.is_exited() && !restarts(pod_spec, container, false, run.exit_code)
+        let Some(known) = memory.container(&container.name) else { return false };
+        let Some(run) = known.run() else { return false };
+        run.is_exited() && !known.again && !restarts(pod_spec, container, false, run.exit_code)
     })
 }
 

@@ -52,6 +52,10 @@ pub fn status(
     };
     out.conditions =
         Some(conditions(pod, old, memory, phase, initialized, &init_statuses, &main_statuses, now));
+    if let Some(own) = spec.resources.as_ref().filter(|own| own.requests.is_some() || own.limits.is_some()) {
+        out.allocated_resources.clone_from(&own.requests);
+        out.resources = Some(own.clone());
+    }
     // A Pod the node turned away never had containers.
     let rejected = ended.is_some() && memory.start_time.is_some() && memory.containers.is_empty();
     if !rejected {
@@ -79,7 +83,8 @@ fn phase(pod: &Pod, memory: &Memory, initialized: bool) -> &'static str {
         match memory.container(&container.name).and_then(ContainerMemory::run) {
             None => waiting += 1,
             Some(run) if run.is_exited() => {
-                if !is_deleting(pod) && restarts(spec, container, false, run.exit_code) {
+                let again = memory.container(&container.name).is_some_and(|known| known.again);
+                if !is_deleting(pod) && (again || restarts(spec, container, false, run.exit_code)) {
                     restarting += 1;
                 } else if run.exit_code == 0 {
                     succeeded += 1;
@@ -160,7 +165,9 @@ fn container_status(
         }
         Some(run) if run.is_exited() => {
             fill_run(&mut out, run);
-            let again = !over && sort != Sort::Ephemeral && restarts(spec, container, is_init, run.exit_code);
+            let again = !over
+                && sort != Sort::Ephemeral
+                && (known.again || restarts(spec, container, is_init, run.exit_code));
             // The back-off of the next crash is set when a restart begins: it does not hold that one.
             let held_until = run
                 .finished_at
@@ -198,10 +205,10 @@ fn container_status(
     };
     if running {
         out.allocated_resources = container.resources.as_ref().and_then(|r| r.requests.clone());
-        out.resources = container.resources.clone().map(|mut r| {
-            r.claims = None;
-            r
-        });
+        let set = memory.resize.actuated.get(&container.name).or(container.resources.as_ref());
+        let mut set = set.cloned().unwrap_or_default();
+        set.claims = None;
+        out.resources = Some(set);
     }
     out
 }
@@ -372,6 +379,9 @@ fn conditions(
     if !shown.iter().any(|c| c.type_ == "PodScheduled" && c.status == "True") {
         add("PodScheduled", Ok(()), false);
     }
+    if phase == "Running" || phase == "Pending" {
+        resize_conditions(pod, old, memory, now, &mut out);
+    }
     if let Some(ended) = memory.ended.as_ref().filter(|ended| ended.reason == EVICTED) {
         const KIND: &str = "DisruptionTarget";
         let before = old.iter().find(|c| c.type_ == KIND).and_then(|c| c.last_transition_time.clone());
@@ -388,10 +398,74 @@ fn conditions(
     out
 }
 
+/// A resize that waits, and one that is under way.
+fn resize_conditions(
+    pod: &Pod,
+    old: &[PodCondition],
+    memory: &Memory,
+    now: Timestamp,
+    out: &mut Vec<PodCondition>,
+) {
+    let mut add = |kind: &str, reason: Option<&str>, message: Option<&str>, generation: Option<i64>| {
+        let before = old.iter().find(|c| c.type_ == kind).and_then(|c| c.last_transition_time.clone());
+        out.push(PodCondition {
+            type_: kind.to_owned(),
+            status: "True".to_owned(),
+            reason: reason.map(str::to_owned),
+            message: message.map(str::to_owned),
+            last_transition_time: Some(before.unwrap_or_else(|| seconds(now))),
+            last_probe_time: None,
+            observed_generation: generation,
+        });
+    };
+    let known = &memory.resize;
+    if let Some(pending) = &known.pending {
+        add("PodResizePending", Some(pending.reason), Some(&pending.message), pending.generation);
+    }
+    if resize::in_progress(pod, memory) {
+        let error = known.error.as_deref();
+        let generation = known.generation.or(pod.metadata.generation);
+        add("PodResizeInProgress", error.map(|_| "Error"), error, generation);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_resize_is_told_by_conditions_and_actual_sizes() {
+        let resources = |cpu: &str| json!({"requests": {"cpu": cpu}});
+        let mut pod = pod("Always");
+        pod.spec.as_mut().unwrap().containers[0].resources = serde_json::from_value(resources("2")).unwrap();
+        let known = ContainerMemory { current: Some(run(0, None)), ..Default::default() };
+        let mut memory = memory(known);
+        let pending = resize::Pending {
+            reason: "Deferred",
+            message: "no room".into(),
+            generation: Some(3),
+            since: now(),
+        };
+        memory.resize.pending = Some(pending);
+        memory.resize.actuated.insert("a".into(), serde_json::from_value(resources("1")).unwrap());
+        memory.resize.error = Some("cannot".into());
+        let shown = status(&pod, None, &memory, &[], "Burstable", now());
+        let (waits, works) =
+            (condition(&shown, "PodResizePending"), condition(&shown, "PodResizeInProgress"));
+        assert_eq!((waits.reason.as_deref(), waits.message.as_deref()), (Some("Deferred"), Some("no room")));
+        assert_eq!((works.reason.as_deref(), works.message.as_deref()), (Some("Error"), Some("cannot")));
+        assert_eq!((waits.observed_generation, waits.status.as_str()), (Some(3), "True"));
+        let container = &shown.container_statuses.as_ref().unwrap()[0];
+        let text = |amounts: &Option<
+            BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>,
+        >| { amounts.as_ref().unwrap()["cpu"].0.clone() };
+        assert_eq!(text(&container.allocated_resources), "2");
+        assert_eq!(text(&container.resources.as_ref().unwrap().requests), "1", "what is set");
+        memory.resize = resize::Resize::default();
+        let shown = status(&pod, Some(&shown), &memory, &[], "Burstable", now());
+        assert!(!shown.conditions.unwrap().iter().any(|c| c.type_.starts_with("PodResize")));
+    }
 
     fn now() -> Timestamp {
         Timestamp::from_second(1_700_000_100).unwrap()
