@@ -174,6 +174,14 @@ fn container_status(
                 .and_then(|at| known.restart_at(at))
                 .filter(|at| *at > now && known.busy.is_none());
             match (again, &known.waiting, held_until) {
+                // An end that was asked for is none, whatever the restart policy makes of it.
+                _ if known.again && !over => {
+                    last = Some(run);
+                    match &known.waiting {
+                        Some(why) => waiting(&why.reason, &why.message),
+                        None => waiting(default_reason, ""),
+                    }
+                }
                 (true, Some(why), _) => {
                     last = Some(run);
                     waiting(&why.reason, &why.message)
@@ -572,6 +580,16 @@ mod tests {
         let ended = shown(&memory);
         assert_eq!(ended.state.unwrap().terminated.unwrap().exit_code, 1, "it is not to restart");
         assert_eq!(ended.restart_count, 0);
+    }
+
+    #[test]
+    fn an_end_that_was_asked_for_is_none() {
+        let known = ContainerMemory { current: Some(run(0, Some(0))), again: true, ..Default::default() };
+        let status = status(&pod("OnFailure"), None, &memory(known), &[], "BestEffort", now());
+        assert_eq!(status.phase.as_deref(), Some("Running"));
+        let container = &status.container_statuses.as_ref().unwrap()[0];
+        assert!(container.state.as_ref().unwrap().waiting.is_some());
+        assert_eq!(container.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 0);
     }
 
     #[test]

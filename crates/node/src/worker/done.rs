@@ -152,6 +152,7 @@ impl Loop {
             }
             known.current = Some(run);
             known.waiting = None;
+            known.again = false;
         };
         let mut events: Vec<(EventType, &str, String)> = Vec::new();
         match outcome {
@@ -162,6 +163,7 @@ impl Loop {
                     replace(known, run);
                 } else {
                     known.waiting = None;
+                    known.again = false;
                 }
                 self.worker.runtime_changed.store(true, Ordering::Release);
             }

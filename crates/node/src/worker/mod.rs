@@ -416,11 +416,10 @@ impl Loop {
         let known = self.memory.containers.entry(name.to_owned()).or_default();
         let attempt = known.next_attempt();
         self.memory.resize.actuated.insert(name.to_owned(), spec.resources.clone().unwrap_or_default());
-        let asked = std::mem::take(&mut known.again);
         if let Some(run) = known.current.as_ref().filter(|r| r.is_exited())
             && let Some(finished) = run.finished_at
             && known.waiting.is_none()
-            && !asked
+            && !known.again
         {
             known.backoff = Some(known.next_backoff(finished));
         }
