@@ -126,6 +126,7 @@ const ROWS: &[Row] = &[
         subresources: &[
             Subresource { name: "attach", gvk: Some(("", "v1", "PodAttachOptions")), verbs: CREATE_GET },
             Subresource { name: "binding", gvk: Some(("", "v1", "Binding")), verbs: CREATE },
+            Subresource { name: "ephemeralcontainers", gvk: None, verbs: GET_PATCH_UPDATE },
             Subresource { name: "eviction", gvk: Some(("policy", "v1", "Eviction")), verbs: CREATE },
             Subresource { name: "exec", gvk: Some(("", "v1", "PodExecOptions")), verbs: CREATE_GET },
             Subresource { name: "log", gvk: None, verbs: GET },
@@ -135,6 +136,7 @@ const ROWS: &[Row] = &[
                 verbs: CREATE_GET,
             },
             proxy("PodProxyOptions"),
+            Subresource { name: "resize", gvk: None, verbs: GET_PATCH_UPDATE },
             STATUS,
         ],
         ..row("", "Pod", "pods")

@@ -5,6 +5,7 @@ use crate::crd::Custom;
 use crate::field::FieldError;
 use crate::gvk::{Gvk, Gvr};
 use crate::jsonpath::JsonPath;
+use crate::portion::Portion;
 use crate::schema::Schema;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -77,6 +78,8 @@ pub struct Strategy {
     pub prepare_approval: fn(&mut Value, &Value),
     /// `(new, old)` for the subresource `approval`.
     pub validate_approval: fn(&Value, &Value) -> Vec<FieldError>,
+    /// Parts that have subresources of their own.
+    pub portions: &'static [Portion],
     /// Warnings for a create or update that goes through: `(new, old)`.
     pub warnings: fn(&Value, Option<&Value>) -> Vec<String>,
     /// Field-selector keys beyond `metadata.name` and `metadata.namespace`, with their values.
@@ -118,6 +121,7 @@ impl Default for Strategy {
             validate_status: |_, _| Vec::new(),
             prepare_approval: |_, _| {},
             validate_approval: |_, _| Vec::new(),
+            portions: &[],
             warnings: |_, _| Vec::new(),
             selectable: |_| Vec::new(),
             selectable_keys: &[],
@@ -132,6 +136,13 @@ impl Default for Strategy {
             delete_finalizer: None,
             deprecated: None,
         }
+    }
+}
+
+impl Strategy {
+    /// The part that a subresource changes.
+    pub fn portion(&self, subresource: &str) -> Option<&'static Portion> {
+        self.portions.iter().find(|portion| portion.name == subresource)
     }
 }
 

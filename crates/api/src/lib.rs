@@ -24,6 +24,7 @@ pub mod object_meta;
 pub mod openapi;
 pub mod patch;
 pub mod pod;
+pub mod portion;
 pub mod predicates;
 pub mod quantity;
 pub mod quota;

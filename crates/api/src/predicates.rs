@@ -230,6 +230,9 @@ fn over_containers(spec: &PodSpec, of: impl Fn(&Container) -> Resources) -> Reso
     running
 }
 
+/// What of a running Pod's resources may change.
+pub const RESIZABLE: [&str; 2] = ["cpu", "memory"];
+
 /// Pod-level resources may speak of these only.
 fn is_pod_level(name: &str) -> bool {
     name == "cpu" || name == "memory" || name.starts_with("hugepages-")
@@ -240,9 +243,37 @@ fn is_pod_level(name: &str) -> bool {
 pub fn pod_requests(pod: &Pod) -> Resources {
     let Some(spec) = &pod.spec else { return Resources::new() };
     let mut total = over_containers(spec, |container| container_requests(pod, container));
-    override_with_pod_level(&mut total, spec.resources.as_ref().and_then(|r| r.requests.as_ref()));
+    own_requests(pod, spec, &mut total);
     add(&mut total, &amounts(spec.overhead.as_ref()));
     total
+}
+
+/// What the Pod asks as a whole counts for its containers; while it is resized, the larger of what it
+/// has and what it asks.
+fn own_requests(pod: &Pod, spec: &PodSpec, total: &mut Resources) {
+    let mut own = amounts(spec.resources.as_ref().and_then(|r| r.requests.as_ref()));
+    if own.is_empty() {
+        return;
+    }
+    if let Some(status) = &pod.status {
+        let mut has = amounts(status.allocated_resources.as_ref());
+        take_larger(&mut has, &amounts(status.resources.as_ref().and_then(|r| r.requests.as_ref())));
+        has.retain(|name, _| own.contains_key(name));
+        if has.is_empty() || !is_infeasible(pod) {
+            take_larger(&mut own, &has);
+        } else {
+            own.extend(has);
+        }
+    }
+    total.extend(own.into_iter().filter(|(name, _)| is_pod_level(name)));
+}
+
+/// The node has said that what the Pod asks will never fit.
+fn is_infeasible(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.into_iter().flatten().any(|c| {
+        c.type_ == "PodResizePending" && c.status == "True" && c.reason.as_deref() == Some("Infeasible")
+    })
 }
 
 /// The limits, by the same rules. Overhead raises only limits that are set.
@@ -273,12 +304,9 @@ fn container_requests(pod: &Pod, container: &Container) -> Resources {
     if actual.is_none() && allocated.is_none() {
         return asked;
     }
-    let infeasible = status.conditions.iter().flatten().any(|c| {
-        c.type_ == "PodResizePending" && c.status == "True" && c.reason.as_deref() == Some("Infeasible")
-    });
     let mut total = amounts(allocated);
     take_larger(&mut total, &amounts(actual));
-    if !infeasible {
+    if !is_infeasible(pod) {
         take_larger(&mut total, &asked);
     }
     total
@@ -294,7 +322,7 @@ pub fn non_zero_requests(pod: &Pod) -> (i64, i64) {
         requests.entry("memory".into()).or_insert_with(|| Quantity::from_bytes(DEFAULT_MEMORY_REQUEST_BYTES));
         requests
     });
-    override_with_pod_level(&mut total, spec.resources.as_ref().and_then(|r| r.requests.as_ref()));
+    own_requests(pod, spec, &mut total);
     add(&mut total, &amounts(spec.overhead.as_ref()));
     let of = |name: &str| total.get(name).copied().unwrap_or_default();
     (of("cpu").millis(), of("memory").units())

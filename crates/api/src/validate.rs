@@ -18,6 +18,8 @@ mod flowcontrol;
 mod networking;
 mod persistent_volume;
 mod pod;
+mod pod_portions;
+mod pod_resize;
 mod policy;
 mod rbac;
 mod resources;
@@ -68,8 +70,8 @@ pub fn strategy_for(group: &str, version: &str, kind: &str) -> Strategy {
             validate_update: pod::validate_update,
             validate_status: pod::validate_status,
             prepare_create: pod::prepare_create,
-            prepare_update: pod::prepare_update,
             prepare_status: pod::prepare_status,
+            portions: pod_portions::PORTIONS,
             warnings: warnings::for_pod,
             selectable: selectable_of_pod,
             selectable_keys: &[

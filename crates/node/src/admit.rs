@@ -2,10 +2,11 @@
 //! Pure. Upstream counterpart: `pkg/kubelet/lifecycle/predicate.go`.
 
 use crate::machine::Ended;
+use crate::machine::resize::pod_requests_of_spec;
 use crate::text;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use skeg_api::predicates::{
-    allocatable, find_untolerated_taint, host_ports, host_ports_conflict, matches_node_selection,
+    RESIZABLE, allocatable, find_untolerated_taint, host_ports, host_ports_conflict, matches_node_selection,
     pod_requests, taints, tolerations,
 };
 use skeg_api::quantity::Quantity;
@@ -76,6 +77,53 @@ pub fn admit(pod: &Pod, node: &Node, others: &[Arc<Pod>]) -> Result<(), Ended> {
     Ok(())
 }
 
+/// There is no room now, but there may be later.
+pub const DEFERRED: &str = "Deferred";
+/// There never will be on this node.
+pub const INFEASIBLE: &str = "Infeasible";
+
+/// Whether a Pod may have the sizes that it asks for, or why not. The others count with what they
+/// have been given, and with what they still have while they shrink.
+pub fn resize<'a>(
+    pod: &Pod,
+    node: &Node,
+    others: impl Iterator<Item = &'a Arc<Pod>>,
+) -> Result<(), (&'static str, String)> {
+    let (room, asked) = (allocatable(node), pod_requests_of_spec(pod));
+    let shown = |name: &str, q: Quantity| if name == "cpu" { q.millis() } else { q.units() };
+    let of = |list: &BTreeMap<String, Quantity>, name: &str| list.get(name).copied().unwrap_or_default();
+    for name in RESIZABLE {
+        let (wanted, has) = (of(&asked, name), of(&room, name));
+        if wanted > has {
+            let why = format!(
+                "Node didn't have enough capacity: {name}, requested: {}, capacity: {}",
+                shown(name, wanted),
+                shown(name, has)
+            );
+            return Err((INFEASIBLE, why));
+        }
+    }
+    let mut used: BTreeMap<String, Quantity> = BTreeMap::new();
+    for other in others {
+        for (name, amount) in pod_requests(other) {
+            *used.entry(name).or_default() += amount;
+        }
+    }
+    for name in RESIZABLE {
+        let (wanted, taken, has) = (of(&asked, name), of(&used, name), of(&room, name));
+        if wanted + taken > has {
+            let why = format!(
+                "Node didn't have enough resource: {name}, requested: {}, used: {}, capacity: {}",
+                shown(name, wanted),
+                shown(name, taken),
+                shown(name, has)
+            );
+            return Err((DEFERRED, why));
+        }
+    }
+    Ok(())
+}
+
 /// Sysctls that a namespace of the Pod's own makes harmless to others; the node may set no other.
 const SAFE_SYSCTLS: [&str; 12] = [
     "kernel.shm_rmid_forced",
@@ -122,6 +170,30 @@ pub fn counts(pod: &Pod) -> bool {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_pod_grows_as_far_as_there_is_room() {
+        let node: Node = serde_json::from_value(
+            json!({"metadata": {"name": "n"}, "status": {"allocatable": {"cpu": "2", "memory": "1Gi"}}}),
+        )
+        .unwrap();
+        let pod = |cpu: &str, status: serde_json::Value| -> Pod {
+            let spec = json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]});
+            serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec, "status": status}))
+                .unwrap()
+        };
+        let other = Arc::new(pod("500m", json!({})));
+        let ask = |cpu: &str, other: &Arc<Pod>| resize(&pod(cpu, json!({})), &node, std::iter::once(other));
+        assert_eq!(ask("1500m", &other), Ok(()));
+        let why = "Node didn't have enough resource: cpu, requested: 1600, used: 500, capacity: 2000";
+        assert_eq!(ask("1600m", &other), Err((DEFERRED, why.to_owned())));
+        let why = "Node didn't have enough capacity: cpu, requested: 3000, capacity: 2000";
+        assert_eq!(ask("3", &other), Err((INFEASIBLE, why.to_owned())));
+        let shrinking = json!({"containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": true,
+            "restartCount": 0, "resources": {"requests": {"cpu": "1"}}}]});
+        let shrinking = Arc::new(pod("500m", shrinking));
+        assert_eq!(ask("1500m", &shrinking).unwrap_err().0, DEFERRED, "it still has what it gives");
+    }
 
     #[test]
     fn what_does_not_fit_is_turned_away() {

@@ -1,6 +1,7 @@
 //! Starts the node and keeps one worker per Pod: who is born, who hears of what, who is left over
 //! from before. Upstream counterpart: `kubelet.go`'s sync loop.
 
+use crate::machine::resize::{self, Allocation};
 use crate::machine::{self, Ended};
 use crate::worker::{self, Birth, Worker};
 use crate::{
@@ -14,6 +15,7 @@ use skeg_client::{Change, EventType, Informer, Recorder, object_ref};
 use skeg_runtime::{Event, SandboxStatus};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, oneshot};
@@ -21,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How often local storage is measured, as upstream's kubelet does.
 const STORAGE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// How often a resize is tried that waits for room, where nothing tells of any: upstream's interval.
+const RESIZE_RETRY: Duration = Duration::from_secs(180);
 const INDEX_NODE: &str = "spec.nodeName";
 
 /// The running node agent.
@@ -37,6 +41,12 @@ pub(crate) struct Agent {
     nodes: Informer<NodeObject>,
     /// A Pod came whose local storage is limited.
     limited: Notify,
+    /// A Pod asks for another size, or room was freed that one waits for.
+    resize: Notify,
+    /// Some Pod waits for room to grow.
+    waiting: AtomicBool,
+    /// Room is given to one after the other.
+    admission: Mutex<()>,
     handle: Handle,
 }
 
@@ -80,6 +90,9 @@ impl Node {
             found: Mutex::new(found.into_iter().map(|s| (s.config.uid.clone(), s)).collect()),
             nodes: parts.informers.of::<NodeObject>(),
             limited: Notify::new(),
+            resize: Notify::new(),
+            waiting: AtomicBool::new(false),
+            admission: Mutex::default(),
             handle: Handle::current(),
         });
         let (told, registered) = oneshot::channel();
@@ -90,6 +103,7 @@ impl Node {
         tokio::spawn(agent.clone().follow_runtime(cancel.clone()));
         tokio::spawn(agent.clone().follow_api(cancel.clone()));
         tokio::spawn(agent.clone().limit_storage(cancel.clone()));
+        tokio::spawn(agent.clone().follow_resizes(cancel.clone()));
         let slices = parts.informers.of::<EndpointSlice>();
         tokio::spawn(publish_services(ctx, slices, cancel));
         Ok(Arc::new(Node { agent, registered: Mutex::new(Some(registered)) }))
@@ -182,7 +196,7 @@ impl Agent {
 
     fn source_changed(&self, namespace: &str, refers: impl Fn(&crate::sources::References) -> bool) {
         for worker in self.workers() {
-            if refers(&worker.references) && text(&worker.pod().metadata.namespace) == namespace {
+            if worker.refers(&refers) && text(&worker.pod().metadata.namespace) == namespace {
                 worker.sources_changed();
             }
         }
@@ -192,8 +206,13 @@ impl Agent {
         let uid = text(&pod.metadata.uid).to_owned();
         if let Some(worker) = self.worker(&uid) {
             worker.deliver(pod);
-            return;
+            if worker.resizes() {
+                self.resize.notify_one();
+            }
+            return self.room_changed();
         }
+        let _turn = self.admission.lock();
+        let checkpoint = worker::read_checkpoint(&self.ctx, &uid).map(|checkpoint| checkpoint.allocated);
         let birth = match self.found.lock().remove(&uid) {
             Some(sandbox) => Birth::Recovered(sandbox),
             None => match self.admit(&pod) {
@@ -205,12 +224,15 @@ impl Agent {
                 }
             },
         };
-        self.raise(pod, false, birth);
+        self.raise(pod, checkpoint, birth);
     }
 
-    fn raise(self: &Arc<Self>, pod: Arc<Pod>, gone: bool, birth: Birth) {
+    fn raise(self: &Arc<Self>, pod: Arc<Pod>, allocation: Option<Allocation>, birth: Birth) {
         let limited = storage::is_limited(&pod);
-        let worker = Worker::new(pod, gone);
+        let worker = Worker::new(pod, false, allocation);
+        if worker.resizes() {
+            self.resize.notify_one();
+        }
         self.workers.lock().insert(worker.uid.clone(), worker.clone());
         if limited {
             self.limited.notify_one();
@@ -224,6 +246,7 @@ impl Agent {
                 tracing::error!(uid, %error, "a Pod worker panicked");
             }
             agent.workers.lock().remove(&uid);
+            agent.room_changed();
         });
     }
 
@@ -239,7 +262,7 @@ impl Agent {
             .workers()
             .iter()
             .filter(|w| !w.is_gone() && w.memory().ended.is_none())
-            .map(|w| w.pod())
+            .map(|w| w.allocated_pod())
             .filter(|p| admit::counts(p))
             .collect();
         admit::admit(pod, &node, &others)
@@ -248,6 +271,65 @@ impl Agent {
     fn pod_gone(&self, uid: &str) {
         if let Some(worker) = self.worker(uid) {
             worker.gone();
+        }
+        self.room_changed();
+    }
+
+    /// Who waits for room may have it now.
+    fn room_changed(&self) {
+        if self.waiting.load(Ordering::Acquire) {
+            self.resize.notify_one();
+        }
+    }
+
+    /// Gives Pods the sizes they ask for, one after the other, as far as there is room.
+    fn try_resizes(&self) {
+        let _turn = self.admission.lock();
+        let Some(node) = self.nodes.get("", &self.ctx.config.name) else { return };
+        let counted = |w: &Arc<Worker>| !w.is_gone() && w.memory().ended.is_none() && admit::counts(&w.pod());
+        let workers: Vec<Arc<Worker>> = self.workers().into_iter().filter(counted).collect();
+        let mut allocated: Vec<Arc<Pod>> = workers.iter().map(|w| w.allocated_pod()).collect();
+        let mut asking = Vec::new();
+        for (i, worker) in workers.iter().enumerate() {
+            if worker.resizes() && !machine::is_deleting(&worker.pod()) {
+                asking.push((i, worker.pod(), worker.pending()));
+            } else {
+                worker.set_pending(None);
+            }
+        }
+        asking.sort_by_cached_key(|(i, desired, pending)| {
+            let pending = pending.as_ref();
+            resize::order(&resize::Asking { desired, allocated: &allocated[*i], pending })
+        });
+        let mut waiting = false;
+        for (i, desired, pending) in asking {
+            let others = allocated.iter().enumerate().filter(|(other, _)| *other != i);
+            match admit::resize(&desired, &node, others.map(|(_, pod)| pod)) {
+                Ok(()) => {
+                    workers[i].allocate(&desired);
+                    allocated[i] = desired;
+                }
+                Err((reason, message)) => {
+                    waiting |= reason == admit::DEFERRED;
+                    let since = pending.filter(|p| p.reason == reason).map(|p| p.since);
+                    let since = since.unwrap_or_else(|| self.ctx.clock.now());
+                    let generation = desired.metadata.generation;
+                    workers[i].set_pending(Some(resize::Pending { reason, message, generation, since }));
+                }
+            }
+        }
+        self.waiting.store(waiting, Ordering::Release);
+    }
+
+    async fn follow_resizes(self: Arc<Self>, cancel: CancellationToken) {
+        loop {
+            let waits = self.waiting.load(Ordering::Acquire);
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = self.resize.notified() => {}
+                () = tokio::time::sleep(RESIZE_RETRY), if waits => {}
+            }
+            self.try_resizes();
         }
     }
 

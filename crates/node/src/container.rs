@@ -67,6 +67,8 @@ pub struct Inputs<'a> {
     pub qos_class: &'a str,
     pub attempt: u32,
     pub id: String,
+    /// The container whose processes it sees instead of only its own.
+    pub target: Option<String>,
 }
 
 /// The configuration of one run; the error is `CreateContainerConfigError`'s message.
@@ -122,6 +124,7 @@ pub fn container_config(ctx: &Context, inputs: Inputs<'_>) -> Result<ContainerCo
         id: inputs.id,
         name: container.name.clone(),
         attempt,
+        target: inputs.target,
         layers: image.layers.clone(),
         args,
         env: all.list,

@@ -7,13 +7,11 @@ use serde_json::{Value, json};
 const SHARED: [&str; 3] = ["conditions", "capacity", "allocatable"];
 
 /// Fields of a status that are not the node's.
-const FOREIGN: [&str; 5] = [
-    "nominatedNodeName",
-    "resourceClaimStatuses",
-    "extendedResourceClaimStatus",
-    "volumesAttached",
-    "ephemeralContainerStatuses",
-];
+const FOREIGN: [&str; 4] =
+    ["nominatedNodeName", "resourceClaimStatuses", "extendedResourceClaimStatus", "volumesAttached"];
+
+/// Conditions that only the node says, and that go when it does not say them any more.
+const OWN_CONDITIONS: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
 
 /// Lists that a strategic merge patch adds to, where it does not say otherwise.
 const MERGED: [&str; 3] = ["podIPs", "hostIPs", "addresses"];
@@ -32,6 +30,10 @@ pub fn says(shown: &impl Serialize, own: &impl Serialize) -> bool {
             (Some(Value::Array(shown)), true) => is_part(own.as_array(), shown),
             (Some(shown), _) => same(shown, own),
         })
+}
+
+fn has(conditions: &[Value], kind: &str) -> bool {
+    conditions.iter().any(|condition| condition["type"] == kind)
 }
 
 fn is_part(own: Option<&Vec<Value>>, shown: &[Value]) -> bool {
@@ -67,11 +69,14 @@ pub fn patch(shown: Option<&impl Serialize>, own: &impl Serialize) -> Value {
                 own.insert(key.clone(), Value::Null);
             }
             (Some(Value::Array(own)), Value::Array(shown)) if key == "conditions" => {
-                for own in own {
+                for own in &mut *own {
                     if let Some(shown) = shown.iter().find(|shown| shown["type"] == own["type"]) {
                         take_back(shown, own);
                     }
                 }
+                let gone = OWN_CONDITIONS.into_iter().filter(|kind| has(shown, kind) && !has(own, kind));
+                let gone: Vec<Value> = gone.map(|kind| json!({"type": kind, "$patch": "delete"})).collect();
+                own.extend(gone);
             }
             (Some(Value::Array(own)), Value::Array(shown)) if merged && own != shown => {
                 own.push(json!({"$patch": "replace"}));
@@ -146,6 +151,16 @@ mod tests {
             }
             assert!(!says(&changed, &own()), "{path}");
         }
+    }
+
+    #[test]
+    fn conditions_of_a_resize_go_with_it() {
+        let resizing = |kinds: &[&str]| json!({"conditions": kinds.iter().map(|kind| json!({"type": kind, "status": "True"})).collect::<Vec<_>>()});
+        let (before, now) = (resizing(&["Other", "PodResizePending"]), resizing(&["Ready"]));
+        let delete = json!({"type": "PodResizePending", "$patch": "delete"});
+        let expected = json!({"conditions": [{"type": "Ready", "status": "True"}, delete]});
+        assert_eq!(patch(Some(&before), &now), expected);
+        assert_eq!(patch(Some(&before), &before), before);
     }
 
     #[test]

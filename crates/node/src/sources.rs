@@ -61,7 +61,9 @@ impl References {
     /// Everything a Pod refers to in any way.
     pub fn of_pod(spec: &PodSpec) -> Self {
         let mut out = Self::of_volumes(spec);
-        for container in crate::machine::all_containers(spec) {
+        let ephemeral = spec.ephemeral_containers.iter().flatten();
+        let ephemeral: Vec<Container> = ephemeral.map(crate::machine::ephemeral::as_container).collect();
+        for container in crate::machine::all_containers(spec).chain(&ephemeral) {
             let own = Self::of_container(container);
             out.config_maps.extend(own.config_maps);
             out.secrets.extend(own.secrets);

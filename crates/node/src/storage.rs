@@ -62,6 +62,9 @@ fn over_limit(pod: &Pod, places: &Places<'_>) -> Option<String> {
         total += used;
         containers.push((container, used));
     }
+    for container in spec.ephemeral_containers.iter().flatten() {
+        total += (places.container)(&container.name).iter().map(|path| usage_bytes(path)).sum::<u64>();
+    }
     if let Some(limit) = pod_limits(pod).get(EPHEMERAL_STORAGE).filter(|limit| is_over(total, **limit)) {
         let limit = limit.to_text().0;
         return Some(format!(

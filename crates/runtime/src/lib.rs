@@ -103,6 +103,8 @@ pub trait PodRuntime: Send + Sync + 'static {
         id: &'a str,
         resources: Resources,
     ) -> BoxFuture<'a, Result<()>>;
+    /// Applies new limits to the Pod as a whole.
+    fn update_sandbox<'a>(&'a self, uid: &'a str, resources: Resources) -> BoxFuture<'a, Result<()>>;
     fn exec<'a>(&'a self, uid: &'a str, id: &'a str, config: ExecConfig) -> BoxFuture<'a, Result<Session>>;
     /// Runs a command to its end (probes, hooks), keeping at most `output_max` bytes.
     fn exec_sync<'a>(

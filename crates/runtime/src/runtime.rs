@@ -687,6 +687,18 @@ impl PodRuntime for Runtime {
         )
     }
 
+    fn update_sandbox<'a>(&'a self, uid: &'a str, resources: Resources) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            if !lock(&self.get(uid)?.status).ready {
+                return Err(Error::Other(format!("the supervisor of sandbox {uid} is gone")));
+            }
+            let (cgroups, group) = (self.cgroups.clone(), self.layout.pod_cgroup(uid));
+            let limits = shim::with_supervisor(&resources);
+            let what = format!("resize cgroup {group}");
+            blocking(move || cgroups.set(&group, &limits).map_err(io_error(what))).await
+        })
+    }
+
     fn exec<'a>(&'a self, uid: &'a str, id: &'a str, config: ExecConfig) -> BoxFuture<'a, Result<Session>> {
         Box::pin(async move { session::exec(self.session_wire(uid).await?, id, config).await })
     }

@@ -47,6 +47,9 @@ pub struct ContainerConfig {
     pub name: String,
     /// How many of this name came before it (for the log file name and back-off).
     pub attempt: u32,
+    /// The id of a running container of the sandbox whose PID namespace it joins.
+    #[serde(default)]
+    pub target: Option<String>,
     /// Unpacked image layers, topmost first: the lower directories of its overlay.
     pub layers: Vec<PathBuf>,
     pub args: Vec<String>,

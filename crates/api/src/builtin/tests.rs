@@ -124,9 +124,6 @@ fn rows_agree_with_discovery() {
             Some(_) => compared += 1,
         }
     }
-    // Subresources that come with resizing and with debugging.
-    let missing = ["pods/ephemeralcontainers", "pods/resize"];
-    differences.retain(|text| !missing.iter().any(|name| *text == format!("core {name}: no subresource")));
     // Its row comes with what it defines.
     differences.retain(|text| !text.contains("customresourcedefinitions"));
     assert!(differences.is_empty(), "{} differences:\n{}", differences.len(), differences.join("\n"));

@@ -172,6 +172,7 @@ fn ephemeral_containers(ctx: &Context<'_>, errors: &mut Errors) {
             "lifecycle",
             "resizePolicy",
             "restartPolicy",
+            "restartPolicyRules",
         ] {
             let set = at.value.get(field).is_some_and(|v| match v {
                 Value::Null => false,

@@ -10,7 +10,7 @@ use k8s_openapi::serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 
-const MIRROR: &str = "kubernetes.io/config.mirror";
+pub(super) const MIRROR: &str = "kubernetes.io/config.mirror";
 const DNS_POLICIES: &[&str] = &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
 const NAMESERVERS_MAX: usize = 3;
 const SEARCHES_MAX: usize = 32;
@@ -411,7 +411,7 @@ pub(super) fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     }
     let munged = munge(&spec, &old_spec, &mut errors);
     if !same(Some(&munged), Some(old_spec.value)) {
-        let changes = changed_paths(&munged, old_spec.value).join("\n");
+        let changes = changed_paths(&munged, old_spec.value, &Path::new("spec")).join("\n");
         errors.forbidden(
             spec.path.clone(),
             format!("pod updates may not change fields other than {UPDATABLE}\n{changes}"),
@@ -555,7 +555,7 @@ fn gated_node_affinity(new: &At<'_>, old: &At<'_>, fields: &mut Map<String, Valu
 }
 
 /// Which fields differ, as a hint in the message. Upstream shows a diff of its Go structs here.
-fn changed_paths(new: &Value, old: &Value) -> Vec<String> {
+pub(super) fn changed_paths(new: &Value, old: &Value, path: &Path) -> Vec<String> {
     fn walk(new: Option<&Value>, old: Option<&Value>, path: &Path, out: &mut Vec<String>) {
         if same(new, old) {
             return;
@@ -578,7 +578,7 @@ fn changed_paths(new: &Value, old: &Value) -> Vec<String> {
         }
     }
     let mut out = Vec::new();
-    walk(Some(new), Some(old), &Path::new("spec"), &mut out);
+    walk(Some(new), Some(old), path, &mut out);
     out
 }
 
@@ -696,17 +696,6 @@ pub(super) fn prepare_create(value: &mut Value) {
     }
     if let Some(pod) = value.as_object_mut() {
         pod.insert("status".into(), status);
-    }
-}
-
-/// The status belongs to its subresource; ephemeral containers to theirs.
-pub(super) fn prepare_update(new: &mut Value, old: &Value) {
-    let ephemeral = old.get("spec").and_then(|s| s.get("ephemeralContainers")).cloned();
-    if let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut) {
-        match ephemeral {
-            Some(list) => spec.insert("ephemeralContainers".into(), list),
-            None => spec.remove("ephemeralContainers"),
-        };
     }
 }
 

@@ -52,8 +52,6 @@ const POD_WITHOUT_EFFECT: &[(&str, &str)] = &[("schedulingGroup", "Pods are sche
 const SECURITY_WITHOUT_EFFECT: &[(&str, &str)] =
     &[("seLinuxOptions", SELINUX), ("seLinuxChangePolicy", SELINUX), ("windowsOptions", "nodes run Linux")];
 const SELINUX: &str = "nodes set no SELinux labels";
-/// The same for a container.
-const CONTAINER_WITHOUT_EFFECT: &[(&str, &str)] = &[("resizePolicy", "containers are not resized in place")];
 
 /// What the warning of a kind, or of a group that is alike, says.
 macro_rules! inert {
@@ -192,7 +190,6 @@ fn pod_and_metadata(root: &At<'_>) -> Vec<String> {
             fractions(resources.value.get(list), &resources.at(list), &mut out);
         }
         environment(&at, &mut out);
-        fields_without_effect(&at, CONTAINER_WITHOUT_EFFECT, &mut out);
         for rule in at.items("restartPolicyRules").filter(|rule| rule.str("action") == "RestartAllContainers")
         {
             let path = rule.at("action");
@@ -430,7 +427,7 @@ mod tests {
             "schedulingGroup": {"podGroupName": "g"},
             "securityContext": {"seLinuxOptions": {"level": "s0"}, "appArmorProfile": {"type": "RuntimeDefault"}},
             "containers": [{"name": "c", "image": "x", "securityContext": {"windowsOptions": {"hostProcess": false}},
-                "resizePolicy": [{"resourceName": "cpu", "restartPolicy": "NotRequired"}], "restartPolicy": "Never",
+                "restartPolicy": "Never",
                 "restartPolicyRules": [{"action": "RestartAllContainers", "exitCodes": {"operator": "NotIn"}}]}],
         });
         let none = "has no effect in this cluster";
@@ -439,7 +436,6 @@ mod tests {
                 format!("{root}schedulingGroup: {none}: Pods are scheduled one by one"),
                 format!("{root}securityContext.seLinuxOptions: {none}: nodes set no SELinux labels"),
                 format!("{root}securityContext.appArmorProfile: {none}: nodes apply no AppArmor profile"),
-                format!("{root}containers[0].resizePolicy: {none}: containers are not resized in place"),
                 format!(
                     "{root}containers[0].restartPolicyRules[0].action: restarts its own container only: nodes do not restart \
                      all of a Pod together"

@@ -23,13 +23,13 @@ impl LimitRanger {
         LimitRanger { reader }
     }
 
-    /// The LimitRanges that bear on a write. Containers of a Pod never change, so that an update has
-    /// nothing to look at.
+    /// The LimitRanges that bear on a write. What containers ask changes only when a Pod is resized.
     fn ranges(&self, a: &Admission<'_>) -> Vec<Value> {
         let bears = match a.operation {
             Operation::Create => a.is("", "pods", "") || a.is("", "persistentvolumeclaims", ""),
             Operation::Update => {
-                a.is("", "persistentvolumeclaims", "") && !a.old.is_some_and(meta::is_deleting)
+                is_resize(a)
+                    || a.is("", "persistentvolumeclaims", "") && !a.old.is_some_and(meta::is_deleting)
             }
             _ => false,
         };
@@ -39,7 +39,7 @@ impl LimitRanger {
 
     fn change(&self, a: &mut Admission<'_>) {
         let ranges = self.ranges(a);
-        let pods = a.is("", "pods", "");
+        let pods = a.is("", "pods", "") || is_resize(a);
         if let Some(pod) = a.object.as_deref_mut().filter(|_| pods) {
             ranges.iter().for_each(|range| set_defaults(range, pod));
         }
@@ -48,7 +48,11 @@ impl LimitRanger {
     fn check(&self, a: &Admission<'_>) -> Result<(), Status> {
         let Some(object) = a.object.as_deref() else { return Ok(()) };
         for range in self.ranges(a) {
-            let errors = if a.is("", "pods", "") { pod(&range, object) } else { claim(&range, object) };
+            let errors = if a.is("", "pods", "") || is_resize(a) {
+                pod(&range, object)
+            } else {
+                claim(&range, object)
+            };
             if !errors.is_empty() {
                 return Err(a.forbid(aggregate(errors)));
             }
@@ -70,6 +74,10 @@ impl Plugin for LimitRanger {
     fn validate<'a>(&'a self, request: &'a mut Admission<'_>) -> BoxFuture<'a, Result<(), Status>> {
         ready(self.check(request))
     }
+}
+
+fn is_resize(a: &Admission<'_>) -> bool {
+    a.is("", "pods", "resize")
 }
 
 fn limits<'a>(range: &'a Value, kind: &'a str) -> impl Iterator<Item = &'a Value> {

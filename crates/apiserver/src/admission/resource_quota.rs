@@ -52,6 +52,9 @@ impl ResourceQuota {
     /// Whether the write can use anything.
     fn bears(a: &Admission<'_>) -> bool {
         let (group, plural) = (&*a.kind.gvk.group, &*a.kind.plural);
+        if a.is("", "pods", "resize") {
+            return a.operation == Operation::Update;
+        }
         let handled = match a.operation {
             Operation::Create => true,
             Operation::Update => quota::changes_with_updates(group, plural),

@@ -37,6 +37,22 @@ impl ServiceAccount {
         result
     }
 
+    fn check(&self, a: &Admission<'_>) -> Result<(), Status> {
+        if a.operation != Operation::Update || !a.is("", "pods", "ephemeralcontainers") {
+            return Ok(());
+        }
+        let Some(pod) = a.object.as_deref() else { return Ok(()) };
+        let (namespace, name) = (a.namespace, pod["spec"]["serviceAccountName"].as_str().unwrap_or_default());
+        if name.is_empty() {
+            let pod = meta::name(pod);
+            return Err(a.forbid(format!("no service account specified for pod {namespace}/{pod}")));
+        }
+        match self.reader.get_value(&resources::SERVICE_ACCOUNTS, namespace, name) {
+            Some(account) => ephemeral(a, &pod["spec"], &account),
+            None => Err(a.forbid(unknown(namespace, name))),
+        }
+    }
+
     fn equip(&self, a: &Admission<'_>, pod: &mut Value) -> Result<(), Status> {
         if meta::annotation(pod, MIRROR).is_some() {
             return mirror(a, &pod["spec"]);
@@ -48,10 +64,7 @@ impl ServiceAccount {
         pod["spec"]["serviceAccountName"] = name.as_str().into();
         pod["spec"]["serviceAccount"] = name.as_str().into();
         let Some(account) = self.reader.get_value(&resources::SERVICE_ACCOUNTS, a.namespace, &name) else {
-            let namespace = a.namespace;
-            return Err(a.forbid(format!(
-                "error looking up service account {namespace}/{name}: serviceaccount {name:?} not found"
-            )));
+            return Err(a.forbid(unknown(a.namespace, &name)));
         };
         if meta::annotation(&account, ENFORCE_MOUNTABLE) == Some("true") {
             mountable(a, &pod["spec"], &account)?;
@@ -104,6 +117,10 @@ impl ServiceAccount {
     }
 }
 
+fn unknown(namespace: &str, name: &str) -> String {
+    format!("error looking up service account {namespace}/{name}: serviceaccount {name:?} not found")
+}
+
 fn push(object: &mut Value, field: &str, item: Value) {
     match object[field].as_array_mut() {
         Some(list) => list.push(item),
@@ -135,6 +152,32 @@ fn mirror(a: &Admission<'_>, spec: &Value) -> Result<(), Status> {
         volumes.flat_map(|volume| volume["projected"]["sources"].as_array().into_iter().flatten());
     if sources.any(|source| !source["serviceAccountToken"].is_null()) {
         return Err(a.forbid("a mirror pod may not use ServiceAccountToken volume projections"));
+    }
+    Ok(())
+}
+
+/// Where it is enforced, ephemeral containers too use only secrets that the account lists.
+fn ephemeral(a: &Admission<'_>, spec: &Value, account: &Value) -> Result<(), Status> {
+    if meta::annotation(account, ENFORCE_MOUNTABLE) != Some("true") {
+        return Ok(());
+    }
+    let listed = |name: &str| account["secrets"].as_array().into_iter().flatten().any(|s| s["name"] == name);
+    let account = meta::name(account);
+    for container in spec["ephemeralContainers"].as_array().into_iter().flatten() {
+        let name = container["name"].as_str().unwrap_or_default();
+        let each = |field: &str| container[field].as_array().into_iter().flatten();
+        let single = each("env").map(|env| {
+            let which = format!("envVar {}", env["name"].as_str().unwrap_or_default());
+            (which, &env["valueFrom"]["secretKeyRef"]["name"])
+        });
+        let whole = each("envFrom").map(|from| ("envFrom".to_owned(), &from["secretRef"]["name"]));
+        for (which, secret) in single.chain(whole) {
+            let Some(secret) = secret.as_str().filter(|secret| !listed(secret)) else { continue };
+            return Err(a.forbid(format!(
+                "ephemeral container {name} with {which} referencing secret.secretName={secret:?} is not allowed because \
+                 service account {account} does not reference that secret"
+            )));
+        }
     }
     Ok(())
 }
@@ -186,6 +229,10 @@ impl Plugin for ServiceAccount {
 
     fn admit<'a>(&'a self, request: &'a mut Admission<'_>) -> BoxFuture<'a, Result<(), Status>> {
         ready(self.change(request))
+    }
+
+    fn validate<'a>(&'a self, request: &'a mut Admission<'_>) -> BoxFuture<'a, Result<(), Status>> {
+        ready(self.check(request))
     }
 }
 
@@ -262,5 +309,42 @@ mod tests {
             status.message,
             "pods \"x\" is forbidden: error looking up service account a/b: serviceaccount \"b\" not found"
         );
+    }
+
+    #[test]
+    fn ephemeral_containers_use_listed_secrets_where_that_is_enforced() {
+        let env = |secret: &str| json!([{"name": "E", "valueFrom": {"secretKeyRef": {"name": secret, "key": "k"}}}]);
+        let debug = |secret: &str| {
+            pod(
+                json!({"serviceAccountName": "default", "ephemeralContainers": [{"name": "d", "env": env(secret)}]}),
+            )
+        };
+        let add = |account: Value, pod: Value| {
+            let reader = Arc::new(Fake::default());
+            reader.put(&resources::SERVICE_ACCOUNTS, account);
+            let mut case = Case {
+                operation: Operation::Update,
+                kind: kind("", "Pod", "pods", true),
+                subresource: "ephemeralcontainers",
+                identity: Identity::anonymous(),
+                object: Some(pod),
+                old: None,
+            };
+            case.run(&ServiceAccount::new(reader, Random::seeded(1))).map_err(|status| status.message)
+        };
+        let mut strict = account(json!({"secrets": [{"name": "listed"}]}));
+        strict["metadata"]["annotations"] = json!({ENFORCE_MOUNTABLE: "true"});
+        assert_eq!(add(account(json!({})), debug("other")), Ok(()));
+        assert_eq!(add(strict.clone(), debug("listed")), Ok(()));
+        assert_eq!(
+            add(strict.clone(), debug("other")).unwrap_err(),
+            "pods \"x\" is forbidden: ephemeral container d with envVar E referencing secret.secretName=\"other\" is not \
+             allowed because service account default does not reference that secret"
+        );
+        let from = json!([{"name": "d", "envFrom": [{"secretRef": {"name": "other"}}]}]);
+        let from = pod(json!({"serviceAccountName": "default", "ephemeralContainers": from}));
+        assert!(add(strict, from).unwrap_err().contains("container d with envFrom referencing"));
+        let none = add(account(json!({})), pod(json!({}))).unwrap_err();
+        assert_eq!(none, "pods \"x\" is forbidden: no service account specified for pod a/x");
     }
 }

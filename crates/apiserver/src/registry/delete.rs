@@ -323,12 +323,12 @@ pub async fn serve_collection(ctx: Context<'_>, parts: &Parts, body: Body) -> Re
 
 impl Writing<'_> {
     /// A write of another part that turned out to be a plain update.
-    pub(super) fn part_of(subresource: &str) -> Option<Part> {
+    pub(super) fn part_of(kind: &Kind, subresource: &str) -> Option<Part> {
         match subresource {
             "status" => Some(Part::Status),
             "approval" => Some(Part::Approval),
             "finalize" => Some(Part::Finalize),
-            _ => None,
+            _ => kind.strategy.portion(subresource).map(|portion| Part::Portion(portion.name)),
         }
     }
 }

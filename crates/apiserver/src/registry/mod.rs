@@ -106,6 +106,8 @@ pub enum Part {
     Approval,
     /// `spec.finalizers` of a Namespace.
     Finalize,
+    /// What the kind's [`skeg_api::kinds::Portion`] of this name says.
+    Portion(&'static str),
     /// Whatever the server itself decided to change; not checked against the kind's rules for
     /// updates. Only `binding` needs it.
     Unchecked,

@@ -106,7 +106,17 @@ impl<'a> Patch<'a> {
         let api_version = kind.gvk.api_version();
         let tracking = self.ctx.tracking(&self.options, part, &api_version);
         let request = Apply { tracking, kind: &kind.gvk, force: self.options.force };
-        fieldset::apply(old, &self.document, &request, kind.schema.root())
+        let portion = match part {
+            Part::Portion(name) => kind.strategy.portion(name),
+            _ => None,
+        };
+        match portion {
+            Some(portion) => {
+                let held = portion.hold(&self.document);
+                fieldset::apply(old, &held, &request, kind.schema.root())
+            }
+            None => fieldset::apply(old, &self.document, &request, kind.schema.root()),
+        }
     }
 
     /// The refusal of what a patch makes of an object.

@@ -1,4 +1,4 @@
-//! Subresources on the generic path: status, finalize, scale, binding, eviction. Those that reach
+//! Subresources on the generic path: status, finalize, scale, binding, eviction, parts of Pods. Those that reach
 //! beyond the stored object (tokens, streams) are endpoints that plug in.
 
 use super::object::Decoded;
@@ -25,6 +25,9 @@ pub async fn get(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Body>
             ctx.respond(output, Answer::Value { code: StatusCode::OK, value })
         }
         "status" | "approval" => read::get(ctx, headers).await,
+        subresource if ctx.served.kind.strategy.portion(subresource).is_some() => {
+            read::get(ctx, headers).await
+        }
         _ => Err(unserved()),
     }
 }
@@ -41,7 +44,7 @@ pub async fn write(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> 
         ("pods", "binding", "create") => bind(w, bytes).await,
         ("pods", "eviction", "create") => evict(w, bytes).await,
         (_, "scale", "update" | "patch") => scale(w, bytes).await,
-        (_, subresource, verb) => match (Writing::part_of(subresource), verb) {
+        (_, subresource, verb) => match (Writing::part_of(kind, subresource), verb) {
             (Some(part), "update") => update::serve(w, part, bytes).await,
             (Some(part), "patch") => patch::serve(w, part, bytes).await,
             _ => Err(unserved()),

@@ -103,6 +103,10 @@ async fn attempt_once(
     create::enter_namespace(&mut new, kind.namespaced, entry.namespace())?;
     preconditions(w, name, &new, old)?;
     restore_metadata(&mut new, old);
+    if let Part::Portion(portion) = part {
+        // Before the tracking, so that nobody comes to own what is not changed.
+        keep_all_but_portion(kind, portion, &mut new, old);
+    }
     if part != Part::Unchecked && !made.is_applied {
         w.track(Some(old), &mut new, part);
     }
@@ -210,10 +214,7 @@ fn prepare(kind: &Kind, part: Part, new: &mut Value, old: &Value) {
                 copy_field(new, old, "status");
             }
             (kind.strategy.prepare_update)(new, old);
-            if kind.has_generation {
-                let generation = meta::generation(old) + i64::from(spec_changed(kind, new, old));
-                meta::set_generation(new, generation);
-            }
+            count_generation(kind, new, old);
         }
         Part::Status => {
             keep_all_but_status(kind, new, old);
@@ -222,6 +223,10 @@ fn prepare(kind: &Kind, part: Part, new: &mut Value, old: &Value) {
         Part::Approval => {
             keep_all_but_status(kind, new, old);
             (kind.strategy.prepare_approval)(new, old);
+        }
+        Part::Portion(portion) => {
+            keep_all_but_portion(kind, portion, new, old);
+            count_generation(kind, new, old);
         }
         Part::Finalize => {
             let finalizers = new.get_mut("spec").and_then(|spec| spec.get_mut("finalizers")).map(Value::take);
@@ -239,6 +244,28 @@ fn prepare(kind: &Kind, part: Part, new: &mut Value, old: &Value) {
                 _ => {}
             }
         }
+    }
+}
+
+fn count_generation(kind: &Kind, new: &mut Value, old: &Value) {
+    if kind.has_generation {
+        let generation = meta::generation(old) + i64::from(spec_changed(kind, new, old));
+        meta::set_generation(new, generation);
+    }
+}
+
+/// A request to a part's subresource changes that part, and who owns what of it.
+fn keep_all_but_portion(kind: &Kind, portion: &str, new: &mut Value, old: &Value) {
+    let Some(portion) = kind.strategy.portion(portion) else { return };
+    let entries = meta::remove(new, "managedFields");
+    *new = (portion.take)(new, old);
+    let Some(fields) = new.as_object_mut() else { return };
+    if let Some(metadata) = old.get("metadata") {
+        fields.insert("metadata".into(), metadata.clone());
+    }
+    meta::remove(new, "managedFields");
+    if let Some(entries) = entries {
+        meta::set(new, "managedFields", entries);
     }
 }
 
@@ -302,6 +329,11 @@ fn validate(kind: &Kind, part: Part, new: &Value, old: &Value) -> Vec<FieldError
             errors.extend(kind.check(new, Some(old)));
         }
         Part::Approval => errors.extend((kind.strategy.validate_approval)(new, old)),
+        Part::Portion(portion) => {
+            if let Some(portion) = kind.strategy.portion(portion) {
+                errors.extend((portion.validate)(new, old));
+            }
+        }
         Part::Finalize => errors.extend((kind.strategy.validate)(new)),
         Part::Unchecked => {}
     }

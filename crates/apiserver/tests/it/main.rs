@@ -16,6 +16,7 @@ mod harness;
 mod invalid;
 mod kinds;
 mod network;
+mod portions;
 mod protobuf;
 mod proxying;
 mod watching;

@@ -9,6 +9,7 @@ mod clients;
 mod commands;
 mod counts;
 mod crds;
+mod debug;
 mod durability;
 mod guest;
 mod images;
@@ -20,6 +21,7 @@ mod network;
 mod pods;
 mod probes;
 mod proxy;
+mod resize;
 mod restart;
 mod rollout;
 mod security;
@@ -43,6 +45,8 @@ pub const SHARED: &[&[Case]] = &[
     crds::CASES,
     machinery::CASES,
     pods::CASES,
+    debug::CASES,
+    resize::CASES,
     security::CASES,
     images::CASES,
     volumes::CASES,

@@ -2,7 +2,9 @@
 //! its worker knows, and the time. Touches no runtime, file, socket or clock; the worker acts.
 //! Upstream counterpart: `computePodActions` and `getPhase` in `pkg/kubelet`.
 
+pub mod ephemeral;
 pub mod plan;
+pub mod resize;
 pub mod status;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
@@ -37,6 +39,7 @@ pub struct Memory {
     pub pod_ips: Vec<String>,
     /// The status that says the Pod is terminal is stored.
     pub terminal_stored: bool,
+    pub resize: resize::Resize,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -87,6 +90,8 @@ pub struct ContainerMemory {
     pub retry_at: Option<Timestamp>,
     pub backoff: Option<CrashBackoff>,
     pub probes: Probes,
+    /// It was stopped to be started again, however it ended.
+    pub again: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -216,6 +221,36 @@ pub fn init_containers(spec: &PodSpec) -> &[Container] {
     spec.init_containers.as_deref().unwrap_or_default()
 }
 
+/// Which list of the spec a container is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sort {
+    Init,
+    Main,
+    Ephemeral,
+}
+
+impl Sort {
+    /// The sort of the container of that name; names are unique over all lists.
+    pub fn of(spec: &PodSpec, name: &str) -> Sort {
+        if init_containers(spec).iter().any(|c| c.name == name) {
+            Sort::Init
+        } else if spec.ephemeral_containers.iter().flatten().any(|c| c.name == name) {
+            Sort::Ephemeral
+        } else {
+            Sort::Main
+        }
+    }
+
+    /// The list's name.
+    pub fn list(self) -> &'static str {
+        match self {
+            Sort::Init => "initContainers",
+            Sort::Main => "containers",
+            Sort::Ephemeral => "ephemeralContainers",
+        }
+    }
+}
+
 /// Init containers, then main containers.
 pub fn all_containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
     init_containers(spec).iter().chain(&spec.containers)
@@ -233,10 +268,9 @@ pub fn restarts(spec: &PodSpec, container: &Container, is_init: bool, exit_code:
 /// The main containers have nothing left to do, now or later.
 pub fn mains_finished(pod_spec: &PodSpec, memory: &Memory) -> bool {
     pod_spec.containers.iter().all(|container| {
-        let Some(run) = memory.container(&container.name).and_then(ContainerMemory::run) else {
-            return false;
-        };
-        run.is_exited() && !restarts(pod_spec, container, false, run.exit_code)
+        let Some(known) = memory.container(&container.name) else { return false };
+        let Some(run) = known.run() else { return false };
+        run.is_exited() && !known.again && !restarts(pod_spec, container, false, run.exit_code)
     })
 }
 

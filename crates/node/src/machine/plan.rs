@@ -18,7 +18,11 @@ pub enum Action {
         container: String,
         message: String,
         grace: Option<i64>,
+        /// To be started again, however it ends.
+        again: bool,
     },
+    /// Sets what is allocated on the Pod and on its containers that need no restart for it.
+    Resize,
     /// Ends the Pod by the node's own decision.
     End(Ended),
     /// Nothing is left on this host: delete the object.
@@ -38,7 +42,8 @@ impl Plan {
     }
 
     fn stop(&mut self, container: &str, message: impl Into<String>, grace: Option<i64>) {
-        self.actions.push(Action::Stop { container: container.to_owned(), message: message.into(), grace });
+        let (container, message) = (container.to_owned(), message.into());
+        self.actions.push(Action::Stop { container, message, grace, again: false });
     }
 }
 
@@ -72,9 +77,39 @@ pub fn plan(pod: &Pod, gone: bool, memory: &Memory, now: Timestamp) -> Plan {
         _ => {}
     }
     if memory.sandbox == Sandbox::Ready && memory.volumes == Volumes::Ready {
-        containers(spec, memory, now, &mut plan);
+        if !resizes(pod, memory, now, &mut plan) {
+            containers(spec, memory, now, &mut plan);
+        }
     }
     plan
+}
+
+/// What a resize that is under way needs. While it lasts no container starts: it would start with a
+/// size that the Pod as a whole does not have yet. A failed one holds nobody up until it is retried.
+fn resizes(pod: &Pod, memory: &Memory, now: Timestamp, plan: &mut Plan) -> bool {
+    if !resize::in_progress(pod, memory) {
+        return false;
+    }
+    if memory.resize.busy {
+        return true;
+    }
+    if let Some(at) = memory.resize.retry_at.filter(|at| *at > now) {
+        plan.wake(at);
+        return false;
+    }
+    let mut restarting = false;
+    for container in all_containers(spec(pod)).filter(|c| resize::must_restart(memory, c)) {
+        restarting = true;
+        if memory.container(&container.name).is_some_and(|known| known.busy.is_none()) {
+            let name = container.name.clone();
+            let message = format!("Container {name} resize requires restart");
+            plan.actions.push(Action::Stop { container: name, message, grace: None, again: true });
+        }
+    }
+    if !restarting {
+        plan.actions.push(Action::Resize);
+    }
+    true
 }
 
 fn past_deadline(spec: &PodSpec, memory: &Memory, now: Timestamp, plan: &mut Plan) -> Option<Ended> {
@@ -92,6 +127,13 @@ fn past_deadline(spec: &PodSpec, memory: &Memory, now: Timestamp, plan: &mut Pla
 }
 
 fn containers(spec: &PodSpec, memory: &Memory, now: Timestamp, plan: &mut Plan) {
+    for container in spec.ephemeral_containers.iter().flatten() {
+        match ephemeral::next(&container.name, memory, now) {
+            ephemeral::Next::Start => plan.actions.push(Action::Start { container: container.name.clone() }),
+            ephemeral::Next::Wake(at) => plan.wake(at),
+            ephemeral::Next::Nothing => {}
+        }
+    }
     let begun = mains_begun(spec, memory);
     let mut gate_open = true;
     for container in init_containers(spec) {
@@ -138,6 +180,9 @@ fn one(
     match &known.current {
         None => start(plan),
         Some(run) if run.is_exited() => {
+            if known.again {
+                return start(plan);
+            }
             if !restarts(spec, container, is_init, run.exit_code) {
                 return;
             }
@@ -178,10 +223,11 @@ fn wind_down(pod: &Pod, gone: bool, leaving: bool, memory: &Memory, plan: &mut P
     let sandbox_lost = matches!(memory.sandbox, Sandbox::Dead);
     let mut any_alive = false;
     if !sandbox_lost {
-        for container in spec.containers.iter().chain(inits) {
-            any_alive |= alive(&container.name);
-            if idle_and_alive(&container.name) {
-                plan.stop(&container.name, "Stopping container", grace);
+        let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| &c.name);
+        for name in spec.containers.iter().chain(inits).map(|c| &c.name).chain(ephemeral) {
+            any_alive |= alive(name);
+            if idle_and_alive(name) {
+                plan.stop(name, "Stopping container", grace);
             }
         }
         if any_alive {
@@ -209,21 +255,22 @@ fn wind_down(pod: &Pod, gone: bool, leaving: bool, memory: &Memory, plan: &mut P
     }
 }
 
+/// What tests of the machine share.
 #[cfg(test)]
-mod tests {
+pub(super) mod tests_support {
     use super::*;
     use serde_json::{Value, json};
 
-    fn at(seconds: i64) -> Timestamp {
+    pub fn at(seconds: i64) -> Timestamp {
         Timestamp::from_second(1_700_000_000 + seconds).unwrap()
     }
 
-    fn pod(spec: Value) -> Pod {
+    pub fn pod(spec: Value) -> Pod {
         serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": spec}))
             .unwrap()
     }
 
-    fn ready() -> Memory {
+    pub fn ready() -> Memory {
         Memory {
             sandbox: Sandbox::Ready,
             volumes: Volumes::Ready,
@@ -232,7 +279,7 @@ mod tests {
         }
     }
 
-    fn run(state: runtime::ContainerState, exit_code: i32) -> Run {
+    pub fn run(state: runtime::ContainerState, exit_code: i32) -> Run {
         Run {
             id: "id".into(),
             attempt: 0,
@@ -251,7 +298,7 @@ mod tests {
         }
     }
 
-    fn running() -> ContainerMemory {
+    pub fn running() -> ContainerMemory {
         let probes = Probes { started: true, ready: true, ..Default::default() };
         ContainerMemory {
             current: Some(run(runtime::ContainerState::Running, 0)),
@@ -260,17 +307,17 @@ mod tests {
         }
     }
 
-    fn exited(code: i32) -> ContainerMemory {
+    pub fn exited(code: i32) -> ContainerMemory {
         ContainerMemory { current: Some(run(runtime::ContainerState::Exited, code)), ..Default::default() }
     }
 
-    fn with(mut memory: Memory, containers: &[(&str, ContainerMemory)]) -> Memory {
+    pub fn with(mut memory: Memory, containers: &[(&str, ContainerMemory)]) -> Memory {
         memory.containers.extend(containers.iter().map(|(n, c)| ((*n).to_owned(), c.clone())));
         memory
     }
 
     /// Actions in one line each.
-    fn names(plan: &Plan) -> Vec<String> {
+    pub fn names(plan: &Plan) -> Vec<String> {
         plan.actions
             .iter()
             .map(|action| match action {
@@ -282,11 +329,18 @@ mod tests {
             .collect()
     }
 
-    fn check(pod: &Pod, memory: &Memory, now: i64, expected: &[&str]) -> Plan {
+    pub fn check(pod: &Pod, memory: &Memory, now: i64, expected: &[&str]) -> Plan {
         let plan = plan(pod, false, memory, at(now));
         assert_eq!(names(&plan), expected);
         plan
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tests_support::*;
+    use super::*;
+    use serde_json::json;
 
     #[test]
     fn a_new_pod_gets_its_sandbox_and_volumes_then_its_containers_together() {
@@ -315,6 +369,24 @@ mod tests {
         // Once the main container began, only the sidecar is kept alive.
         let begun = with(all, &[("a", running()), ("s", exited(1))]);
         check(&pod, &begun, 2, &["start s"]);
+    }
+
+    #[test]
+    fn ephemeral_containers_run_once_and_end_with_the_pod() {
+        let mut pod = pod(json!({"restartPolicy": "Always", "initContainers": [{"name": "i"}],
+            "containers": [{"name": "a"}], "ephemeralContainers": [{"name": "e"}, {"name": "f"}]}));
+        check(&pod, &ready(), 0, &["start e", "start f", "start i"]);
+        let failed = ContainerMemory { retry_at: Some(at(9)), ..Default::default() };
+        let up = with(ready(), &[("i", exited(0)), ("a", running()), ("e", failed), ("f", exited(1))]);
+        assert_eq!(check(&pod, &up, 2, &[]).wake_at, Some(at(9)), "what never began is tried again");
+        check(&pod, &up, 9, &["start e"]);
+        let ended = with(up.clone(), &[("e", exited(0))]);
+        check(&pod, &ended, 20, &[]);
+        pod.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(0)));
+        let up = with(up, &[("e", running())]);
+        check(&pod, &up, 9, &["stop a", "stop e"]);
+        let up = with(up, &[("a", exited(0))]);
+        check(&pod, &up, 9, &["stop e"]);
     }
 
     #[test]

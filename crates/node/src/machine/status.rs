@@ -25,11 +25,14 @@ pub fn status(
     let spec = spec(pod);
     let init = init_containers(spec);
     let initialized = initialized(spec, memory);
-    let statuses = |containers: &[Container], is_init: bool| -> Vec<ContainerStatus> {
-        containers.iter().map(|c| container_status(pod, c, is_init, initialized, memory, now)).collect()
+    let statuses = |containers: &[Container], sort: Sort| -> Vec<ContainerStatus> {
+        containers.iter().map(|c| container_status(pod, c, sort, initialized, memory, now)).collect()
     };
-    let init_statuses = statuses(init, true);
-    let main_statuses = statuses(&spec.containers, false);
+    let init_statuses = statuses(init, Sort::Init);
+    let main_statuses = statuses(&spec.containers, Sort::Main);
+    let ephemeral: Vec<Container> =
+        spec.ephemeral_containers.iter().flatten().map(ephemeral::as_container).collect();
+    let ephemeral_statuses = statuses(&ephemeral, Sort::Ephemeral);
     let phase = phase(pod, memory, initialized);
     let ended = memory.ended.as_ref();
     let mut out = PodStatus {
@@ -49,11 +52,16 @@ pub fn status(
     };
     out.conditions =
         Some(conditions(pod, old, memory, phase, initialized, &init_statuses, &main_statuses, now));
+    if let Some(own) = spec.resources.as_ref().filter(|own| own.requests.is_some() || own.limits.is_some()) {
+        out.allocated_resources.clone_from(&own.requests);
+        out.resources = Some(own.clone());
+    }
     // A Pod the node turned away never had containers.
     let rejected = ended.is_some() && memory.start_time.is_some() && memory.containers.is_empty();
     if !rejected {
         out.container_statuses = Some(main_statuses);
         out.init_container_statuses = (!init_statuses.is_empty()).then_some(init_statuses);
+        out.ephemeral_container_statuses = (!ephemeral_statuses.is_empty()).then_some(ephemeral_statuses);
     }
     out
 }
@@ -75,7 +83,8 @@ fn phase(pod: &Pod, memory: &Memory, initialized: bool) -> &'static str {
         match memory.container(&container.name).and_then(ContainerMemory::run) {
             None => waiting += 1,
             Some(run) if run.is_exited() => {
-                if !is_deleting(pod) && restarts(spec, container, false, run.exit_code) {
+                let again = memory.container(&container.name).is_some_and(|known| known.again);
+                if !is_deleting(pod) && (again || restarts(spec, container, false, run.exit_code)) {
                     restarting += 1;
                 } else if run.exit_code == 0 {
                     succeeded += 1;
@@ -107,12 +116,13 @@ fn phase(pod: &Pod, memory: &Memory, initialized: bool) -> &'static str {
 fn container_status(
     pod: &Pod,
     container: &Container,
-    is_init: bool,
+    sort: Sort,
     initialized: bool,
     memory: &Memory,
     now: Timestamp,
 ) -> ContainerStatus {
     let spec = spec(pod);
+    let is_init = sort == Sort::Init;
     let none = ContainerMemory::default();
     let known = memory.container(&container.name).unwrap_or(&none);
     let image = container.image.clone().unwrap_or_default();
@@ -155,13 +165,23 @@ fn container_status(
         }
         Some(run) if run.is_exited() => {
             fill_run(&mut out, run);
-            let again = !over && restarts(spec, container, is_init, run.exit_code);
+            let again = !over
+                && sort != Sort::Ephemeral
+                && (known.again || restarts(spec, container, is_init, run.exit_code));
             // The back-off of the next crash is set when a restart begins: it does not hold that one.
             let held_until = run
                 .finished_at
                 .and_then(|at| known.restart_at(at))
                 .filter(|at| *at > now && known.busy.is_none());
             match (again, &known.waiting, held_until) {
+                // An end that was asked for is none, whatever the restart policy makes of it.
+                _ if known.again && !over => {
+                    last = Some(run);
+                    match &known.waiting {
+                        Some(why) => waiting(&why.reason, &why.message),
+                        None => waiting(default_reason, ""),
+                    }
+                }
                 (true, Some(why), _) => {
                     last = Some(run);
                     waiting(&why.reason, &why.message)
@@ -175,6 +195,14 @@ fn container_status(
         }
         Some(_) => waiting(default_reason, ""),
     };
+    out.state = Some(state);
+    out.last_state = Some(last.map(terminated).unwrap_or_default());
+    out.volume_mounts = mount_statuses(container);
+    if sort == Sort::Ephemeral {
+        // Nobody waits for them, nor are they given anything.
+        out.started = None;
+        return out;
+    }
     let running = known.is_running();
     let sidecar = is_init && is_sidecar(container);
     out.started = Some(running && (known.probes.started || is_init && !sidecar && known.busy.is_none()));
@@ -183,16 +211,19 @@ fn container_status(
     } else {
         running && known.probes.started && known.probes.ready
     };
-    out.state = Some(state);
-    out.last_state = Some(last.map(terminated).unwrap_or_default());
     if running {
         out.allocated_resources = container.resources.as_ref().and_then(|r| r.requests.clone());
-        out.resources = container.resources.clone().map(|mut r| {
-            r.claims = None;
-            r
-        });
+        let set = memory.resize.actuated.get(&container.name).or(container.resources.as_ref());
+        let mut set = set.cloned().unwrap_or_default();
+        set.claims = None;
+        out.resources = Some(set);
     }
-    out.volume_mounts = container.volume_mounts.as_ref().map(|mounts| {
+    out
+}
+
+/// How the container's volumes are mounted.
+fn mount_statuses(container: &Container) -> Option<Vec<k8s_openapi::api::core::v1::VolumeMountStatus>> {
+    container.volume_mounts.as_ref().map(|mounts| {
         mounts
             .iter()
             .map(|m| k8s_openapi::api::core::v1::VolumeMountStatus {
@@ -204,8 +235,7 @@ fn container_status(
                     .then(|| if is_recursive(m) { "Enabled" } else { "Disabled" }.to_owned()),
             })
             .collect()
-    });
-    out
+    })
 }
 
 /// Whether what is mounted inside a read-only mount is read-only too: this node always can.
@@ -357,6 +387,9 @@ fn conditions(
     if !shown.iter().any(|c| c.type_ == "PodScheduled" && c.status == "True") {
         add("PodScheduled", Ok(()), false);
     }
+    if phase == "Running" || phase == "Pending" {
+        resize_conditions(pod, old, memory, now, &mut out);
+    }
     if let Some(ended) = memory.ended.as_ref().filter(|ended| ended.reason == EVICTED) {
         const KIND: &str = "DisruptionTarget";
         let before = old.iter().find(|c| c.type_ == KIND).and_then(|c| c.last_transition_time.clone());
@@ -373,10 +406,74 @@ fn conditions(
     out
 }
 
+/// A resize that waits, and one that is under way.
+fn resize_conditions(
+    pod: &Pod,
+    old: &[PodCondition],
+    memory: &Memory,
+    now: Timestamp,
+    out: &mut Vec<PodCondition>,
+) {
+    let mut add = |kind: &str, reason: Option<&str>, message: Option<&str>, generation: Option<i64>| {
+        let before = old.iter().find(|c| c.type_ == kind).and_then(|c| c.last_transition_time.clone());
+        out.push(PodCondition {
+            type_: kind.to_owned(),
+            status: "True".to_owned(),
+            reason: reason.map(str::to_owned),
+            message: message.map(str::to_owned),
+            last_transition_time: Some(before.unwrap_or_else(|| seconds(now))),
+            last_probe_time: None,
+            observed_generation: generation,
+        });
+    };
+    let known = &memory.resize;
+    if let Some(pending) = &known.pending {
+        add("PodResizePending", Some(pending.reason), Some(&pending.message), pending.generation);
+    }
+    if resize::in_progress(pod, memory) {
+        let error = known.error.as_deref();
+        let generation = known.generation.or(pod.metadata.generation);
+        add("PodResizeInProgress", error.map(|_| "Error"), error, generation);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_resize_is_told_by_conditions_and_actual_sizes() {
+        let resources = |cpu: &str| json!({"requests": {"cpu": cpu}});
+        let mut pod = pod("Always");
+        pod.spec.as_mut().unwrap().containers[0].resources = serde_json::from_value(resources("2")).unwrap();
+        let known = ContainerMemory { current: Some(run(0, None)), ..Default::default() };
+        let mut memory = memory(known);
+        let pending = resize::Pending {
+            reason: "Deferred",
+            message: "no room".into(),
+            generation: Some(3),
+            since: now(),
+        };
+        memory.resize.pending = Some(pending);
+        memory.resize.actuated.insert("a".into(), serde_json::from_value(resources("1")).unwrap());
+        memory.resize.error = Some("cannot".into());
+        let shown = status(&pod, None, &memory, &[], "Burstable", now());
+        let (waits, works) =
+            (condition(&shown, "PodResizePending"), condition(&shown, "PodResizeInProgress"));
+        assert_eq!((waits.reason.as_deref(), waits.message.as_deref()), (Some("Deferred"), Some("no room")));
+        assert_eq!((works.reason.as_deref(), works.message.as_deref()), (Some("Error"), Some("cannot")));
+        assert_eq!((waits.observed_generation, waits.status.as_str()), (Some(3), "True"));
+        let container = &shown.container_statuses.as_ref().unwrap()[0];
+        let text = |amounts: &Option<
+            BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>,
+        >| { amounts.as_ref().unwrap()["cpu"].0.clone() };
+        assert_eq!(text(&container.allocated_resources), "2");
+        assert_eq!(text(&container.resources.as_ref().unwrap().requests), "1", "what is set");
+        memory.resize = resize::Resize::default();
+        let shown = status(&pod, Some(&shown), &memory, &[], "Burstable", now());
+        assert!(!shown.conditions.unwrap().iter().any(|c| c.type_.starts_with("PodResize")));
+    }
 
     fn now() -> Timestamp {
         Timestamp::from_second(1_700_000_100).unwrap()
@@ -458,6 +555,41 @@ mod tests {
         );
         assert_eq!(container.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 1);
         assert_eq!(container.restart_count, 2);
+    }
+
+    #[test]
+    fn an_ephemeral_container_shows_how_it_is_and_bears_on_nothing() {
+        let mut pod = pod("Always");
+        let debug = json!({"name": "debug", "image": "img"});
+        pod.spec.as_mut().unwrap().ephemeral_containers = Some(vec![serde_json::from_value(debug).unwrap()]);
+        let probes = Probes { started: true, ready: true, ..Default::default() };
+        let mut memory =
+            memory(ContainerMemory { current: Some(run(0, None)), probes, ..Default::default() });
+        let shown = |memory: &Memory| {
+            let status = status(&pod, None, memory, &[], "BestEffort", now());
+            assert_eq!(condition(&status, "Ready").status, "True");
+            status.ephemeral_container_statuses.unwrap().remove(0)
+        };
+        let waiting = shown(&memory).state.unwrap().waiting.unwrap();
+        assert_eq!(waiting.reason.as_deref(), Some("ContainerCreating"));
+        let known = ContainerMemory { current: Some(run(0, None)), ..Default::default() };
+        memory.containers.insert("debug".into(), known);
+        let running = shown(&memory);
+        assert!(running.state.unwrap().running.is_some() && !running.ready && running.started.is_none());
+        memory.containers.get_mut("debug").unwrap().current = Some(run(0, Some(1)));
+        let ended = shown(&memory);
+        assert_eq!(ended.state.unwrap().terminated.unwrap().exit_code, 1, "it is not to restart");
+        assert_eq!(ended.restart_count, 0);
+    }
+
+    #[test]
+    fn an_end_that_was_asked_for_is_none() {
+        let known = ContainerMemory { current: Some(run(0, Some(0))), again: true, ..Default::default() };
+        let status = status(&pod("OnFailure"), None, &memory(known), &[], "BestEffort", now());
+        assert_eq!(status.phase.as_deref(), Some("Running"));
+        let container = &status.container_statuses.as_ref().unwrap()[0];
+        assert!(container.state.as_ref().unwrap().waiting.is_some());
+        assert_eq!(container.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 0);
     }
 
     #[test]

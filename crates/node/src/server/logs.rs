@@ -28,8 +28,7 @@ pub async fn serve(agent: &Arc<Agent>, ns: &str, pod: &str, container: &str, que
         return plain(StatusCode::NOT_FOUND, format!("pod \"{pod}\" does not exist"));
     };
     let object = worker.pod();
-    let known_container = machine::all_containers(machine::spec(&object)).any(|c| c.name == container);
-    if !known_container {
+    if machine::ephemeral::find_container(machine::spec(&object), container).is_none() {
         return plain(StatusCode::NOT_FOUND, format!("container \"{container}\" not found in pod \"{pod}\""));
     }
     let run = match choose(&worker, pod, container, options.previous) {

@@ -128,7 +128,7 @@ fn find(agent: &Agent, ns: &str, pod: &str, rest: &[&str]) -> Result<(String, St
         return Err(plain(StatusCode::NOT_FOUND, "pod does not exist"));
     }
     let object = worker.pod();
-    let spec = machine::all_containers(machine::spec(&object)).find(|c| c.name == container).cloned();
+    let spec = machine::ephemeral::find_container(machine::spec(&object), container);
     let Some(spec) = spec else {
         return Err(plain(StatusCode::NOT_FOUND, format!("container not found (\"{container}\")")));
     };

@@ -1,6 +1,7 @@
 //! What operations beside the loop report, and what of it is shown and tried again.
 
 use super::Loop;
+use super::resize::Resized;
 use super::sandbox::remove_sandbox;
 use crate::image::ImageFailure;
 use crate::machine;
@@ -30,6 +31,7 @@ pub(super) enum Done {
     Started { container: String, attempt: u32, outcome: Box<StartOutcome> },
     Stopped { container: String, result: Result<(), String> },
     Status { written: Box<PodStatus>, result: skeg_client::Result<u64> },
+    Resized(Resized),
     Finished(Result<(), String>),
 }
 
@@ -124,6 +126,7 @@ impl Loop {
                 self.worker.runtime_changed.store(true, Ordering::Release);
             }
             Done::Status { written, result } => self.status_written(*written, result),
+            Done::Resized(resized) => self.resized(resized),
             Done::Finished(Ok(())) => self.finished = true,
             Done::Finished(Err(why)) => {
                 tracing::warn!(pod = self.about.name, why, "cannot finish a Pod");
@@ -149,6 +152,7 @@ impl Loop {
             }
             known.current = Some(run);
             known.waiting = None;
+            known.again = false;
         };
         let mut events: Vec<(EventType, &str, String)> = Vec::new();
         match outcome {
@@ -159,6 +163,7 @@ impl Loop {
                     replace(known, run);
                 } else {
                     known.waiting = None;
+                    known.again = false;
                 }
                 self.worker.runtime_changed.store(true, Ordering::Release);
             }

@@ -4,14 +4,17 @@
 
 mod done;
 mod probes;
+mod resize;
 mod runs;
 mod sandbox;
 mod start;
 mod status;
 mod stop;
 
+use crate::machine::ephemeral::{find_container, target_of};
 use crate::machine::plan::{Action, plan};
-use crate::machine::{Busy, Ended, Memory, Sandbox, Volumes};
+use crate::machine::resize::{Allocation, Checkpoint, Pending};
+use crate::machine::{Busy, Ended, Memory, Sandbox, Sort, Volumes};
 use crate::probe::{Probes, Verdict};
 use crate::sources::References;
 use crate::volumes::Tokens;
@@ -19,6 +22,7 @@ use crate::{Context, machine, text, volumes};
 use done::{Done, PullState};
 use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
 use parking_lot::Mutex;
+pub use resize::read_checkpoint;
 use runs::remembered;
 pub use runs::wait_exit;
 pub use sandbox::remove_sandbox;
@@ -42,7 +46,7 @@ const DEFAULT_GRACE_SECONDS: i64 = 30;
 /// The rest of the agent's handle on a Pod's worker.
 pub struct Worker {
     pub uid: String,
-    pub references: References,
+    references: Mutex<References>,
     mail: Mutex<Mail>,
     runtime_changed: AtomicBool,
     sources_changed: AtomicBool,
@@ -56,17 +60,23 @@ struct Mail {
     gone: bool,
     /// Why the Pod must go, where it takes more than it may.
     evicted: Option<String>,
+    /// What the Pod has been given.
+    allocation: Allocation,
+    /// Why it is not given what it asks for.
+    pending: Option<Pending>,
 }
 
 impl Worker {
-    pub fn new(pod: Arc<Pod>, gone: bool) -> Arc<Self> {
+    /// `allocation` is what an earlier agent gave the Pod.
+    pub fn new(pod: Arc<Pod>, gone: bool, allocation: Option<Allocation>) -> Arc<Self> {
+        let allocation = allocation.unwrap_or_else(|| Allocation::of(&pod));
         let uid = text(&pod.metadata.uid).to_owned();
-        let references = References::of_pod(machine::spec(&pod));
+        let references = Mutex::new(References::of_pod(machine::spec(&pod)));
         let grace = watch::Sender::new(pod.metadata.deletion_grace_period_seconds);
         Arc::new(Worker {
             uid,
             references,
-            mail: Mutex::new(Mail { pod, gone, evicted: None }),
+            mail: Mutex::new(Mail { pod, gone, evicted: None, allocation, pending: None }),
             runtime_changed: AtomicBool::new(false),
             sources_changed: AtomicBool::new(false),
             notify: Notify::new(),
@@ -75,10 +85,53 @@ impl Worker {
         })
     }
 
+    /// Whether the Pod refers to what is asked for.
+    pub fn refers(&self, asked: impl Fn(&References) -> bool) -> bool {
+        asked(&self.references.lock())
+    }
+
     pub fn deliver(&self, pod: Arc<Pod>) {
+        if machine::spec(&pod).ephemeral_containers.is_some() {
+            // They may have come just now.
+            *self.references.lock() = References::of_pod(machine::spec(&pod));
+        }
         self.grace.send_replace(pod.metadata.deletion_grace_period_seconds);
         self.mail.lock().pod = pod;
         self.notify.notify_one();
+    }
+
+    /// The Pod with what it has been given.
+    pub fn allocated_pod(&self) -> Arc<Pod> {
+        let mail = self.mail.lock();
+        mail.allocation.apply(&mail.pod).map_or_else(|| mail.pod.clone(), Arc::new)
+    }
+
+    /// Whether the Pod asks for other sizes than it has been given.
+    pub fn resizes(&self) -> bool {
+        let mail = self.mail.lock();
+        mail.allocation.differs(&mail.pod)
+    }
+
+    pub fn pending(&self) -> Option<Pending> {
+        self.mail.lock().pending.clone()
+    }
+
+    /// Gives the Pod what it asks for in this state of it.
+    pub fn allocate(&self, pod: &Pod) {
+        let mut mail = self.mail.lock();
+        mail.allocation = Allocation::of(pod);
+        mail.pending = None;
+        drop(mail);
+        self.notify.notify_one();
+    }
+
+    /// Says why it does not get that, or that it asks for nothing.
+    pub fn set_pending(&self, pending: Option<Pending>) {
+        let mut mail = self.mail.lock();
+        if mail.pending != pending {
+            mail.pending = pending;
+            self.notify.notify_one();
+        }
     }
 
     /// The object does not exist any more.
@@ -156,6 +209,9 @@ struct Loop {
     status_backoff: Backoff,
     finishing: bool,
     finished: bool,
+    allocation: Allocation,
+    /// As it was last written.
+    checkpoint: Checkpoint,
 }
 
 /// Runs the worker until nothing of the Pod is left.
@@ -233,12 +289,18 @@ impl Loop {
             status_backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(30)),
             finishing: false,
             finished: false,
+            allocation: Allocation::default(),
+            checkpoint: read_checkpoint(&ctx, text(&pod.metadata.uid)).unwrap_or_default(),
             ctx,
             pod,
         };
+        it.take_sizes();
         it.memory.terminal_stored = it.stored.as_ref().is_some_and(is_terminal);
         match birth {
-            Birth::Recovered(sandbox) => it.recover(sandbox),
+            Birth::Recovered(sandbox) => {
+                it.recover_sizes();
+                it.recover(sandbox);
+            }
             Birth::Fresh | Birth::Rejected(_) => it.lose_runs(),
         }
         it
@@ -248,9 +310,21 @@ impl Loop {
         self.ctx.clock.now()
     }
 
-    fn take_mail(&mut self) {
+    fn take_sizes(&mut self) {
         let mail = self.worker.mail.lock();
-        self.pod = mail.pod.clone();
+        let (pod, allocation, pending) = (mail.pod.clone(), mail.allocation.clone(), mail.pending.clone());
+        drop(mail);
+        self.take_allocation(pod, allocation);
+        let new = pending.clone().filter(|new| self.memory.resize.pending.as_ref() != Some(new));
+        self.memory.resize.pending = pending;
+        if let Some(Pending { reason, message, .. }) = new {
+            self.resize_event(EventType::Warning, &format!("Resize{reason}"), reason, &message);
+        }
+    }
+
+    fn take_mail(&mut self) {
+        self.take_sizes();
+        let mail = self.worker.mail.lock();
         self.gone = mail.gone;
         let evicted = mail.evicted.clone().filter(|_| self.memory.ended.is_none());
         drop(mail);
@@ -265,6 +339,8 @@ impl Loop {
     fn step(&mut self) -> Option<Instant> {
         self.manage_probes();
         self.show_backoffs();
+        self.settle_resize();
+        self.save_sizes();
         let now = self.now();
         let mut plan = plan(&self.pod, self.gone, &self.memory, now);
         if let [Action::End(ended)] = &plan.actions[..] {
@@ -303,6 +379,7 @@ impl Loop {
             }
             Action::CreateSandbox => {
                 self.memory.sandbox = Sandbox::Creating;
+                self.memory.resize.group = Some(crate::security::pod_resources(&self.pod));
                 let (ctx, pod) = (self.ctx.clone(), self.pod.clone());
                 self.ops.spawn(async move { Done::Sandbox(create_sandbox(&ctx, &pod).await) });
             }
@@ -314,23 +391,35 @@ impl Loop {
                 self.ops.spawn(async move { Done::Removed(remove_sandbox(&ctx, &uid, &ids).await) });
             }
             Action::Start { container } => self.start(&container),
-            Action::Stop { container, message, grace } => self.stop(&container, message, grace),
+            Action::Stop { container, message, grace, again } => {
+                if let Some(known) = self.memory.containers.get_mut(&container) {
+                    known.again = again;
+                }
+                self.stop(&container, message, grace);
+            }
+            Action::Resize => self.resize(),
             Action::End(ended) => self.memory.ended = Some(ended),
             Action::Finish => self.finish(),
         }
     }
 
     fn spec_of(&self, name: &str) -> Option<Container> {
-        machine::all_containers(machine::spec(&self.pod)).find(|c| c.name == name).cloned()
+        find_container(machine::spec(&self.pod), name)
     }
 
     fn start(&mut self, name: &str) {
         let Some(spec) = self.spec_of(name) else { return };
+        let target = target_of(machine::spec(&self.pod), name).map(|target| {
+            let run = self.memory.container(target).and_then(|known| known.current.as_ref());
+            run.map(|run| run.id.clone()).ok_or_else(|| format!("unable to find target container {target}"))
+        });
         let known = self.memory.containers.entry(name.to_owned()).or_default();
         let attempt = known.next_attempt();
+        self.memory.resize.actuated.insert(name.to_owned(), spec.resources.clone().unwrap_or_default());
         if let Some(run) = known.current.as_ref().filter(|r| r.is_exited())
             && let Some(finished) = run.finished_at
             && known.waiting.is_none()
+            && !known.again
         {
             known.backoff = Some(known.next_backoff(finished));
         }
@@ -343,8 +432,9 @@ impl Loop {
             ctx: self.ctx.clone(),
             pod: self.pod.clone(),
             about: self.about.clone(),
-            is_init: machine::init_containers(machine::spec(&self.pod)).iter().any(|c| c.name == name),
+            sort: Sort::of(machine::spec(&self.pod), name),
             container: spec,
+            target,
             attempt,
             pod_ips: self.memory.pod_ips.clone(),
             qos_class: self.qos_class,
@@ -368,6 +458,7 @@ impl Loop {
             ctx: self.ctx.clone(),
             worker: self.worker.clone(),
             about: self.about.clone(),
+            field_path: field_path(machine::spec(&self.pod), name),
             container: spec,
             run,
             pod_ip: self.memory.pod_ips.first().cloned().unwrap_or_default(),
@@ -429,6 +520,5 @@ impl Loop {
 
 /// `spec.containers{web}`
 fn field_path(spec: &k8s_openapi::api::core::v1::PodSpec, container: &str) -> String {
-    let is_init = machine::init_containers(spec).iter().any(|c| c.name == container);
-    format!("spec.{}{{{container}}}", if is_init { "initContainers" } else { "containers" })
+    format!("spec.{}{{{container}}}", Sort::of(spec, container).list())
 }

@@ -73,6 +73,7 @@ impl Loop {
                 let run = read_run(&self.ctx, &self.pod, &spec, &status, newest.filter(|_| same));
                 if !same && known.current.as_ref().is_some_and(|c| c.attempt < status.attempt) {
                     known.previous = known.current.take();
+                    known.again = false;
                 }
                 known.current = Some(run);
             }
@@ -122,9 +123,9 @@ pub(super) fn remembered(pod: &Pod) -> Memory {
     let Some(status) = &pod.status else { return memory };
     memory.pod_ips = status.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect();
     memory.ended = end_told_by(status);
-    let all =
-        status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
-    for known in all {
+    let lists =
+        [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
+    for known in lists.into_iter().flatten().flatten() {
         let attempt = u32::try_from(known.restart_count).unwrap_or(0);
         let of = |state: &k8s_openapi::api::core::v1::ContainerState, attempt: u32| -> Option<Run> {
             let id_of = |id: &Option<String>| text(id).split("://").last().unwrap_or_default().to_owned();

@@ -4,7 +4,7 @@ use super::done::StartOutcome;
 use super::runs::read_run;
 use crate::container::{Inputs, LABEL_IMAGE, LABEL_IMAGE_ID};
 use crate::hook::Place;
-use crate::machine::Run;
+use crate::machine::{Run, Sort};
 use crate::sources::References;
 use crate::{Context, container, hook, image, machine, text};
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -19,8 +19,10 @@ pub(super) struct Start {
     pub(super) ctx: Arc<Context>,
     pub(super) pod: Arc<Pod>,
     pub(super) about: ObjectRef,
-    pub(super) is_init: bool,
+    pub(super) sort: Sort,
     pub(super) container: Container,
+    /// The run whose processes it is to see, or why there is none.
+    pub(super) target: Option<Result<String, String>>,
     pub(super) attempt: u32,
     pub(super) pod_ips: Vec<String>,
     pub(super) qos_class: &'static str,
@@ -30,8 +32,7 @@ pub(super) struct Start {
 
 impl Start {
     pub(super) fn event(&self, kind: EventType, reason: &str, message: &str) {
-        let list = if self.is_init { "initContainers" } else { "containers" };
-        let path = format!("spec.{list}{{{}}}", self.container.name);
+        let path = format!("spec.{}{{{}}}", self.sort.list(), self.container.name);
         self.ctx.recorder.event_at(&self.about, &path, kind, reason, message);
     }
 
@@ -53,6 +54,10 @@ impl Start {
             Err(failure) => return StartOutcome::Image(failure),
         };
         self.event(EventType::Normal, "Pulled", &obtained.message);
+        let target = match self.target.clone().transpose() {
+            Ok(target) => target,
+            Err(why) => return not_created("CreateContainerConfigError", why),
+        };
         let id = new_id(ctx);
         let inputs = Inputs {
             pod: &self.pod,
@@ -63,6 +68,7 @@ impl Start {
             qos_class: self.qos_class,
             attempt: self.attempt,
             id: id.clone(),
+            target,
         };
         let config = match container::container_config(ctx, inputs) {
             Ok(config) => config,

@@ -23,6 +23,7 @@ pub(super) struct Stop {
     pub(super) ctx: Arc<Context>,
     pub(super) worker: Arc<Worker>,
     pub(super) about: ObjectRef,
+    pub(super) field_path: String,
     pub(super) container: Container,
     pub(super) run: Run,
     pub(super) pod_ip: String,
@@ -35,13 +36,13 @@ impl Stop {
     pub(super) async fn run(self) -> Result<(), String> {
         let ctx = &self.ctx;
         let (uid, id) = (&self.worker.uid, &self.run.id);
-        let path = format!("spec.containers{{{}}}", self.container.name);
+        let path = &self.field_path;
         if !self.message.is_empty() {
             let message = match self.message.as_str() {
                 "Stopping container" => format!("Stopping container {}", self.container.name),
                 other => other.to_owned(),
             };
-            ctx.recorder.event_at(&self.about, &path, EventType::Normal, "Killing", &message);
+            ctx.recorder.event_at(&self.about, path, EventType::Normal, "Killing", &message);
         }
         let began = Instant::now();
         // Whoever deletes the Pod again with a shorter grace shortens this stop too.
@@ -59,7 +60,7 @@ impl Stop {
                     result = &mut hook => {
                         if let Err(why) = result {
                             tracing::debug!(container = self.container.name, why, "preStop hook failed");
-                            ctx.recorder.event_at(&self.about, &path, EventType::Warning, "FailedPreStopHook", "PreStopHook failed");
+                            ctx.recorder.event_at(&self.about, path, EventType::Warning, "FailedPreStopHook", "PreStopHook failed");
                         }
                         break;
                     }

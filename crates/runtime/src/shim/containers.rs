@@ -204,7 +204,8 @@ impl Shim {
     pub(super) fn ended(&mut self, id: &str, code: i32, signal: Option<i32>) {
         let group = self.group(id);
         let oom_kills = self.cgroups.oom_kills(&group);
-        if self.pod_pids.is_some() || self.record.config.host_pid {
+        let shares = self.containers.get(id).is_some_and(|c| c.config.target.is_some());
+        if shares || self.pod_pids.is_some() || self.record.config.host_pid {
             // No PID namespace ended with the process: what it left goes now.
             if let Err(e) = self.cgroups.kill(&group) {
                 eprintln!("container {id}: {e}");

@@ -39,6 +39,17 @@ impl Shim {
         }
     }
 
+    /// The process whose PID namespace the container joins, where it has one to itself.
+    fn target_of(&self, config: &ContainerConfig) -> Step<Option<&OwnedFd>> {
+        let Some(id) = &config.target else { return Ok(None) };
+        let target = self.containers.get(id).ok_or_else(|| Failure::no_container(id))?;
+        if target.status.state != ContainerState::Running {
+            return Err(other(format!("target container {id} is not running")));
+        }
+        let is_apart = self.pod_pids.is_none() && !self.record.config.host_pid;
+        Ok(is_apart.then_some(&target.pidfd))
+    }
+
     /// Makes groups and streams and forks the child that becomes the container.
     fn spawn(&mut self, config: &ContainerConfig) -> Step<Container> {
         let dir = self.layout.container(&self.uid, &config.id);
@@ -74,11 +85,13 @@ impl Shim {
         };
 
         let mut namespaces = 0;
-        if let Some(pids) = &self.pod_pids {
-            sys::setns(pids, libc::CLONE_NEWPID).at(|| "enter the Pod's PID namespace".into())?;
+        let target = self.target_of(config)?;
+        if let Some(pids) = target.or(self.pod_pids.as_ref()) {
+            sys::setns(pids, libc::CLONE_NEWPID).at(|| "enter the PID namespace to share".into())?;
         } else if !self.record.config.host_pid {
             namespaces = libc::CLONE_NEWPID;
         }
+        let entered = target.is_some() || self.pod_pids.is_some();
         // SAFETY: single-threaded; the child ends in exec or _exit.
         let fork = unsafe { sys::clone3(namespaces, into.as_ref()) };
         if let Ok(Fork::Child) = fork {
@@ -99,8 +112,8 @@ impl Shim {
             };
             process::run_first(child, &creation)
         }
-        if self.pod_pids.is_some() {
-            sys::setns(&self.host_pids, libc::CLONE_NEWPID).at(|| "leave the Pod's PID namespace".into())?;
+        if entered {
+            sys::setns(&self.host_pids, libc::CLONE_NEWPID).at(|| "leave the shared PID namespace".into())?;
         }
         let Fork::Parent { pid, pidfd } = fork.at(|| "fork the container's process".into())? else {
             return Err(other("unreachable: the child does not return"));

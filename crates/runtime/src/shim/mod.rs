@@ -18,6 +18,7 @@ use crate::state::{Layout, SandboxRecord};
 use connections::Connection;
 use containers::Container;
 use poller::{Poller, Source};
+pub(crate) use start::with_supervisor;
 use start::{report, set_up};
 use std::collections::BTreeMap;
 use std::ffi::OsString;

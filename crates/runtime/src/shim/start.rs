@@ -108,7 +108,7 @@ pub(super) fn set_up(layout: Layout, uid: String) -> Step<Option<Box<Shim>>> {
 }
 
 /// The limits of the Pod's own group.
-fn with_supervisor(pod: &Resources) -> Resources {
+pub(crate) fn with_supervisor(pod: &Resources) -> Resources {
     let memory = pod.memory_limit_bytes.map(|limit| match limit {
         1.. => limit.saturating_add(SUPERVISOR_MEMORY_BYTES),
         unlimited => unlimited,

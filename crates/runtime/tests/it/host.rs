@@ -59,6 +59,7 @@ impl HostBlueprint {
             id: id.to_owned(),
             name: id.to_owned(),
             attempt: 0,
+            target: None,
             layers: vec![self.dir.join("layer")],
             args: args.iter().map(|a| (*a).to_owned()).collect(),
             env: vec![("PATH".to_owned(), "/bin".to_owned())],

@@ -266,6 +266,40 @@ async fn shared_and_host_process_namespaces() {
 }
 
 #[tokio::test]
+async fn a_container_joins_the_processes_of_another() {
+    let host = Host::new("target").await;
+    host.sandbox("u1", |_| ()).await;
+    host.run("u1", host.container("a", &["sleep", "4321"])).await;
+    host.run("u1", host.container("b", &["sleep", "1234"])).await;
+    let joined = |id: &str, script: &str, target: &str| {
+        let config = host.container(id, &["sh", "-c", script]);
+        ContainerConfig { target: Some(target.to_owned()), ..config }
+    };
+    let script = "ps; kill -0 1 && echo may signal; ls /proc/1/root/bin/ps; readlink /proc/self/ns/pid; (sleep 3335 &)";
+    host.run("u1", joined("c", script, "a")).await;
+    assert_eq!(host.wait_exit("u1", "c").await.exit_code, Some(0));
+    let log = host.log("c");
+    assert!(log.contains("sleep 4321") && !log.contains("sleep 1234"), "{log}");
+    assert!(log.contains("may signal"), "{log}");
+    let out = host.exec("u1", "a", "readlink /proc/self/ns/pid; ps").await;
+    let out = String::from_utf8_lossy(&out.output).into_owned();
+    assert!(log.contains(out.lines().next().unwrap()), "{log}{out}");
+    assert!(!out.contains("sleep 3335"), "what it leaves behind ends with it: {out}");
+
+    host.run("u1", joined("d", "sleep 1000", "a")).await;
+    let out = host.exec("u1", "d", "ps; true").await;
+    assert!(String::from_utf8_lossy(&out.output).contains("sleep 4321"), "an exec sees them too: {out:?}");
+    host.runtime.signal_container("u1", "a", libc::SIGKILL).await.unwrap();
+    assert_eq!(host.wait_exit("u1", "d").await.signal, Some(9), "it ends with the first process of them");
+    let gone = host.runtime.create_container("u1", joined("e", "true", "a")).await.unwrap_err();
+    assert_eq!(gone.to_string(), "target container a is not running");
+    let never = host.runtime.create_container("u1", joined("f", "true", "none")).await.unwrap_err();
+    assert!(matches!(never, Error::NoContainer(id) if id == "none"));
+    assert_eq!(host.runtime.sandbox("u1").await.unwrap().containers.len(), 4);
+    host.finish().await;
+}
+
+#[tokio::test]
 async fn out_of_memory() {
     let host = Host::new("oom").await;
     // The Pod's own limit is what its containers may have together.
