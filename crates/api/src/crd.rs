@@ -2,13 +2,18 @@
 //! such a row has beyond others. Pure; who keeps the table up to date is the API server.
 //! Upstream counterpart: `k8s.io/apiextensions-apiserver`.
 
+pub mod field_path;
 mod format;
+mod rule;
 mod rules;
+mod validations;
 
 pub use format::is_known as is_known_format;
+pub use rule::{Compiler, Rule};
 pub use rules::Rules;
+pub use validations::{RULES, Validations, has_rules};
 
-use crate::field::FieldError;
+use crate::field::{ErrorKind, FieldError, Path};
 use crate::gvk::Gvk;
 use crate::jsonpath::JsonPath;
 use crate::kinds::{ALL_VERBS, Cell, Column, Kind, Subresource};
@@ -55,7 +60,13 @@ pub struct Custom {
     pub deprecated: Option<String>,
     selectable: Vec<(&'static str, JsonPath)>,
     selectable_keys: Vec<&'static str>,
-    rules: OnceLock<Rules>,
+    demands: OnceLock<Demands>,
+}
+
+/// All that a schema demands of values, made at the first write.
+struct Demands {
+    rules: Rules,
+    validations: Option<Validations>,
 }
 
 impl Default for Custom {
@@ -68,16 +79,36 @@ impl Default for Custom {
             deprecated: None,
             selectable: Vec::new(),
             selectable_keys: Vec::new(),
-            rules: OnceLock::new(),
+            demands: OnceLock::new(),
         }
     }
 }
 
 impl Custom {
-    /// All that is wrong with an object by its schema, but for what it had before.
-    pub fn check(&self, schema: &Schema, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
-        let rules = self.rules.get_or_init(|| Rules::of(schema.source().unwrap_or_default()));
-        rules.check(new, old, "")
+    /// Adds all that is wrong with an object by its schema, but for what it had before. The rules are
+    /// asked only where the object has the form that they expect; what fails them as it did before comes
+    /// back to be told.
+    pub fn check(
+        &self,
+        schema: &Schema,
+        new: &Value,
+        old: Option<&Value>,
+        errors: &mut Vec<FieldError>,
+    ) -> Vec<String> {
+        let demands = self.demands.get_or_init(|| {
+            let document = schema.source().unwrap_or_default();
+            let validations = Validations::of_resource(&document);
+            Demands { rules: Rules::of(document), validations }
+        });
+        errors.extend(demands.rules.check(new, old, ""));
+        let Some(validations) = &demands.validations else { return Vec::new() };
+        if errors.iter().any(hides_rules) {
+            errors.push(FieldError::invalid(Path::root(), "null", NOT_CHECKED));
+            return Vec::new();
+        }
+        let found = validations.check(new, old);
+        errors.extend(found.errors);
+        found.warnings.iter().map(FieldError::to_string).collect()
     }
 
     /// Field-selector keys with their values.
@@ -93,6 +124,14 @@ impl Custom {
     pub fn selectable_keys(&self) -> &[&'static str] {
         &self.selectable_keys
     }
+}
+
+const NOT_CHECKED: &str = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
+
+/// Whether an object with this error is not what rules expect.
+fn hides_rules(error: &FieldError) -> bool {
+    use ErrorKind::{NotSupported, Required, TooLong, TooMany, TypeInvalid};
+    matches!(error.kind, NotSupported | Required | TooLong | TooMany | TypeInvalid)
 }
 
 /// Keys of field selectors live as long as the process: each distinct one is kept once.
@@ -168,7 +207,7 @@ fn row(definition: &Value, spec: &Value, names: &Value, version: &Value) -> Resu
         deprecated,
         selectable_keys: selectable.iter().map(|(key, _)| *key).collect(),
         selectable,
-        rules: OnceLock::new(),
+        demands: OnceLock::new(),
     };
     let plural = text(names, "plural");
     Ok(Kind {

@@ -233,10 +233,13 @@ impl Kind {
         }
     }
 
-    /// What is wrong with an object of a custom resource by its schema; what is as it was in `old` is
-    /// let pass.
-    pub fn check(&self, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
-        self.custom.as_ref().map_or_else(Vec::new, |custom| custom.check(&self.schema, new, old))
+    /// Adds what is wrong with an object of a custom resource by its schema; what is as it was in `old`
+    /// is let pass. Returns what of that is to be told.
+    pub fn check(&self, new: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) -> Vec<String> {
+        match &self.custom {
+            Some(custom) => custom.check(&self.schema, new, old, errors),
+            None => Vec::new(),
+        }
     }
 
     /// Field-selector keys beyond `metadata.name` and `metadata.namespace`, with their values.

@@ -3,7 +3,7 @@
 //! Upstream counterpart: `apiextensions-apiserver/pkg/apis/apiextensions/validation`.
 
 use super::at::{At, Errors};
-use super::structural;
+use super::{structural, validations};
 use crate::crd::{self, COLUMN_FORMATS, COLUMN_TYPES};
 use crate::field::FieldError;
 use crate::jsonpath::JsonPath;
@@ -19,6 +19,7 @@ const APPROVED: &str = "api-approved.kubernetes.io";
 pub(super) fn strategy() -> Strategy {
     Strategy {
         validate,
+        validate_create: |new| schemas(new, None),
         validate_update,
         prepare_create: crd::prepare_create,
         prepare_update: crd::prepare_update,
@@ -143,23 +144,92 @@ fn versions(spec: &At<'_>, errors: &mut Errors) {
             );
         }
         let schema = version.child("schema").child("openAPIV3Schema");
-        match schema.value {
-            Value::Null => errors.required(schema.path, "schemas are required"),
-            _ => structural::check(&schema, errors),
+        if schema.value.is_null() {
+            errors.required(schema.path, "schemas are required");
         }
+    }
+    for version in holders(spec, "subresources") {
         subresources(&version.child("subresources"), errors);
-        for column in version.items("additionalPrinterColumns") {
-            errors.need(&column, "name");
-            errors.one_of(&column, "type", &COLUMN_TYPES);
-            if !column.str("format").is_empty() {
-                errors.optional_one_of(&column, "format", &COLUMN_FORMATS);
-            }
-            if errors.need(&column, "jsonPath") {
-                simple_path(&column, "jsonPath", errors);
-            }
+    }
+    for column in holders(spec, "additionalPrinterColumns")
+        .iter()
+        .flat_map(|version| version.items("additionalPrinterColumns"))
+    {
+        errors.need(&column, "name");
+        errors.one_of(&column, "type", &COLUMN_TYPES);
+        if !column.str("format").is_empty() {
+            errors.optional_one_of(&column, "format", &COLUMN_FORMATS);
         }
+        if errors.need(&column, "jsonPath") {
+            simple_path(&column, "jsonPath", errors);
+        }
+    }
+    for version in holders(spec, "selectableFields") {
         selectable(&version, errors);
     }
+}
+
+/// The versions as errors about one of their fields name them: what is the same in all of them is told
+/// once, as if it were said for the definition as a whole.
+fn holders<'a>(spec: &At<'a>, field: &str) -> Vec<At<'a>> {
+    let versions: Vec<At<'a>> = spec.items("versions").collect();
+    let own = |version: &At<'a>| version.value.get(field).filter(|value| !value.is_null());
+    match versions.first() {
+        Some(first) if versions.iter().all(|version| own(version) == own(first)) => {
+            vec![At { value: first.value, path: spec.path.clone() }]
+        }
+        _ => versions,
+    }
+}
+
+/// The schemas of a definition, each where errors place it.
+fn schemas_of<'a>(spec: &At<'a>) -> impl Iterator<Item = At<'a>> {
+    let whole = spec.path.clone();
+    holders(spec, "schema").into_iter().filter_map(move |version| {
+        let field = if version.path == whole { "validation" } else { "schema" };
+        let value = version.value.get("schema")?.get("openAPIV3Schema").filter(|schema| !schema.is_null())?;
+        Some(At { value, path: version.at(field).child("openAPIV3Schema") })
+    })
+}
+
+/// Checks the schemas and their rules, but for what is as it was.
+fn schemas(new: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    let spec = At::root(new).child("spec");
+    let before: Vec<At<'_>> = old.map(|old| spec_of(old).collect()).unwrap_or_default();
+    for schema in schemas_of(&spec) {
+        if before.iter().any(|before| before.value == schema.value) {
+            continue;
+        }
+        let known = errors.0.len();
+        structural::check(&schema, &mut errors);
+        if errors.0.len() == known {
+            let mut found = Errors::default();
+            validations::check(&schema, &mut found);
+            if !found.0.is_empty() {
+                keep_new(&mut found, &before);
+            }
+            errors.extend(found.0);
+        }
+    }
+    errors.0
+}
+
+fn spec_of(definition: &Value) -> impl Iterator<Item = At<'_>> {
+    schemas_of(&At::root(definition).child("spec")).collect::<Vec<_>>().into_iter()
+}
+
+/// Faults that a rule had before are let pass, so that it does not stand in the way of other changes.
+fn keep_new(found: &mut Errors, before: &[At<'_>]) {
+    let mut known = Errors::default();
+    before.iter().for_each(|schema| validations::check(schema, &mut known));
+    found.0.retain(|error| {
+        let same = |was: &FieldError| {
+            (was.kind, &was.value, &was.detail) == (error.kind, &error.value, &error.detail)
+                && (error.value.is_some() || was.path == error.path)
+        };
+        !known.0.iter().any(same)
+    });
 }
 
 fn simple_path(at: &At<'_>, field: &str, errors: &mut Errors) -> bool {
@@ -287,6 +357,7 @@ fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
             errors.invalid(item.path, item.value.clone(), "must appear in spec.versions");
         }
     }
+    errors.extend(schemas(new.value, Some(old.value)));
     errors.0
 }
 
@@ -295,9 +366,6 @@ fn warnings(new: &Value, _old: Option<&Value>) -> Vec<String> {
     let mut out = Vec::new();
     for version in spec.items("versions") {
         let schema = version.child("schema").child("openAPIV3Schema");
-        if let Some(path) = structural::first_rule(&schema) {
-            out.push(format!("{path}: has no effect in this cluster yet: rules are not evaluated"));
-        }
         let mut unknown = Vec::new();
         structural::unknown_formats(&schema, &mut unknown);
         out.extend(

@@ -118,7 +118,7 @@ async fn attempt_once(
     let reservations = w.allocate(Operation::Update, &mut new, Some(old)).await?;
     prepare(kind, part, &mut new, old);
     let mut errors = made.invalid;
-    errors.extend(validate(kind, part, &new, old));
+    w.warnings.extend(validate(kind, part, &new, old, &mut errors));
     ctx.invalid(name, &errors)?;
     if part == Part::Main {
         w.warnings.extend((kind.strategy.warnings)(&new, Some(old)));
@@ -288,22 +288,23 @@ fn keep_all_but_status(kind: &Kind, new: &mut Value, old: &Value) {
     }
 }
 
-fn validate(kind: &Kind, part: Part, new: &Value, old: &Value) -> Vec<FieldError> {
-    let mut errors = object_meta::validate_object_meta_update(new, old);
+/// Adds what is wrong; returns what is let pass and told.
+fn validate(kind: &Kind, part: Part, new: &Value, old: &Value, errors: &mut Vec<FieldError>) -> Vec<String> {
+    errors.extend(object_meta::validate_object_meta_update(new, old));
     match part {
         Part::Main => {
             errors.extend(object_meta::validate_object_meta(new, kind.namespaced, kind.name_rule));
             errors.extend((kind.strategy.validate)(new));
             errors.extend((kind.strategy.validate_update)(new, old));
-            errors.extend(kind.check(new, Some(old)));
+            return kind.check(new, Some(old), errors);
         }
         Part::Status => {
             errors.extend((kind.strategy.validate_status)(new, old));
-            errors.extend(kind.check(new, Some(old)));
+            return kind.check(new, Some(old), errors);
         }
         Part::Approval => errors.extend((kind.strategy.validate_approval)(new, old)),
         Part::Finalize => errors.extend((kind.strategy.validate)(new)),
         Part::Unchecked => {}
     }
-    errors
+    Vec::new()
 }
