@@ -421,12 +421,28 @@ mod tests {
             ]
         );
         for (schema, value) in [
+            (json!({"pattern": r"^\p{Lu}[\p{Greek}\d]+\pN$"}), json!("Äβ5٣")),
             (json!({"type": "integer"}), json!(2.0)),
             (json!({"type": "number"}), json!(2)),
             (json!({"type": "string", "nullable": true}), json!(null)),
         ] {
             assert!(errors(schema, value, None).is_empty());
         }
+    }
+
+    #[test]
+    fn patterns_are_re2s() {
+        let pattern = json!({"pattern": r"^\p{Lu}\d$"});
+        for (text, fits) in [("Ä5", true), ("ä5", false), ("Ä٣", false)] {
+            assert_eq!(errors(pattern.clone(), text.into(), None).is_empty(), fits, "{text}");
+        }
+    }
+
+    #[test]
+    fn lists_that_repeated_items_may_go_on() {
+        let schema = json!({"type": "array", "x-kubernetes-list-type": "set"});
+        assert!(errors(schema.clone(), json!(["a", "a", "b"]), Some(json!(["a", "a"]))).is_empty());
+        assert_eq!(errors(schema, json!(["a", "a", "b"]), Some(json!(["a", "b"]))).len(), 1);
     }
 
     #[test]

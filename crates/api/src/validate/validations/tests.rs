@@ -140,3 +140,24 @@ fn factors_are_shown_as_upstream_shows_them() {
         assert!(over("it", cost, 1_000).starts_with(&format!("it exceeds budget by factor of {shown} (try")));
     }
 }
+
+#[test]
+fn a_stored_rule_that_is_broken_stands_in_the_way_of_nothing_else() {
+    let strategy = crate::validate::strategy_for(crate::crd::GROUP, "v1", "CustomResourceDefinition");
+    let with = |properties: Value| {
+        json!({"spec": {"group": "example.com", "names": {}, "versions": [{"name": "v1", "schema": {"openAPIV3Schema":
+            {"type": "object", "properties": properties}}}]}})
+    };
+    let broken = json!({"type": "integer", RULES: [{"rule": "self.z == 1"}]});
+    let old = with(json!({"a": broken}));
+    assert_eq!((strategy.validate_create)(&old).len(), 1);
+    let mut other = old.clone();
+    other["spec"]["versions"][0]["served"] = true.into();
+    assert!((strategy.validate_update)(&other, &old).is_empty());
+    let more = with(json!({"a": broken, "b": {"type": "integer", RULES: [{"rule": "self > 0"}]}}));
+    assert!((strategy.validate_update)(&more, &old).is_empty());
+    let worse = with(json!({"a": broken, "b": {"type": "integer", RULES: [{"rule": "self.y > 0"}]}}));
+    let errors = (strategy.validate_update)(&worse, &old);
+    assert_eq!(errors.len(), 1);
+    assert!(errors[0].path.as_str().contains("properties[b]"), "{errors:?}");
+}
