@@ -47,6 +47,30 @@ pub struct Scale {
     pub selector: Option<JsonPath>,
 }
 
+/// The webhook that brings objects from one version of a definition into another.
+#[derive(Debug, PartialEq)]
+pub struct Conversion {
+    /// The name of the definition.
+    pub definition: String,
+    /// How it is reached: a `clientConfig`.
+    pub client: Value,
+    /// The version of the reviews that it understands, `v1` or `v1beta1`.
+    pub review: &'static str,
+}
+
+impl Conversion {
+    fn of(definition: &Value) -> Option<Self> {
+        let conversion = &definition["spec"]["conversion"];
+        let versions = texts(&conversion["webhook"], "conversionReviewVersions");
+        let known = |version: &String| ["v1", "v1beta1"].into_iter().find(|known| known == version);
+        (text(conversion, "strategy") == "Webhook").then(|| Conversion {
+            definition: meta::name(definition).to_owned(),
+            client: conversion["webhook"]["clientConfig"].clone(),
+            review: versions.iter().find_map(known).unwrap_or("v1"),
+        })
+    }
+}
+
 /// What the row of a custom resource has beyond others.
 pub struct Custom {
     /// Whether clients see this version; one that is stored only is in the table all the same.
@@ -56,6 +80,8 @@ pub struct Custom {
     /// The definition is being deleted: no objects are made any more.
     pub is_terminating: bool,
     pub scale: Option<Scale>,
+    /// Without it versions differ in their name alone.
+    pub conversion: Option<Arc<Conversion>>,
     /// What every answer warns of.
     pub deprecated: Option<String>,
     selectable: Vec<(&'static str, JsonPath)>,
@@ -76,6 +102,7 @@ impl Default for Custom {
             is_storage: true,
             is_terminating: false,
             scale: None,
+            conversion: None,
             deprecated: None,
             selectable: Vec::new(),
             selectable_keys: Vec::new(),
@@ -167,10 +194,18 @@ fn flag(value: &Value, field: &str) -> bool {
 /// The rows of a definition, one a version, with the names that were accepted.
 pub fn rows(definition: &Value, names: &Value) -> Result<Vec<Kind>, SchemaError> {
     let spec = &definition["spec"];
-    list(spec, "versions").iter().map(|version| row(definition, spec, names, version)).collect()
+    let conversion = Conversion::of(definition).map(Arc::new);
+    let row = |version| row(definition, names, version, conversion.clone());
+    list(spec, "versions").iter().map(row).collect()
 }
 
-fn row(definition: &Value, spec: &Value, names: &Value, version: &Value) -> Result<Kind, SchemaError> {
+fn row(
+    definition: &Value,
+    names: &Value,
+    version: &Value,
+    conversion: Option<Arc<Conversion>>,
+) -> Result<Kind, SchemaError> {
+    let spec = &definition["spec"];
     let gvk = Gvk::new(text(spec, "group"), text(version, "name"), text(names, "kind"));
     let document = version.pointer("/schema/openAPIV3Schema");
     let schema = Schema::from_openapi(&gvk.kind, document.unwrap_or(&json!({"type": "object"})))?;
@@ -204,6 +239,7 @@ fn row(definition: &Value, spec: &Value, names: &Value, version: &Value) -> Resu
         is_storage: flag(version, "storage"),
         is_terminating: meta::is_deleting(definition),
         scale,
+        conversion,
         deprecated,
         selectable_keys: selectable.iter().map(|(key, _)| *key).collect(),
         selectable,

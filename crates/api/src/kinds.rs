@@ -1,7 +1,7 @@
 //! The kinds table: one row says all that the generic API path needs to know of a kind. The table
 //! is open at run time; custom resources are rows like any other.
 
-use crate::crd::Custom;
+use crate::crd::{Conversion, Custom};
 use crate::field::FieldError;
 use crate::gvk::{Gvk, Gvr};
 use crate::jsonpath::JsonPath;
@@ -217,6 +217,11 @@ impl Kind {
     /// Whether clients see the kind in this version.
     pub fn is_served(&self) -> bool {
         self.custom.as_ref().is_none_or(|custom| custom.is_served)
+    }
+
+    /// The webhook that converts objects between versions of the kind.
+    pub fn conversion(&self) -> Option<&Arc<Conversion>> {
+        self.custom.as_ref().and_then(|custom| custom.conversion.as_ref())
     }
 
     /// What every answer warns of.

@@ -2,6 +2,7 @@
 //! may say is in [`structural`].
 //! Upstream counterpart: `apiextensions-apiserver/pkg/apis/apiextensions/validation`.
 
+use super::admission::client_config;
 use super::at::{At, Errors};
 use super::{structural, validations};
 use crate::crd::{self, COLUMN_FORMATS, COLUMN_TYPES};
@@ -301,38 +302,41 @@ fn selectable(version: &At<'_>, errors: &mut Errors) {
     }
 }
 
+/// The fields of a webhook are named as upstream's errors name them: without the `webhook` around them.
 fn conversion(at: &At<'_>, errors: &mut Errors) {
     errors.one_of(at, "strategy", &["None", "Webhook"]);
     let webhook = at.child("webhook");
+    let client = At::new(webhook.value.get("clientConfig"), at.at("webhookClientConfig"));
+    let path = at.at("conversionReviewVersions");
+    let versions = webhook.list("conversionReviewVersions");
     if at.str("strategy") != "Webhook" {
-        if at.has("webhook") {
-            errors.forbidden(webhook.path, "should not be set when strategy is not set to Webhook");
+        let why = "should not be set when strategy is not set to Webhook";
+        if !client.value.is_null() {
+            errors.forbidden(client.path, why);
+        }
+        if !versions.is_empty() {
+            errors.forbidden(path, why);
         }
         return;
     }
-    let Some(client) = webhook.get("clientConfig") else {
-        return errors.required(webhook.at("clientConfig"), "required when strategy is set to Webhook");
-    };
-    if client.has("url") == client.has("service") {
-        errors.required(client.path.clone(), "exactly one of url or service is required");
+    match client.value {
+        Value::Null => errors.required(client.path, "required when strategy is set to Webhook"),
+        _ => client_config(&client, errors),
     }
-    if let Some(service) = client.get("service") {
-        errors.need(&service, "name");
-        errors.need(&service, "namespace");
-        errors.range(&service, "port", 1, 65535);
-    }
-    if client.has("url") && !client.str("url").starts_with("https://") {
-        errors.invalid(client.at("url"), client.str("url"), "'https' is the only allowed URL scheme");
-    }
-    let versions = webhook.list("conversionReviewVersions");
     if versions.is_empty() {
-        errors.required(webhook.at("conversionReviewVersions"), "");
-    } else if !versions.iter().any(|version| version == "v1" || version == "v1beta1") {
-        errors.invalid(
-            webhook.at("conversionReviewVersions"),
-            Value::Array(versions.to_vec()),
-            "must include at least one of v1, v1beta1",
-        );
+        return errors.required(path, "");
+    }
+    for (index, version) in versions.iter().enumerate() {
+        let name = version.as_str().unwrap_or_default();
+        if versions[..index].contains(version) {
+            errors.invalid(path.index(index), name, "duplicate version");
+        } else {
+            errors.each(&path.index(index), name, names::is_dns1035_label(name));
+        }
+    }
+    if !versions.iter().any(|version| version == "v1" || version == "v1beta1") {
+        let given = Value::Array(versions.to_vec());
+        errors.invalid(path, given, "must include at least one of v1, v1beta1");
     }
 }
 
@@ -370,12 +374,6 @@ fn warnings(new: &Value, _old: Option<&Value>) -> Vec<String> {
         structural::unknown_formats(&schema, &mut unknown);
         out.extend(
             unknown.into_iter().map(|(path, format)| format!("{path}: unrecognized format {format:?}")),
-        );
-    }
-    if spec.child("conversion").str("strategy") == "Webhook" {
-        out.push(
-            "spec.conversion.strategy: has no effect in this cluster yet: webhooks are not called, versions differ in their name alone"
-                .into(),
         );
     }
     out

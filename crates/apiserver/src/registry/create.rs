@@ -111,7 +111,7 @@ fn exists(w: &Writing<'_>, path: &str, name: &str, generated: bool) -> Status {
         status.message += ", the server was not able to generate a unique name for the object";
     }
     let there = w.ctx.served.resource.as_ref().and_then(|resource| resource.get(path));
-    if there.is_some_and(|entry| meta::is_deleting(&w.ctx.decode(&entry))) {
+    if there.is_some_and(|entry| meta::is_deleting(&entry.value())) {
         status.message = format!("object is being deleted: {}", status.message);
     }
     status

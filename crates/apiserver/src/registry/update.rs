@@ -67,7 +67,7 @@ pub(super) async fn modify(w: &mut Writing<'_>, part: Part, make: Make<'_>) -> R
     let path = ctx.path();
     for attempt in 1.. {
         let entry = resource.get(&path).ok_or_else(|| ctx.not_found())?;
-        let old = ctx.decode(&entry);
+        let old = ctx.decode(&entry).await?;
         // Warnings of a try that lost its race are not told twice.
         let warned = w.warnings.len();
         let made = make(&mut w.warnings, &old)?;
@@ -136,7 +136,7 @@ async fn attempt_once(
         return Ok(Answer::Value { code: StatusCode::OK, value: new });
     }
     // An update that changes nothing writes nothing, unless the record is in another form.
-    if new == *old && entry.stored.is_none() {
+    if new == *old && entry.stored.is_none() && !entry.is_foreign {
         return Ok(Answer::Stored {
             code: StatusCode::OK,
             body: entry.body.clone(),

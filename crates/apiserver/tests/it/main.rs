@@ -7,6 +7,7 @@ mod admission;
 mod apply;
 mod builtin;
 mod concurrency;
+mod conversions;
 mod crd_rules;
 mod crds;
 mod crud;
