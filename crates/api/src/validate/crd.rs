@@ -10,6 +10,8 @@ use crate::field::FieldError;
 use crate::jsonpath::JsonPath;
 use crate::kinds::Strategy;
 use crate::{meta, names};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -20,8 +22,9 @@ const APPROVED: &str = "api-approved.kubernetes.io";
 pub(super) fn strategy() -> Strategy {
     Strategy {
         validate,
-        validate_create: |new| schemas(new, None),
+        validate_create,
         validate_update,
+        validate_status: |new, _| stored_versions(new),
         prepare_create: crd::prepare_create,
         prepare_update: crd::prepare_update,
         warnings,
@@ -355,14 +358,67 @@ fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     }
     errors.immutable(&spec, &was, "group");
     errors.immutable(&spec.child("names"), &was.child("names"), "plural");
-    let status = new.child("status");
+    errors.extend(stored_versions(new.value));
+    errors.extend(schemas(new.value, Some(old.value)));
+    if authority(new.value) != authority(old.value) {
+        errors.extend(bundle(new.value));
+    }
+    errors.0
+}
+
+/// Objects may be stored in the versions that the status names, and will be in the one of today.
+fn stored_versions(definition: &Value) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    let root = At::root(definition);
+    let (spec, status) = (root.child("spec"), root.child("status"));
+    let (path, stored) = (status.at("storedVersions"), status.list("storedVersions"));
+    let given = Value::Array(stored.to_vec());
+    if stored.is_empty() {
+        errors.invalid(path, given, "must have at least one stored version");
+        return errors.0;
+    }
     for item in status.items("storedVersions") {
         if !spec.list("versions").iter().any(|version| version["name"] == *item.value) {
             errors.invalid(item.path, item.value.clone(), "must appear in spec.versions");
         }
     }
-    errors.extend(schemas(new.value, Some(old.value)));
+    let storage = spec.items("versions").find(|version| version.bool("storage"));
+    if let Some(storage) = storage.filter(|storage| !stored.contains(&storage.value["name"])) {
+        let why = format!("must have the storage version {}", storage.str("name"));
+        errors.invalid(path, given, why);
+    }
     errors.0
+}
+
+fn validate_create(new: &Value) -> Vec<FieldError> {
+    let mut errors = schemas(new, None);
+    errors.extend(bundle(new));
+    errors
+}
+
+const AUTHORITY: &str = "/spec/conversion/webhook/clientConfig/caBundle";
+
+fn authority(definition: &Value) -> &str {
+    definition.pointer(AUTHORITY).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// What a conversion webhook's authority must be: certificates.
+fn bundle(definition: &Value) -> Vec<FieldError> {
+    let bundle = authority(definition);
+    let pem = STANDARD.decode(bundle).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let is_some = pem.is_some_and(|pem| {
+        let blocks = pem.split("-----BEGIN CERTIFICATE-----").skip(1);
+        let body = |block: &str| {
+            block.split("-----END CERTIFICATE-----").next().map(|body| body.replace(['\r', '\n'], ""))
+        };
+        blocks.filter_map(body).any(|body| !body.is_empty() && STANDARD.decode(body).is_ok())
+    });
+    if bundle.is_empty() || is_some {
+        return Vec::new();
+    }
+    let path =
+        At::root(definition).at("spec").child("conversion").child("webhookClientConfig").child("caBundle");
+    vec![FieldError::invalid(path, bundle, "data does not contain any valid RSA or ECDSA certificates")]
 }
 
 fn warnings(new: &Value, _old: Option<&Value>) -> Vec<String> {

@@ -146,7 +146,8 @@ impl Walk<'_> {
 
     /// Values that the schema itself names must follow its rules.
     fn examples(&mut self, at: &At<'_>) {
-        if !self.errors.0.is_empty() {
+        let has_some = at.has("example") || !at.list("enum").is_empty();
+        if !has_some || !self.errors.0.is_empty() {
             return;
         }
         let Some(rules) = Validations::of(at.value) else { return };

@@ -241,7 +241,8 @@ mod tests {
             fine.unwrap()["metadata"],
             json!({"name": "n", "namespace": "s", "uid": "u", "labels": {"x": "y"}, "generation": 3, "finalizers": ["f"]})
         );
-        let bad: [(&dyn Fn(&mut Value), &str); 9] = [
+        type Change = dyn Fn(&mut Value);
+        let bad: [(&Change, &str); 9] = [
             (
                 &|c| c["apiVersion"] = "g/v3".into(),
                 "object: invalid groupVersion (expected g/v2, received g/v3)",

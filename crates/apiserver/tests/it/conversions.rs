@@ -179,6 +179,17 @@ async fn objects_of_several_stored_versions_are_listed_in_one() {
     store_v2(&s).await;
     let stored = s.get(&format!("{CRDS}/hosts.example.com")).await.expect(200);
     assert_eq!(stored["status"]["storedVersions"], json!(["v1", "v2"]));
+    // Only a version that is there and not the one of today may be said to be stored no more.
+    for (versions, why) in [
+        (json!([]), "must have at least one stored version"),
+        (json!(["v1"]), "must have the storage version v2"),
+        (json!(["v2", "v3"]), "must appear in spec.versions"),
+    ] {
+        let patch = json!({"status": {"storedVersions": versions}});
+        let path = format!("{CRDS}/hosts.example.com/status");
+        let refused = s.patch(&path, "merge-patch+json", &patch).await.expect(422);
+        assert!(refused["message"].as_str().unwrap().ends_with(why), "{}", refused["message"]);
+    }
     s.post(V2, &host("v2", "b", json!({"host": "b.org", "port": "81"}))).await.expect(201);
     let before = hooks.asked().len();
     let list = s.get(V2).await.expect(200);
@@ -219,7 +230,7 @@ async fn fields_are_selected_in_the_version_of_the_request() {
     for (name, at) in [("a", "a.org:80"), ("b", "b.org:80"), ("c", "a.org:81")] {
         s.post(V1, &host("v1", name, json!({"hostPort": at}))).await.expect(201);
     }
-    let list = async |path: String| { s.get(&path).await.expect(200) };
+    let list = async |path: String| s.get(&path).await.expect(200);
     assert_eq!(names(&list(format!("{V2}?fieldSelector=spec.host=a.org")).await), ["a", "c"]);
     assert_eq!(names(&list(format!("{V2}?fieldSelector=spec.host=a.org,spec.port!=80")).await), ["c"]);
     assert_eq!(names(&list(format!("{V1}?fieldSelector=spec.hostPort=b.org:80")).await), ["b"]);
@@ -285,14 +296,12 @@ async fn answers_that_cannot_be_are_refused_in_upstreams_words() {
         ("/error", "failed: an error on the server (\"broken\") has prevented the request from succeeding".to_owned()),
         ("/html", "failed: couldn't get version/kind; json parse error: ".to_owned()),
         ("closed", "failed: Post \"https://127.0.0.1:1/convert?timeout=30s\": dial tcp 127.0.0.1:1: connect: connection refused".to_owned()),
-        ("bundle", "failed: unable to load root certificates: unable to parse bytes as PEM block".to_owned()),
     ] {
         change(&s, "hosts.example.com", |d| {
             let client = &mut d["spec"]["conversion"]["webhook"]["clientConfig"];
             *client = by_url(&hooks);
             match path {
                 "closed" => client["url"] = "https://127.0.0.1:1/convert".into(),
-                "bundle" => client["caBundle"] = "bm9uc2Vuc2U=".into(),
                 path => client["url"] = format!("https://{}{path}", hooks.address).into(),
             }
         })
@@ -301,6 +310,11 @@ async fn answers_that_cannot_be_are_refused_in_upstreams_words() {
         let message = refused["message"].as_str().unwrap();
         assert!(message.starts_with(&format!("{name} {why}")), "{path}: {message}");
     }
+    // An authority must be one.
+    let mut odd = s.get(&format!("{CRDS}/hosts.example.com")).await.expect(200);
+    odd["spec"]["conversion"]["webhook"]["clientConfig"]["caBundle"] = "bm9uc2Vuc2U=".into();
+    let refused = s.put(&format!("{CRDS}/hosts.example.com"), &odd).await.expect(422);
+    assert_eq!(refused["details"]["causes"][0]["field"], "spec.conversion.webhookClientConfig.caBundle");
     // Lists, writes and deletes fail alike; a watch ends with the error.
     let refused = s.get(V2).await.expect(500);
     assert!(refused["message"].as_str().unwrap().starts_with(&format!("{name} failed: ")));
