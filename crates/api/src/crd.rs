@@ -2,13 +2,18 @@
 //! such a row has beyond others. Pure; who keeps the table up to date is the API server.
 //! Upstream counterpart: `k8s.io/apiextensions-apiserver`.
 
+pub mod field_path;
 mod format;
+mod rule;
 mod rules;
+mod validations;
 
 pub use format::is_known as is_known_format;
+pub use rule::{Compiler, Rule};
 pub use rules::Rules;
+pub use validations::{RULES, Validations, has_rules};
 
-use crate::field::FieldError;
+use crate::field::{ErrorKind, FieldError, Path};
 use crate::gvk::Gvk;
 use crate::jsonpath::JsonPath;
 use crate::kinds::{ALL_VERBS, Cell, Column, Kind, Subresource};
@@ -42,6 +47,30 @@ pub struct Scale {
     pub selector: Option<JsonPath>,
 }
 
+/// The webhook that brings objects from one version of a definition into another.
+#[derive(Debug, PartialEq)]
+pub struct Conversion {
+    /// The name of the definition.
+    pub definition: String,
+    /// How it is reached: a `clientConfig`.
+    pub client: Value,
+    /// The version of the reviews that it understands, `v1` or `v1beta1`.
+    pub review: &'static str,
+}
+
+impl Conversion {
+    fn of(definition: &Value) -> Option<Self> {
+        let conversion = &definition["spec"]["conversion"];
+        let versions = texts(&conversion["webhook"], "conversionReviewVersions");
+        let known = |version: &String| ["v1", "v1beta1"].into_iter().find(|known| known == version);
+        (text(conversion, "strategy") == "Webhook").then(|| Conversion {
+            definition: meta::name(definition).to_owned(),
+            client: conversion["webhook"]["clientConfig"].clone(),
+            review: versions.iter().find_map(known).unwrap_or("v1"),
+        })
+    }
+}
+
 /// What the row of a custom resource has beyond others.
 pub struct Custom {
     /// Whether clients see this version; one that is stored only is in the table all the same.
@@ -51,11 +80,19 @@ pub struct Custom {
     /// The definition is being deleted: no objects are made any more.
     pub is_terminating: bool,
     pub scale: Option<Scale>,
+    /// Without it versions differ in their name alone.
+    pub conversion: Option<Arc<Conversion>>,
     /// What every answer warns of.
     pub deprecated: Option<String>,
     selectable: Vec<(&'static str, JsonPath)>,
     selectable_keys: Vec<&'static str>,
-    rules: OnceLock<Rules>,
+    demands: OnceLock<Demands>,
+}
+
+/// All that a schema demands of values, made at the first write.
+struct Demands {
+    rules: Rules,
+    validations: Option<Validations>,
 }
 
 impl Default for Custom {
@@ -65,19 +102,40 @@ impl Default for Custom {
             is_storage: true,
             is_terminating: false,
             scale: None,
+            conversion: None,
             deprecated: None,
             selectable: Vec::new(),
             selectable_keys: Vec::new(),
-            rules: OnceLock::new(),
+            demands: OnceLock::new(),
         }
     }
 }
 
 impl Custom {
-    /// All that is wrong with an object by its schema, but for what it had before.
-    pub fn check(&self, schema: &Schema, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
-        let rules = self.rules.get_or_init(|| Rules::of(schema.source().unwrap_or_default()));
-        rules.check(new, old, "")
+    /// Adds all that is wrong with an object by its schema, but for what it had before. The rules are
+    /// asked only where the object has the form that they expect; what fails them as it did before comes
+    /// back to be told.
+    pub fn check(
+        &self,
+        schema: &Schema,
+        new: &Value,
+        old: Option<&Value>,
+        errors: &mut Vec<FieldError>,
+    ) -> Vec<String> {
+        let demands = self.demands.get_or_init(|| {
+            let document = schema.source().unwrap_or_default();
+            let validations = Validations::of_resource(&document);
+            Demands { rules: Rules::of(document), validations }
+        });
+        errors.extend(demands.rules.check(new, old, ""));
+        let Some(validations) = &demands.validations else { return Vec::new() };
+        if errors.iter().any(hides_rules) {
+            errors.push(FieldError::invalid(Path::root(), "null", NOT_CHECKED));
+            return Vec::new();
+        }
+        let found = validations.check(new, old);
+        errors.extend(found.errors);
+        found.warnings.iter().map(FieldError::to_string).collect()
     }
 
     /// Field-selector keys with their values.
@@ -93,6 +151,14 @@ impl Custom {
     pub fn selectable_keys(&self) -> &[&'static str] {
         &self.selectable_keys
     }
+}
+
+const NOT_CHECKED: &str = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
+
+/// Whether an object with this error is not what rules expect.
+fn hides_rules(error: &FieldError) -> bool {
+    use ErrorKind::{NotSupported, Required, TooLong, TooMany, TypeInvalid};
+    matches!(error.kind, NotSupported | Required | TooLong | TooMany | TypeInvalid)
 }
 
 /// Keys of field selectors live as long as the process: each distinct one is kept once.
@@ -128,10 +194,18 @@ fn flag(value: &Value, field: &str) -> bool {
 /// The rows of a definition, one a version, with the names that were accepted.
 pub fn rows(definition: &Value, names: &Value) -> Result<Vec<Kind>, SchemaError> {
     let spec = &definition["spec"];
-    list(spec, "versions").iter().map(|version| row(definition, spec, names, version)).collect()
+    let conversion = Conversion::of(definition).map(Arc::new);
+    let row = |version| row(definition, names, version, conversion.clone());
+    list(spec, "versions").iter().map(row).collect()
 }
 
-fn row(definition: &Value, spec: &Value, names: &Value, version: &Value) -> Result<Kind, SchemaError> {
+fn row(
+    definition: &Value,
+    names: &Value,
+    version: &Value,
+    conversion: Option<Arc<Conversion>>,
+) -> Result<Kind, SchemaError> {
+    let spec = &definition["spec"];
     let gvk = Gvk::new(text(spec, "group"), text(version, "name"), text(names, "kind"));
     let document = version.pointer("/schema/openAPIV3Schema");
     let schema = Schema::from_openapi(&gvk.kind, document.unwrap_or(&json!({"type": "object"})))?;
@@ -165,10 +239,11 @@ fn row(definition: &Value, spec: &Value, names: &Value, version: &Value) -> Resu
         is_storage: flag(version, "storage"),
         is_terminating: meta::is_deleting(definition),
         scale,
+        conversion,
         deprecated,
         selectable_keys: selectable.iter().map(|(key, _)| *key).collect(),
         selectable,
-        rules: OnceLock::new(),
+        demands: OnceLock::new(),
     };
     let plural = text(names, "plural");
     Ok(Kind {

@@ -1,7 +1,7 @@
 //! The kinds table: one row says all that the generic API path needs to know of a kind. The table
 //! is open at run time; custom resources are rows like any other.
 
-use crate::crd::Custom;
+use crate::crd::{Conversion, Custom};
 use crate::field::FieldError;
 use crate::gvk::{Gvk, Gvr};
 use crate::jsonpath::JsonPath;
@@ -230,6 +230,11 @@ impl Kind {
         self.custom.as_ref().is_none_or(|custom| custom.is_served)
     }
 
+    /// The webhook that converts objects between versions of the kind.
+    pub fn conversion(&self) -> Option<&Arc<Conversion>> {
+        self.custom.as_ref().and_then(|custom| custom.conversion.as_ref())
+    }
+
     /// What every answer warns of.
     pub fn deprecated(&self) -> Option<&str> {
         let custom = self.custom.as_ref().and_then(|custom| custom.deprecated.as_deref());
@@ -244,10 +249,13 @@ impl Kind {
         }
     }
 
-    /// What is wrong with an object of a custom resource by its schema; what is as it was in `old` is
-    /// let pass.
-    pub fn check(&self, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
-        self.custom.as_ref().map_or_else(Vec::new, |custom| custom.check(&self.schema, new, old))
+    /// Adds what is wrong with an object of a custom resource by its schema; what is as it was in `old`
+    /// is let pass. Returns what of that is to be told.
+    pub fn check(&self, new: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) -> Vec<String> {
+        match &self.custom {
+            Some(custom) => custom.check(&self.schema, new, old, errors),
+            None => Vec::new(),
+        }
     }
 
     /// Field-selector keys beyond `metadata.name` and `metadata.namespace`, with their values.

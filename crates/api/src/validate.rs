@@ -29,6 +29,7 @@ mod service;
 mod sets;
 mod storage;
 mod structural;
+mod validations;
 mod volume;
 mod volume_claim;
 mod warnings;

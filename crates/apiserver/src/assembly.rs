@@ -177,7 +177,8 @@ fn hooks(
     Hooks {
         local_superusers,
         authenticator,
-        admission: admission::chain(seams, &authorizer, dialer, plugins),
+        admission: admission::chain(seams, &authorizer, dialer.clone(), plugins),
+        dialer,
         authorizer,
         endpoints,
         allocators: vec![Arc::new(ServiceAllocator(addresses))],

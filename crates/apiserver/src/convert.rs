@@ -3,10 +3,17 @@
 //! (`events.k8s.io/v1` is stored as core `v1`) and autoscalers (`autoscaling/v1` is stored as `v2`).
 //! Upstream counterpart: the scheme's conversion functions, `pkg/apis/events/v1/conversion.go`.
 
+mod review;
+mod webhook;
+
+pub use webhook::Conversions;
+
 use crate::cache::Entry;
+use crate::server::ApiServer;
 use bytes::Bytes;
 use serde_json::{Map, Value};
-use skeg_api::{Kind, autoscaling};
+use skeg_api::{Kind, Status, autoscaling};
+use std::sync::Arc;
 
 /// `(events.k8s.io/v1, core v1)` names of the fields that differ.
 const EVENT_FIELDS: [(&str, &str); 7] = [
@@ -41,9 +48,48 @@ fn rule(kind: &Kind, stored: &Kind) -> Rule {
     }
 }
 
-/// Whether entries can be served as they are stored.
+/// Whether entries can be served as they are stored. Of a kind with a webhook some may be of the
+/// version that was stored before.
 pub fn is_native(kind: &Kind, stored: &Kind) -> bool {
-    kind.gvk == stored.gvk
+    kind.gvk == stored.gvk && kind.conversion().is_none()
+}
+
+/// As [`to_storage`], also of kinds whose definition has a webhook for it.
+///
+/// # Errors
+/// The webhook's, or what is wrong with its answer.
+pub async fn write(
+    server: &Arc<ApiServer>,
+    kind: &Kind,
+    stored: &Kind,
+    object: &mut Value,
+) -> Result<(), Status> {
+    match kind.conversion() {
+        Some(conversion) => {
+            webhook::convert(server, conversion, stored, std::slice::from_mut(object)).await?;
+            stored.default(object);
+        }
+        None => to_storage(kind, stored, object),
+    }
+    Ok(())
+}
+
+/// As [`from_storage`], also of kinds whose definition has a webhook for it: then one review is for
+/// all objects that are not of the version that is asked for.
+///
+/// # Errors
+/// The webhook's, or what is wrong with its answer.
+pub async fn read(
+    server: &Arc<ApiServer>,
+    kind: &Kind,
+    stored: &Kind,
+    objects: &mut [Value],
+) -> Result<(), Status> {
+    match kind.conversion() {
+        Some(conversion) => webhook::convert(server, conversion, kind, objects).await?,
+        None => objects.iter_mut().for_each(|object| from_storage(kind, stored, object)),
+    }
+    Ok(())
 }
 
 /// From the requested version to the stored one, with its defaults.

@@ -12,7 +12,7 @@ use crate::server::ApiServer;
 use http::Method;
 use names::Names;
 use serde_json::{Value, json};
-use skeg_api::{Gvr, Kinds, crd, meta};
+use skeg_api::{Gvr, Kind, Kinds, crd, meta};
 use skeg_base::{Backoff, HashMap, new_map};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -290,7 +290,10 @@ async fn delete_objects(
         let namespaces: BTreeSet<String> =
             left.iter().filter(|entry| is_new(entry)).map(|entry| entry.namespace().to_owned()).collect();
         let snapshot = server.kinds().snapshot();
-        let served = snapshot.iter().find(|kind| &*kind.gvk.group == group && &*kind.plural == plural);
+        // In the stored version no webhook is asked.
+        let is_stored = |kind: &&Arc<Kind>| kind.custom.as_ref().is_some_and(|custom| custom.is_storage);
+        let own = |kind: &&Arc<Kind>| &*kind.gvk.group == group && &*kind.plural == plural;
+        let served = snapshot.iter().filter(own).find(is_stored).or_else(|| snapshot.iter().find(own));
         for namespace in namespaces {
             let Some(kind) = served else {
                 // Nobody could remove their finalizers, where no version is served.

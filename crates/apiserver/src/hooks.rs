@@ -4,6 +4,7 @@
 use crate::admission::{Operation, Plugin};
 use crate::identity::Identity;
 use crate::local::Body;
+use crate::proxy::Dialer;
 use crate::reader::Reader;
 use crate::request::{Attributes, Decision, RequestInfo};
 use crate::server::ApiServer;
@@ -108,6 +109,8 @@ pub struct Hooks {
     pub admission: Vec<Arc<dyn Plugin>>,
     pub endpoints: Vec<Arc<dyn Endpoint>>,
     pub allocators: Vec<Arc<dyn Allocator>>,
+    /// How conversion webhooks are reached; without it by this host's own connections.
+    pub dialer: Option<Arc<dyn Dialer>>,
     /// Whether components of this process may be superusers: only where nobody comes in from
     /// outside, as in tests.
     pub local_superusers: bool,

@@ -36,6 +36,7 @@ pub mod server;
 pub mod stats;
 pub mod table;
 pub mod watch;
+mod webhook;
 
 pub use hooks::{Hooks, Seams};
 pub use identity::Identity;

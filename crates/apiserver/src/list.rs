@@ -30,6 +30,8 @@ pub enum Match {
 #[derive(Clone, Debug, Default)]
 pub struct ListOptions {
     pub filter: Filter,
+    /// Fields that are known once a webhook has converted an object.
+    pub late: FieldSelector,
     /// Empty, `0`, or a revision.
     pub resource_version: String,
     pub resource_version_match: Option<Match>,
@@ -59,8 +61,11 @@ impl ListOptions {
                 return Err(invalid(FieldError::not_supported(path, other, &["Exact", "NotOlderThan"])));
             }
         };
+        let mut filter = filter(info, query, served)?;
+        let late = late(&mut filter, served);
         let mut options = ListOptions {
-            filter: filter(info, query, served)?,
+            filter,
+            late,
             resource_version: query.text("resourceVersion").to_owned(),
             resource_version_match,
             limit: number("limit")?.unwrap_or(0) as usize,
@@ -70,6 +75,10 @@ impl ListOptions {
             timeout_seconds: number("timeoutSeconds")?,
         };
         options.validate(info.verb == "watch")?;
+        // How many objects such fields select is known once all are converted.
+        if !options.late.is_everything() {
+            options.limit = 0;
+        }
         // A watch knows no bookmarks without being asked, and a list has no events.
         options.allow_watch_bookmarks &= info.verb == "watch";
         Ok(options)
@@ -177,6 +186,17 @@ fn filter(info: &RequestInfo, query: &Query, served: &Served) -> Result<Filter, 
         namespace = wanted.to_owned();
     }
     Ok(Filter { namespace, labels, fields })
+}
+
+/// Takes the fields out of a filter that differ between versions in ways that only a webhook knows.
+fn late(filter: &mut Filter, served: &Served) -> FieldSelector {
+    if served.kind.conversion().is_none() {
+        return FieldSelector::default();
+    }
+    let all = std::mem::take(&mut filter.fields.requirements);
+    let (early, late) = all.into_iter().partition(|asked| asked.field.starts_with("metadata."));
+    filter.fields.requirements = early;
+    FieldSelector { requirements: late }
 }
 
 /// Where a paged list goes on. Opaque to clients.

@@ -3,6 +3,7 @@
 //! Upstream counterpart: `k8s.io/apiserver/pkg/server` and its handler chain.
 
 use crate::cache::{Cache, CacheError};
+use crate::convert::Conversions;
 use crate::crds::{self, Definitions};
 use crate::hooks::{Call, Hooks, Seams};
 use crate::identity::Identity;
@@ -71,6 +72,7 @@ pub struct ApiServer {
     hooks: Hooks,
     seams: Seams,
     pub(crate) stats: Arc<Stats>,
+    pub(crate) conversions: Conversions,
     reads: Semaphore,
     writes: Semaphore,
     compact_every: tokio::sync::watch::Sender<Duration>,
@@ -95,6 +97,7 @@ impl ApiServer {
         let server = Arc::new(ApiServer {
             routes: Routes::new(seams.kinds.clone(), &cache),
             hooks: (config.hooks)(&seams),
+            conversions: Conversions::default(),
             cache,
             seams,
             stats,

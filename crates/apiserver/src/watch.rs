@@ -3,20 +3,27 @@
 
 use crate::cache::entry::frame_head;
 use crate::cache::{Entry, Event, Notice, Subscription, Type};
+use crate::convert;
 use crate::local::BoxError;
 use crate::negotiate::{Encoding, Output};
 use crate::protobuf::{self, Target};
+use crate::route::Served;
+use crate::server::ApiServer;
 use crate::table::Renderer;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http_body::Frame;
 use serde_json::Value;
-use skeg_api::Status;
+use skeg_api::selector::FieldSelector;
+use skeg_api::{Kind, Status, meta};
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::time::Sleep;
 
+/// How many objects of the initial state one review is for.
+const CONVERTED_MAX: usize = 500;
 /// How much of the initial state is copied at a time.
 const CHUNK_BYTES: usize = 128 << 10;
 
@@ -35,11 +42,84 @@ pub struct Encoder {
     renderer: Renderer,
     encoding: Encoding,
     source: Source,
+    converter: Option<Arc<Converter>>,
+}
+
+/// Brings what is watched into another version by a webhook, which takes its time.
+pub struct Converter {
+    pub server: Arc<ApiServer>,
+    pub served: Arc<Served>,
+    /// Fields that are known once an object is converted.
+    pub late: FieldSelector,
+}
+
+/// Whether an object, in the version of its kind, has the fields that are asked for.
+pub fn selects(fields: &FieldSelector, kind: &Kind, object: &Value) -> bool {
+    let own = kind.selectable(object);
+    fields.matches(|name| own.iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_str()))
+}
+
+/// Frames that come once a webhook has answered.
+type Frames = BoxFuture<'static, Result<Bytes, Status>>;
+
+/// A change to be converted: its type, the states after and before it, its revision.
+type Change = (Type, Option<Arc<Entry>>, Option<Arc<Entry>>, u64);
+
+impl Converter {
+    async fn frames(
+        &self,
+        changes: Vec<Change>,
+        mut renderer: Renderer,
+        encoding: Encoding,
+    ) -> Result<Bytes, Status> {
+        let kind = &self.served.kind;
+        let is_selective = !self.late.is_everything();
+        let mut objects = Vec::new();
+        let mut add = |entry: Option<&Arc<Entry>>| {
+            objects.push(entry?.value());
+            Some(objects.len() - 1)
+        };
+        let places: Vec<_> = changes
+            .iter()
+            .map(|(of, now, before, _)| {
+                let before =
+                    before.as_ref().filter(|_| *of == Type::Deleted || is_selective && *of == Type::Modified);
+                (add(now.as_ref().filter(|_| *of != Type::Deleted)), add(before))
+            })
+            .collect();
+        convert::read(&self.server, kind, &self.served.stored, &mut objects).await?;
+        let mut out = Vec::new();
+        for ((of, _, _, revision), (now, before)) in changes.iter().zip(places) {
+            let fits = |at: Option<usize>| at.is_some_and(|at| selects(&self.late, kind, &objects[at]));
+            let of = match (is_selective, fits(before), fits(now)) {
+                (false, _, _) => *of,
+                (true, false, false) => continue,
+                (true, false, true) => Type::Added,
+                (true, true, true) => Type::Modified,
+                (true, true, false) => Type::Deleted,
+            };
+            let Some(at) = (if of == Type::Deleted { before } else { now }) else { continue };
+            let mut object = objects[at].take();
+            meta::set_resource_version(&mut object, &revision.to_string());
+            out.extend_from_slice(&frame(of.as_str(), &renderer.value(object, *revision), encoding));
+            renderer.drop_headers();
+        }
+        Ok(out.into())
+    }
 }
 
 impl Encoder {
-    pub fn new(renderer: Renderer, output: Output, source: Source) -> Self {
-        Encoder { renderer, encoding: output.encoding, source }
+    pub fn new(renderer: Renderer, output: Output, source: Source, converter: Option<Converter>) -> Self {
+        Encoder { renderer, encoding: output.encoding, source, converter: converter.map(Arc::new) }
+    }
+
+    /// The frames of changes that have to be converted first, if these have to.
+    fn later(&mut self, changes: impl FnOnce() -> Vec<Change>) -> Option<Frames> {
+        let converter = self.converter.clone()?;
+        let (renderer, encoding) = (self.renderer.clone(), self.encoding);
+        self.renderer.drop_headers();
+        let changes = changes();
+        Some(Box::pin(async move { converter.frames(changes, renderer, encoding).await }))
     }
 
     fn event(&mut self, event: &Event, kind: Type) -> Bytes {
@@ -113,6 +193,8 @@ pub struct WatchBody {
     initial: VecDeque<Arc<Entry>>,
     missed: VecDeque<(Arc<Event>, Type)>,
     encoder: Encoder,
+    /// What is being converted.
+    pending: Option<Frames>,
     marks: Marks,
     /// The newest revision that the client knows of.
     delivered: u64,
@@ -128,6 +210,7 @@ impl WatchBody {
             delivered: subscription.revision,
             subscription,
             encoder,
+            pending: None,
             marks,
             timeout: Box::pin(timeout),
             ended: false,
@@ -143,9 +226,36 @@ impl WatchBody {
         out.into()
     }
 
-    fn event(&mut self, event: &Event, kind: Type) -> Bytes {
+    /// Nothing where the change has to be converted first.
+    fn event(&mut self, event: &Event, kind: Type) -> Option<Bytes> {
         self.delivered = self.delivered.max(event.revision);
-        self.encoder.event(event, kind)
+        let change = || vec![(kind, event.current.clone(), event.previous.clone(), event.revision)];
+        self.pending = self.encoder.later(change);
+        self.pending.is_none().then(|| self.encoder.event(event, kind))
+    }
+
+    /// Begins to convert the next part of the initial state.
+    fn convert_initial(&mut self) -> bool {
+        let initial = &mut self.initial;
+        self.pending = self.encoder.later(|| {
+            let part = initial.drain(..initial.len().min(CONVERTED_MAX));
+            part.map(|entry| (Type::Added, Some(entry.clone()), None, entry.revision)).collect()
+        });
+        self.pending.is_some()
+    }
+
+    /// Frames that are converted by now. An error ends the watch.
+    fn poll_pending(&mut self, ctx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let Some(pending) = &mut self.pending else { return Poll::Ready(None) };
+        let converted = std::task::ready!(pending.as_mut().poll(ctx));
+        self.pending = None;
+        Poll::Ready(match converted {
+            Ok(bytes) => Some(bytes).filter(|bytes| !bytes.is_empty()),
+            Err(status) => {
+                self.ended = true;
+                Some(error_frame(&status, self.encoder.encoding))
+            }
+        })
     }
 }
 
@@ -162,26 +272,37 @@ impl http_body::Body for WatchBody {
             return Poll::Ready(None);
         }
         let ready = |bytes: Bytes| Poll::Ready(Some(Ok(Frame::data(bytes))));
-        if !this.initial.is_empty() {
-            return ready(this.initial_chunk());
-        }
-        if std::mem::take(&mut this.marks.initial_events_end) {
-            return ready(this.encoder.bookmark(this.delivered, true));
-        }
-        if let Some((event, kind)) = this.missed.pop_front() {
-            return ready(this.event(&event, kind));
-        }
-        match this.subscription.notices.poll_recv(ctx) {
-            Poll::Ready(Some(Notice::Event(event, kind))) => return ready(this.event(&event, kind)),
-            Poll::Ready(Some(Notice::Bookmark(revision))) => {
-                this.delivered = this.delivered.max(revision);
-                return ready(this.encoder.bookmark(this.delivered, false));
+        loop {
+            if let Some(bytes) = std::task::ready!(this.poll_pending(ctx)) {
+                return ready(bytes);
             }
-            Poll::Ready(None) => {
-                this.ended = true;
-                return Poll::Ready(None);
+            if !this.initial.is_empty() {
+                if this.convert_initial() {
+                    continue;
+                }
+                return ready(this.initial_chunk());
             }
-            Poll::Pending => {}
+            if std::mem::take(&mut this.marks.initial_events_end) {
+                return ready(this.encoder.bookmark(this.delivered, true));
+            }
+            let (event, kind) = match this.missed.pop_front() {
+                Some(missed) => missed,
+                None => match this.subscription.notices.poll_recv(ctx) {
+                    Poll::Ready(Some(Notice::Event(event, kind))) => (event, kind),
+                    Poll::Ready(Some(Notice::Bookmark(revision))) => {
+                        this.delivered = this.delivered.max(revision);
+                        return ready(this.encoder.bookmark(this.delivered, false));
+                    }
+                    Poll::Ready(None) => {
+                        this.ended = true;
+                        return Poll::Ready(None);
+                    }
+                    Poll::Pending => break,
+                },
+            };
+            if let Some(bytes) = this.event(&event, kind) {
+                return ready(bytes);
+            }
         }
         if this.timeout.as_mut().poll(ctx).is_ready() {
             this.ended = true;

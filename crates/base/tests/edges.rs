@@ -8,7 +8,7 @@ use std::process::Command;
 /// Each crate and the crates it may use.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("skeg-base", &[]),
-    ("skeg-api", &[]),
+    ("skeg-api", &["skeg-cel"]),
     ("skeg-cel", &[]),
     ("skeg-store", &["skeg-base"]),
     ("skeg-apiserver", &["skeg-api", "skeg-cel", "skeg-store", "skeg-base"]),

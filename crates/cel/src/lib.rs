@@ -49,6 +49,7 @@ pub use estimate::Cost;
 pub use eval::Activation;
 pub use issue::{Issue, Issues};
 pub use library::authz::{Authorizer, Check, Decision, ResourceCheck, What};
+pub use library::regex::Pattern;
 pub use opaque::Opaque;
 pub use parser::{DEPTH_MAX, TEXT_MAX};
 pub use program::{Evaluation, Program};

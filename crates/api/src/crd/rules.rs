@@ -5,9 +5,9 @@
 
 use super::format;
 use crate::field::{ErrorKind, FieldError, Path};
-use regex_lite::Regex;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use skeg_cel::Pattern;
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
@@ -37,7 +37,7 @@ pub struct Rules {
     min_length: Option<u64>,
     pattern: Option<String>,
     #[serde(skip)]
-    regex: OnceLock<Option<Regex>>,
+    regex: OnceLock<Option<Pattern>>,
     max_items: Option<u64>,
     min_items: Option<u64>,
     max_properties: Option<u64>,
@@ -140,7 +140,7 @@ impl Rules {
             refuse(format!("{path} in body should be at least {min} chars long"));
         }
         if let Some(pattern) = &self.pattern
-            && let Some(regex) = self.regex.get_or_init(|| Regex::new(pattern).ok())
+            && let Some(regex) = self.regex.get_or_init(|| Pattern::new(pattern).ok())
             && !regex.is_match(text)
         {
             refuse(format!("{path} in body should match '{pattern}'"));
@@ -206,12 +206,16 @@ impl Rules {
             "map" => Some(Value::Object(keys(item))),
             _ => None,
         };
-        let mut seen = std::collections::BTreeSet::new();
-        for (index, id) in items.iter().enumerate().filter_map(|(index, item)| Some((index, identity(item)?)))
-        {
-            if !seen.insert(id.to_string()) {
-                out.push(FieldError::duplicate(Path::new(path).index(index), id));
-            }
+        let repeated = |items: &[Value]| -> Vec<(usize, Value)> {
+            let mut seen = std::collections::BTreeSet::new();
+            let ids = items.iter().enumerate().filter_map(|(index, item)| Some((index, identity(item)?)));
+            ids.filter(|(_, id)| !seen.insert(id.to_string())).collect()
+        };
+        let again = repeated(items);
+        // A list that had such items before may keep them.
+        if !again.is_empty() && repeated(before).is_empty() {
+            let error = |(index, id)| FieldError::duplicate(Path::new(path).index(index), id);
+            out.extend(again.into_iter().map(error));
         }
     }
 
@@ -417,12 +421,28 @@ mod tests {
             ]
         );
         for (schema, value) in [
+            (json!({"pattern": r"^\p{Lu}[\p{Greek}\d]+\pN$"}), json!("Äβ5٣")),
             (json!({"type": "integer"}), json!(2.0)),
             (json!({"type": "number"}), json!(2)),
             (json!({"type": "string", "nullable": true}), json!(null)),
         ] {
             assert!(errors(schema, value, None).is_empty());
         }
+    }
+
+    #[test]
+    fn patterns_are_re2s() {
+        let pattern = json!({"pattern": r"^\p{Lu}\d$"});
+        for (text, fits) in [("Ä5", true), ("ä5", false), ("Ä٣", false)] {
+            assert_eq!(errors(pattern.clone(), text.into(), None).is_empty(), fits, "{text}");
+        }
+    }
+
+    #[test]
+    fn lists_that_repeated_items_may_go_on() {
+        let schema = json!({"type": "array", "x-kubernetes-list-type": "set"});
+        assert!(errors(schema.clone(), json!(["a", "a", "b"]), Some(json!(["a", "a"]))).is_empty());
+        assert_eq!(errors(schema, json!(["a", "a", "b"]), Some(json!(["a", "b"]))).len(), 1);
     }
 
     #[test]

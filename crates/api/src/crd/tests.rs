@@ -71,7 +71,7 @@ proptest::proptest! {
             let mut again = object.clone();
             row.default(&mut again);
             proptest::prop_assert_eq!(&again, &object);
-            row.check(&object, None);
+            row.check(&object, None, &mut Vec::new());
             row.selectable(&object);
             crate::columns::cells(&row, &object, jiff::Timestamp::UNIX_EPOCH);
         }

@@ -104,6 +104,10 @@ impl Walk {
         place: &Place<'_>,
     ) -> Result<(), TypeError> {
         match (schema.shape(), &mut *value) {
+            (Shape::Any, Value::Object(map)) => match schema.object_form() {
+                Some(form) => self.object(form, map, place),
+                None => Ok(()),
+            },
             (Shape::Any, _) => Ok(()),
             (_, Value::Null) if self.custom => Ok(()),
             (_, Value::Null) => {

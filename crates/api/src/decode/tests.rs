@@ -312,7 +312,10 @@ pub(crate) fn sample(schema: crate::schema::SchemaRef<'_>, seed: &mut u64, depth
         (*seed >> 33) % sides
     };
     match schema.shape() {
-        Shape::Any => json!({"free": [null, 1]}),
+        Shape::Any => match schema.object_form() {
+            Some(form) => sample(form, seed, depth),
+            None => json!({"free": [null, 1]}),
+        },
         Shape::Boolean => json!(roll(2) == 0),
         Shape::Integer => json!(roll(4)),
         Shape::Number => json!(1.5),
@@ -384,4 +387,29 @@ proptest! {
         let _ = decode_json(&bytes);
         let _ = decode_yaml(&bytes);
     }
+}
+
+#[test]
+fn schemas_within_schemas_have_known_words_only() {
+    let schema = Schema::builtin_kind("apiextensions.k8s.io", "v1", "CustomResourceDefinition").unwrap();
+    let of = |of: Value| {
+        json!({"spec": {"versions": [{"schema": {"openAPIV3Schema": {"properties": {
+            "l": {"items": of}, "m": {"additionalProperties": of}, "f": {"additionalProperties": true}}}}}]}})
+    };
+    let mut value = of(
+        json!({"type": "object", "odd": 1, "default": {"free": 1}, "items": {"type": "string", "odd": 2}}),
+    );
+    let checked = check(&schema, &mut value).unwrap();
+    let root = "spec.versions[0].schema.openAPIV3Schema.properties";
+    let unknown = |at: &str| format!("unknown field \"{root}.{at}\"");
+    assert_eq!(
+        checked.unknown,
+        [
+            unknown("l.items.items.odd"),
+            unknown("l.items.odd"),
+            unknown("m.additionalProperties.items.odd"),
+            unknown("m.additionalProperties.odd")
+        ]
+    );
+    assert_eq!(value, of(json!({"type": "object", "default": {"free": 1}, "items": {"type": "string"}})));
 }

@@ -272,6 +272,14 @@ impl<'a> SchemaRef<'a> {
         }
     }
 
+    /// What objects are of a type whose values may also be a list, a flag or strings: schemas within
+    /// schemas of custom resources, in `items`, `additionalProperties` and `dependencies`.
+    pub fn object_form(self) -> Option<SchemaRef<'a>> {
+        let name = self.type_name()?;
+        let of = ["OrArray", "OrBool", "OrStringArray"].iter().find_map(|end| name.strip_suffix(end))?;
+        Some(SchemaRef { table: self.table, node: self.table.definition(of)?.node })
+    }
+
     pub fn list_type(self) -> ListType {
         self.raw().list
     }

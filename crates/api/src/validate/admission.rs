@@ -89,7 +89,7 @@ fn webhook(hook: &At<'_>, mutating: bool, errors: &mut Errors) {
 }
 
 /// Where to reach a webhook or an extension server.
-fn client_config(at: &At<'_>, errors: &mut Errors) {
+pub(super) fn client_config(at: &At<'_>, errors: &mut Errors) {
     match (at.get("url"), at.get("service")) {
         (Some(_), Some(_)) | (None, None) => {
             errors.required(at.path.clone(), "exactly one of url or service is required");

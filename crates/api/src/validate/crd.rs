@@ -2,13 +2,16 @@
 //! may say is in [`structural`].
 //! Upstream counterpart: `apiextensions-apiserver/pkg/apis/apiextensions/validation`.
 
+use super::admission::client_config;
 use super::at::{At, Errors};
-use super::structural;
+use super::{structural, validations};
 use crate::crd::{self, COLUMN_FORMATS, COLUMN_TYPES};
 use crate::field::FieldError;
 use crate::jsonpath::JsonPath;
 use crate::kinds::Strategy;
 use crate::{meta, names};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -19,7 +22,9 @@ const APPROVED: &str = "api-approved.kubernetes.io";
 pub(super) fn strategy() -> Strategy {
     Strategy {
         validate,
+        validate_create,
         validate_update,
+        validate_status: |new, _| stored_versions(new),
         prepare_create: crd::prepare_create,
         prepare_update: crd::prepare_update,
         warnings,
@@ -143,23 +148,92 @@ fn versions(spec: &At<'_>, errors: &mut Errors) {
             );
         }
         let schema = version.child("schema").child("openAPIV3Schema");
-        match schema.value {
-            Value::Null => errors.required(schema.path, "schemas are required"),
-            _ => structural::check(&schema, errors),
+        if schema.value.is_null() {
+            errors.required(schema.path, "schemas are required");
         }
+    }
+    for version in holders(spec, "subresources") {
         subresources(&version.child("subresources"), errors);
-        for column in version.items("additionalPrinterColumns") {
-            errors.need(&column, "name");
-            errors.one_of(&column, "type", &COLUMN_TYPES);
-            if !column.str("format").is_empty() {
-                errors.optional_one_of(&column, "format", &COLUMN_FORMATS);
-            }
-            if errors.need(&column, "jsonPath") {
-                simple_path(&column, "jsonPath", errors);
-            }
+    }
+    for column in holders(spec, "additionalPrinterColumns")
+        .iter()
+        .flat_map(|version| version.items("additionalPrinterColumns"))
+    {
+        errors.need(&column, "name");
+        errors.one_of(&column, "type", &COLUMN_TYPES);
+        if !column.str("format").is_empty() {
+            errors.optional_one_of(&column, "format", &COLUMN_FORMATS);
         }
+        if errors.need(&column, "jsonPath") {
+            simple_path(&column, "jsonPath", errors);
+        }
+    }
+    for version in holders(spec, "selectableFields") {
         selectable(&version, errors);
     }
+}
+
+/// The versions as errors about one of their fields name them: what is the same in all of them is told
+/// once, as if it were said for the definition as a whole.
+fn holders<'a>(spec: &At<'a>, field: &str) -> Vec<At<'a>> {
+    let versions: Vec<At<'a>> = spec.items("versions").collect();
+    let own = |version: &At<'a>| version.value.get(field).filter(|value| !value.is_null());
+    match versions.first() {
+        Some(first) if versions.iter().all(|version| own(version) == own(first)) => {
+            vec![At { value: first.value, path: spec.path.clone() }]
+        }
+        _ => versions,
+    }
+}
+
+/// The schemas of a definition, each where errors place it.
+fn schemas_of<'a>(spec: &At<'a>) -> impl Iterator<Item = At<'a>> {
+    let whole = spec.path.clone();
+    holders(spec, "schema").into_iter().filter_map(move |version| {
+        let field = if version.path == whole { "validation" } else { "schema" };
+        let value = version.value.get("schema")?.get("openAPIV3Schema").filter(|schema| !schema.is_null())?;
+        Some(At { value, path: version.at(field).child("openAPIV3Schema") })
+    })
+}
+
+/// Checks the schemas and their rules, but for what is as it was.
+fn schemas(new: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    let spec = At::root(new).child("spec");
+    let before: Vec<At<'_>> = old.map(|old| spec_of(old).collect()).unwrap_or_default();
+    for schema in schemas_of(&spec) {
+        if before.iter().any(|before| before.value == schema.value) {
+            continue;
+        }
+        let known = errors.0.len();
+        structural::check(&schema, &mut errors);
+        if errors.0.len() == known {
+            let mut found = Errors::default();
+            validations::check(&schema, &mut found);
+            if !found.0.is_empty() {
+                keep_new(&mut found, &before);
+            }
+            errors.extend(found.0);
+        }
+    }
+    errors.0
+}
+
+fn spec_of(definition: &Value) -> impl Iterator<Item = At<'_>> {
+    schemas_of(&At::root(definition).child("spec")).collect::<Vec<_>>().into_iter()
+}
+
+/// Faults that a rule had before are let pass, so that it does not stand in the way of other changes.
+fn keep_new(found: &mut Errors, before: &[At<'_>]) {
+    let mut known = Errors::default();
+    before.iter().for_each(|schema| validations::check(schema, &mut known));
+    found.0.retain(|error| {
+        let same = |was: &FieldError| {
+            (was.kind, &was.value, &was.detail) == (error.kind, &error.value, &error.detail)
+                && (error.value.is_some() || was.path == error.path)
+        };
+        !known.0.iter().any(same)
+    });
 }
 
 fn simple_path(at: &At<'_>, field: &str, errors: &mut Errors) -> bool {
@@ -231,38 +305,41 @@ fn selectable(version: &At<'_>, errors: &mut Errors) {
     }
 }
 
+/// The fields of a webhook are named as upstream's errors name them: without the `webhook` around them.
 fn conversion(at: &At<'_>, errors: &mut Errors) {
     errors.one_of(at, "strategy", &["None", "Webhook"]);
     let webhook = at.child("webhook");
+    let client = At::new(webhook.value.get("clientConfig"), at.at("webhookClientConfig"));
+    let path = at.at("conversionReviewVersions");
+    let versions = webhook.list("conversionReviewVersions");
     if at.str("strategy") != "Webhook" {
-        if at.has("webhook") {
-            errors.forbidden(webhook.path, "should not be set when strategy is not set to Webhook");
+        let why = "should not be set when strategy is not set to Webhook";
+        if !client.value.is_null() {
+            errors.forbidden(client.path, why);
+        }
+        if !versions.is_empty() {
+            errors.forbidden(path, why);
         }
         return;
     }
-    let Some(client) = webhook.get("clientConfig") else {
-        return errors.required(webhook.at("clientConfig"), "required when strategy is set to Webhook");
-    };
-    if client.has("url") == client.has("service") {
-        errors.required(client.path.clone(), "exactly one of url or service is required");
+    match client.value {
+        Value::Null => errors.required(client.path, "required when strategy is set to Webhook"),
+        _ => client_config(&client, errors),
     }
-    if let Some(service) = client.get("service") {
-        errors.need(&service, "name");
-        errors.need(&service, "namespace");
-        errors.range(&service, "port", 1, 65535);
-    }
-    if client.has("url") && !client.str("url").starts_with("https://") {
-        errors.invalid(client.at("url"), client.str("url"), "'https' is the only allowed URL scheme");
-    }
-    let versions = webhook.list("conversionReviewVersions");
     if versions.is_empty() {
-        errors.required(webhook.at("conversionReviewVersions"), "");
-    } else if !versions.iter().any(|version| version == "v1" || version == "v1beta1") {
-        errors.invalid(
-            webhook.at("conversionReviewVersions"),
-            Value::Array(versions.to_vec()),
-            "must include at least one of v1, v1beta1",
-        );
+        return errors.required(path, "");
+    }
+    for (index, version) in versions.iter().enumerate() {
+        let name = version.as_str().unwrap_or_default();
+        if versions[..index].contains(version) {
+            errors.invalid(path.index(index), name, "duplicate version");
+        } else {
+            errors.each(&path.index(index), name, names::is_dns1035_label(name));
+        }
+    }
+    if !versions.iter().any(|version| version == "v1" || version == "v1beta1") {
+        let given = Value::Array(versions.to_vec());
+        errors.invalid(path, given, "must include at least one of v1, v1beta1");
     }
 }
 
@@ -281,13 +358,67 @@ fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     }
     errors.immutable(&spec, &was, "group");
     errors.immutable(&spec.child("names"), &was.child("names"), "plural");
-    let status = new.child("status");
+    errors.extend(stored_versions(new.value));
+    errors.extend(schemas(new.value, Some(old.value)));
+    if authority(new.value) != authority(old.value) {
+        errors.extend(bundle(new.value));
+    }
+    errors.0
+}
+
+/// Objects may be stored in the versions that the status names, and will be in the one of today.
+fn stored_versions(definition: &Value) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    let root = At::root(definition);
+    let (spec, status) = (root.child("spec"), root.child("status"));
+    let (path, stored) = (status.at("storedVersions"), status.list("storedVersions"));
+    let given = Value::Array(stored.to_vec());
+    if stored.is_empty() {
+        errors.invalid(path, given, "must have at least one stored version");
+        return errors.0;
+    }
     for item in status.items("storedVersions") {
         if !spec.list("versions").iter().any(|version| version["name"] == *item.value) {
             errors.invalid(item.path, item.value.clone(), "must appear in spec.versions");
         }
     }
+    let storage = spec.items("versions").find(|version| version.bool("storage"));
+    if let Some(storage) = storage.filter(|storage| !stored.contains(&storage.value["name"])) {
+        let why = format!("must have the storage version {}", storage.str("name"));
+        errors.invalid(path, given, why);
+    }
     errors.0
+}
+
+fn validate_create(new: &Value) -> Vec<FieldError> {
+    let mut errors = schemas(new, None);
+    errors.extend(bundle(new));
+    errors
+}
+
+const AUTHORITY: &str = "/spec/conversion/webhook/clientConfig/caBundle";
+
+fn authority(definition: &Value) -> &str {
+    definition.pointer(AUTHORITY).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// What a conversion webhook's authority must be: certificates.
+fn bundle(definition: &Value) -> Vec<FieldError> {
+    let bundle = authority(definition);
+    let pem = STANDARD.decode(bundle).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let is_some = pem.is_some_and(|pem| {
+        let blocks = pem.split("-----BEGIN CERTIFICATE-----").skip(1);
+        let body = |block: &str| {
+            block.split("-----END CERTIFICATE-----").next().map(|body| body.replace(['\r', '\n'], ""))
+        };
+        blocks.filter_map(body).any(|body| !body.is_empty() && STANDARD.decode(body).is_ok())
+    });
+    if bundle.is_empty() || is_some {
+        return Vec::new();
+    }
+    let path =
+        At::root(definition).at("spec").child("conversion").child("webhookClientConfig").child("caBundle");
+    vec![FieldError::invalid(path, bundle, "data does not contain any valid RSA or ECDSA certificates")]
 }
 
 fn warnings(new: &Value, _old: Option<&Value>) -> Vec<String> {
@@ -295,19 +426,10 @@ fn warnings(new: &Value, _old: Option<&Value>) -> Vec<String> {
     let mut out = Vec::new();
     for version in spec.items("versions") {
         let schema = version.child("schema").child("openAPIV3Schema");
-        if let Some(path) = structural::first_rule(&schema) {
-            out.push(format!("{path}: has no effect in this cluster yet: rules are not evaluated"));
-        }
         let mut unknown = Vec::new();
         structural::unknown_formats(&schema, &mut unknown);
         out.extend(
             unknown.into_iter().map(|(path, format)| format!("{path}: unrecognized format {format:?}")),
-        );
-    }
-    if spec.child("conversion").str("strategy") == "Webhook" {
-        out.push(
-            "spec.conversion.strategy: has no effect in this cluster yet: webhooks are not called, versions differ in their name alone"
-                .into(),
         );
     }
     out

@@ -4,11 +4,11 @@
 //! `ValidateCustomResourceDefinitionOpenAPISchema`.
 
 use super::at::{At, Errors};
-use crate::crd::{self, Rules};
+use crate::crd::{self, RULES, Rules, field_path};
 use crate::field::Path;
 use crate::schema::Schema;
-use regex_lite::Regex;
 use serde_json::{Value, json};
+use skeg_cel::Pattern;
 
 /// Words of JSON schema that custom resources may not use.
 const UNSUPPORTED: [&str; 6] =
@@ -29,10 +29,9 @@ const STRUCTURE: [(&str, &str); 13] = [
     ("x-kubernetes-list-type", "must be undefined to be structural"),
     ("x-kubernetes-map-type", "must be undefined to be structural"),
 ];
-const RULES: &str = "x-kubernetes-validations";
 const JUNCTORS: [&str; 3] = ["allOf", "anyOf", "oneOf"];
 const REASONS: [&str; 4] =
-    ["FieldValueRequired", "FieldValueForbidden", "FieldValueInvalid", "FieldValueDuplicate"];
+    ["FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"];
 /// The deepest nesting that is looked at; schemas beyond it are refused.
 const DEPTH_MAX: usize = 60;
 
@@ -52,14 +51,6 @@ pub(super) fn check(schema: &At<'_>, errors: &mut Errors) {
     {
         errors.invalid(schema.path.clone(), "", error.to_string());
     }
-}
-
-/// The first CEL rule of a schema.
-pub(super) fn first_rule(schema: &At<'_>) -> Option<Path> {
-    if !schema.list(RULES).is_empty() {
-        return Some(schema.at(RULES));
-    }
-    below(schema).find_map(|below| first_rule(&below))
 }
 
 /// The formats of strings that nothing is checked by, with where they stand.
@@ -200,7 +191,7 @@ fn words(schema: &At<'_>, errors: &mut Errors) {
         );
     }
     let pattern = schema.str("pattern");
-    if let Err(error) = Regex::new(pattern) {
+    if let Err(error) = Pattern::new(pattern) {
         errors.invalid(
             schema.at("pattern"),
             pattern,
@@ -208,18 +199,39 @@ fn words(schema: &At<'_>, errors: &mut Errors) {
         );
     }
     for rule in schema.items(RULES) {
-        if rule.str("rule").trim().is_empty() {
-            errors.required(rule.at("rule"), "rule is not specified");
-        }
-        if !rule.str("reason").is_empty() {
-            errors.optional_one_of(&rule, "reason", &REASONS);
-        }
-        let message = rule.str("message");
-        if rule.value.get("message").is_some_and(Value::is_string) && message.trim().is_empty() {
-            errors.invalid(rule.at("message"), message, "message must be non-empty if specified");
-        } else if message.trim().contains('\n') {
-            errors.invalid(rule.at("message"), message, "message must not contain line breaks");
-        }
+        rule_words(schema, &rule, errors);
+    }
+}
+
+/// What a rule must say, whatever its expression means.
+fn rule_words(schema: &At<'_>, rule: &At<'_>, errors: &mut Errors) {
+    let has_break = |text: &str| text.contains(['\n', '\r']);
+    let blank = |field: &str| !rule.str(field).is_empty() && rule.str(field).trim().is_empty();
+    let (text, message) = (rule.str("rule").trim(), rule.str("message"));
+    if text.is_empty() {
+        errors.required(rule.at("rule"), "rule is not specified");
+    } else if blank("message") {
+        errors.invalid(rule.at("message"), message, "message must be non-empty if specified");
+    } else if has_break(message.trim()) {
+        errors.invalid(rule.at("message"), message, "message must not contain line breaks");
+    } else if has_break(text) && message.is_empty() {
+        errors.required(rule.at("message"), "message must be specified if rule contains line breaks");
+    }
+    if blank("messageExpression") {
+        errors.required(rule.at("messageExpression"), "messageExpression must be non-empty if specified");
+    }
+    if rule.has("reason") {
+        errors.optional_one_of(rule, "reason", &REASONS);
+    }
+    let path = rule.str("fieldPath");
+    if blank("fieldPath") {
+        errors.invalid(rule.at("fieldPath"), path, "fieldPath must be non-empty if specified");
+    }
+    if has_break(path) {
+        errors.invalid(rule.at("fieldPath"), path, "fieldPath must not contain line breaks");
+    }
+    if let Err(why) = field_path::parse(path, schema.value) {
+        errors.invalid(rule.at("fieldPath"), path, format!("fieldPath must be a valid path: {why}"));
     }
 }
 

@@ -8,7 +8,7 @@ mod documents;
 mod relay;
 mod remote;
 
-use crate::admission::webhook::client::{host_roots, roots};
+use crate::webhook::{host_roots, roots};
 use crate::hooks::{Call, Endpoint, Seams};
 use crate::local::Body;
 use crate::pki::{Pair, PkiError, chain_of, key_of};

@@ -24,6 +24,8 @@ pub struct Entry {
     /// What the store holds, where that is in another form: a custom resource that was written before
     /// its definition changed.
     pub stored: Option<Body>,
+    /// It is in another version than the one that is stored by now, and only a webhook can change that.
+    pub is_foreign: bool,
     pub revision: u64,
     pub labels: Pairs<Box<str>>,
     pub fields: Pairs<&'static str>,
@@ -77,21 +79,22 @@ impl Entry {
         selectable: Option<Selectable>,
     ) -> Result<Self, RecordError> {
         let body = record::decode(value)?;
-        let (body, stored) = match kind.custom.is_some() && selectable.is_none() {
+        let Renewed { body, stored, is_foreign } = match kind.custom.is_some() && selectable.is_none() {
             true => renew(kind, body)?,
-            false => (body, None),
+            false => Renewed { body, stored: None, is_foreign: false },
         };
         let selectable = match selectable {
             Some(selectable) => selectable,
             None => Selectable::of_body(kind, &body.json).map_err(|e| RecordError::Encode(e.to_string()))?,
         };
         let Selectable { labels, fields } = selectable;
-        Ok(Entry { key, prefix_len: prefix_len as u32, body, stored, revision, labels, fields })
+        Ok(Entry { key, prefix_len: prefix_len as u32, body, stored, is_foreign, revision, labels, fields })
     }
 
     /// The same object in the form that another row says.
     pub fn renewed(&self, kind: &Kind) -> Result<Self, RecordError> {
-        let (body, stored) = renew(kind, self.stored.as_ref().unwrap_or(&self.body).clone())?;
+        let renewed = renew(kind, self.stored.as_ref().unwrap_or(&self.body).clone())?;
+        let Renewed { body, stored, is_foreign } = renewed;
         let Selectable { labels, fields } =
             Selectable::of_body(kind, &body.json).map_err(|e| RecordError::Encode(e.to_string()))?;
         Ok(Entry {
@@ -99,6 +102,7 @@ impl Entry {
             prefix_len: self.prefix_len,
             body,
             stored,
+            is_foreign,
             revision: self.revision,
             labels,
             fields,
@@ -147,14 +151,28 @@ impl Entry {
     }
 }
 
+/// A record as its row wants it.
+struct Renewed {
+    body: Body,
+    /// What was stored, where that is not the same.
+    stored: Option<Body>,
+    is_foreign: bool,
+}
+
 /// A custom resource as its row says it should be: in the storage version, without fields that the
-/// schema does not have, with defaults; and what was stored, where that is not the same.
-fn renew(kind: &Kind, body: Body) -> Result<(Body, Option<Body>), RecordError> {
+/// schema does not have, with defaults. What only a webhook can convert stays as it is until someone
+/// asks for it.
+fn renew(kind: &Kind, body: Body) -> Result<Renewed, RecordError> {
     let broken = |error: &dyn std::fmt::Display| RecordError::Encode(error.to_string());
     let mut object: Value = serde_json::from_slice(&body.json).map_err(|error| broken(&error))?;
+    if kind.conversion().is_some() && meta::api_version(&object) != kind.gvk.api_version() {
+        return Ok(Renewed { body, stored: None, is_foreign: true });
+    }
     crate::convert::fit(kind, &mut object);
     let fresh = record::decode(&record::encode(&kind.gvk.version, &object)?)?;
-    Ok(if fresh.json == body.json { (body, None) } else { (fresh, Some(body)) })
+    let is_same = fresh.json == body.json;
+    let (body, stored) = if is_same { (body, None) } else { (fresh, Some(body)) };
+    Ok(Renewed { body, stored, is_foreign: false })
 }
 
 /// An entry in a kind's ordered set, found by its path.

@@ -14,14 +14,14 @@ use skeg_api::{Status, Value};
 pub const PLURAL: &str = "componentstatuses";
 const COMPONENTS: [&str; 3] = ["controller-manager", "etcd-0", "scheduler"];
 
-pub fn read(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Body>, Status> {
+pub async fn read(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Body>, Status> {
     let output = ctx.output(headers)?;
     if ctx.info.verb == "list" {
         let list = ctx.renderer(output.form)?.values(&ListMeta::default(), COMPONENTS.map(status));
         return negotiate::respond_value(StatusCode::OK, output, &list);
     }
     let name = COMPONENTS.iter().find(|name| **name == ctx.info.name).ok_or_else(|| ctx.not_found())?;
-    ctx.respond(output, Answer::Value { code: StatusCode::OK, value: status(name) })
+    ctx.respond(output, Answer::Value { code: StatusCode::OK, value: status(name) }).await
 }
 
 fn status(name: &str) -> Value {

@@ -61,7 +61,7 @@ pub async fn create(w: &mut Writing<'_>, decoded: Decoded) -> Result<Answer, Sta
     errors.extend(decoded.invalid);
     errors.extend((kind.strategy.validate)(&object));
     errors.extend((kind.strategy.validate_create)(&object));
-    errors.extend(kind.check(&object, None));
+    w.warnings.extend(kind.check(&object, None, &mut errors));
     ctx.invalid(&name, &errors)?;
     w.warnings.extend((kind.strategy.warnings)(&object, None));
     w.admit(Phase::Validate, Operation::Create, Some(&mut object), None, &name).await?;
@@ -111,7 +111,7 @@ fn exists(w: &Writing<'_>, path: &str, name: &str, generated: bool) -> Status {
         status.message += ", the server was not able to generate a unique name for the object";
     }
     let there = w.ctx.served.resource.as_ref().and_then(|resource| resource.get(path));
-    if there.is_some_and(|entry| meta::is_deleting(&w.ctx.decode(&entry))) {
+    if there.is_some_and(|entry| meta::is_deleting(&entry.value())) {
         status.message = format!("object is being deleted: {}", status.message);
     }
     status

@@ -41,7 +41,7 @@ pub(super) async fn delete(w: &mut Writing<'_>, path: &str) -> Result<Answer, St
     let name = path.rsplit('/').next().unwrap_or(path).to_owned();
     for attempt in 1.. {
         let entry = resource.get(path).ok_or_else(|| ctx.served.not_found(&name))?;
-        let old = ctx.decode(&entry);
+        let old = ctx.decode(&entry).await?;
         check_preconditions(ctx, &name, &old, options)?;
         w.admit(Phase::Mutate, Operation::Delete, None, Some(&old), &name).await?;
         w.admit(Phase::Validate, Operation::Delete, None, Some(&old), &name).await?;
@@ -316,7 +316,7 @@ pub async fn serve_collection(ctx: Context<'_>, parts: &Parts, body: Body) -> Re
             }
         }
     }
-    let mut response = read::respond_list(ctx, output, page, None)?;
+    let mut response = read::respond_list(ctx, output, page, None).await?;
     super::warn(response.headers_mut(), &warnings);
     Ok(response)
 }

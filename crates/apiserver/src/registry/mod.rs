@@ -80,7 +80,7 @@ async fn dispatch(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Respons
     if !ctx.info.subresource.is_empty() || ctx.served.resource.is_none() {
         return match ctx.info.verb {
             "get" | "list" if &*ctx.served.kind.plural == components::PLURAL => {
-                components::read(ctx, &parts.headers)
+                components::read(ctx, &parts.headers).await
             }
             "get" => subresource::get(ctx, &parts.headers).await,
             _ => Box::pin(write(ctx, parts, body)).await,
@@ -143,7 +143,7 @@ async fn write(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Response<B
         _ => subresource::write(&mut writing, &bytes).await,
     };
     let mut response = match answer {
-        Ok(answer) => ctx.respond(output, answer)?,
+        Ok(answer) => ctx.respond(output, answer).await?,
         // Warnings are told with a refusal too.
         Err(status) if !writing.warnings.is_empty() => negotiate::respond_status(&status, output.encoding),
         Err(status) => return Err(status),
@@ -274,7 +274,7 @@ impl Context<'_> {
         self.served.not_found(&self.info.name)
     }
 
-    fn respond(&self, output: Output, answer: Answer) -> Result<Response<Body>, Status> {
+    async fn respond(&self, output: Output, answer: Answer) -> Result<Response<Body>, Status> {
         if let Answer::Stored { code, body, revision } = &answer
             && let Some(target) = self.target(output)
         {
@@ -288,9 +288,11 @@ impl Context<'_> {
                 Ok(negotiate::respond(code, output, out.into()))
             }
             Answer::Stored { code, body, revision } => {
-                let mut value: Value = serde_json::from_slice(&body.json).map_err(Status::internal)?;
-                skeg_api::meta::set_resource_version(&mut value, &revision.to_string());
-                crate::convert::from_storage(&self.served.kind, &self.served.stored, &mut value);
+                let value = match output.form {
+                    // Metadata is the same in every version.
+                    Form::Metadata => self.recorded(&body, revision)?,
+                    _ => self.written(&body, revision).await?,
+                };
                 let value = self.renderer(output.form)?.value(value, revision);
                 negotiate::respond_value(code, output, &value)
             }

@@ -95,10 +95,36 @@ impl<'a> Context<'a> {
     }
 
     /// An entry in the version of the request.
-    pub(super) fn decode(&self, entry: &Entry) -> Value {
-        let mut value = entry.value();
-        convert::from_storage(&self.served.kind, &self.served.stored, &mut value);
-        value
+    pub(super) async fn decode(&self, entry: &Entry) -> Result<Value, Status> {
+        self.shown(entry.value()).await
+    }
+
+    /// A stored object in the version of the request.
+    pub(super) async fn shown(&self, mut value: Value) -> Result<Value, Status> {
+        let served = self.served;
+        convert::read(self.server, &served.kind, &served.stored, std::slice::from_mut(&mut value)).await?;
+        Ok(value)
+    }
+
+    /// Stored objects in the version of the request.
+    pub(super) async fn shown_all(&self, entries: &[Arc<Entry>]) -> Result<Vec<Value>, Status> {
+        let served = self.served;
+        let mut objects: Vec<Value> = entries.iter().map(|entry| entry.value()).collect();
+        stats::add(&self.server.stats.translations_total, objects.len() as u64);
+        convert::read(self.server, &served.kind, &served.stored, &mut objects).await?;
+        Ok(objects)
+    }
+
+    /// A record as it is stored.
+    pub(super) fn recorded(&self, body: &Body, revision: u64) -> Result<Value, Status> {
+        let mut value: Value = serde_json::from_slice(&body.json).map_err(Status::internal)?;
+        meta::set_resource_version(&mut value, &revision.to_string());
+        Ok(value)
+    }
+
+    /// What a write answered with, in the version of the request.
+    pub(super) async fn written(&self, body: &Body, revision: u64) -> Result<Value, Status> {
+        self.shown(self.recorded(body, revision)?).await
     }
 
     /// Writes an object, given in the version of the request, and waits until reads show it.
@@ -115,7 +141,7 @@ impl<'a> Context<'a> {
             &*object
         } else {
             converted = object.clone();
-            convert::to_storage(&self.served.kind, &self.served.stored, &mut converted);
+            convert::write(self.server, &self.served.kind, &self.served.stored, &mut converted).await?;
             &converted
         };
         let stored = &self.served.stored;
@@ -146,7 +172,10 @@ impl<'a> Context<'a> {
             Ok(written) => {
                 self.server.cache.wait(written.revision.0).await;
                 for allocator in &self.server.hooks().allocators {
-                    allocator.deleted(&self.served.kind, &self.decode(entry));
+                    // Only built-in kinds hold what is allocated.
+                    let mut last = entry.value();
+                    convert::from_storage(&self.served.kind, &self.served.stored, &mut last);
+                    allocator.deleted(&self.served.kind, &last);
                 }
                 Ok(written.revision.0)
             }

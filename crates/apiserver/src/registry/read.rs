@@ -5,7 +5,7 @@ use crate::cache::{Entry, Page, Resource, Since, TooOld};
 use crate::list::{ListBody, ListMeta, ListOptions, Match, Token, list_head, parse_revision};
 use crate::local::{Body, full};
 use crate::negotiate::{self, Encoding, Form, GZIP_THRESHOLD_BYTES, Output};
-use crate::watch::{Encoder, Marks, Source, WatchBody, error_frame};
+use crate::watch::{Converter, Encoder, Marks, Source, WatchBody, error_frame, selects};
 use http::header::{CONTENT_TYPE, HeaderMap};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -26,7 +26,7 @@ pub async fn get(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Body>
     }
     let entry = resource.get(&ctx.path()).ok_or_else(|| ctx.not_found())?;
     let answer = Answer::Stored { code: StatusCode::OK, body: entry.body.clone(), revision: entry.revision };
-    ctx.respond(output, answer)
+    ctx.respond(output, answer).await
 }
 
 pub(super) fn resource<'a>(ctx: Context<'a>) -> Result<&'a Arc<Resource>, Status> {
@@ -56,11 +56,11 @@ pub async fn list(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Body
         Err(Refusal::Status(status)) => return Err(status),
         Err(Refusal::Expired(token)) => return Ok(expired(&token, output.encoding)),
     };
-    respond_list(ctx, output, page, key.as_deref())
+    respond_list(ctx, output, page, key.as_deref()).await
 }
 
 /// Answers one page of objects; with a key, a compressed one is kept for the next who asks.
-pub(super) fn respond_list(
+pub(super) async fn respond_list(
     ctx: Context<'_>,
     output: Output,
     page: Page,
@@ -89,7 +89,13 @@ pub(super) fn respond_list(
         };
     }
     if !(ctx.served.native && output.is_plain()) {
-        let value = ctx.renderer(output.form)?.list(&meta, &page.entries);
+        let renderer = ctx.renderer(output.form)?;
+        // Metadata is the same in every version.
+        let asks = ctx.served.kind.conversion().is_some() && output.form != Form::Metadata;
+        let value = match asks {
+            true => renderer.values(&meta, ctx.shown_all(&page.entries).await?),
+            false => renderer.list(&meta, &page.entries),
+        };
         return negotiate::respond_value(StatusCode::OK, output, &value);
     }
     let kind = &ctx.served.kind;
@@ -116,6 +122,17 @@ impl From<Status> for Refusal {
 
 /// The page that the options ask for.
 pub(super) async fn page(ctx: Context<'_>, options: &ListOptions) -> Result<Page, Refusal> {
+    let mut page = stored_page(ctx, options).await?;
+    if !options.late.is_everything() {
+        let objects = ctx.shown_all(&page.entries).await?;
+        let mut fits = objects.iter().map(|object| selects(&options.late, &ctx.served.kind, object));
+        page.entries.retain(|_| fits.next().unwrap_or_default());
+        page.remaining = None;
+    }
+    Ok(page)
+}
+
+async fn stored_page(ctx: Context<'_>, options: &ListOptions) -> Result<Page, Refusal> {
     let resource = resource(ctx)?;
     let asked = options.revision()?;
     if !options.continue_token.is_empty() {
@@ -278,7 +295,13 @@ pub async fn watch(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Bod
         (_, Form::Whole) if ctx.served.native => Source::Json,
         _ => Source::Values,
     };
-    let encoder = Encoder::new(ctx.renderer(output.form)?, output, source);
+    let asks = output.form != Form::Metadata || !options.late.is_everything();
+    let converter = (ctx.served.kind.conversion().is_some() && asks).then(|| Converter {
+        server: ctx.server.clone(),
+        served: ctx.served.clone(),
+        late: options.late.clone(),
+    });
+    let encoder = Encoder::new(ctx.renderer(output.form)?, output, source, converter);
     let marks = Marks {
         bookmarks: options.allow_watch_bookmarks,
         initial_events_end: initial == Some(true) && options.allow_watch_bookmarks,

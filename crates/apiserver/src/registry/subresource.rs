@@ -21,8 +21,8 @@ pub async fn get(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Body>
     match ctx.info.subresource.as_str() {
         "scale" => {
             let entry = read::resource(ctx)?.get(&ctx.path()).ok_or_else(|| ctx.not_found())?;
-            let value = scale_of(&ctx.served.kind, &ctx.decode(&entry))?;
-            ctx.respond(output, Answer::Value { code: StatusCode::OK, value })
+            let value = scale_of(&ctx.served.kind, &ctx.decode(&entry).await?)?;
+            ctx.respond(output, Answer::Value { code: StatusCode::OK, value }).await
         }
         "status" | "approval" => read::get(ctx, headers).await,
         subresource if ctx.served.kind.strategy.portion(subresource).is_some() => {
@@ -226,11 +226,7 @@ async fn scale(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
     .await?;
     let object = match answer {
         Answer::Value { value, .. } => value,
-        Answer::Stored { body, revision, .. } => {
-            let mut value: Value = serde_json::from_slice(&body.json).map_err(Status::internal)?;
-            meta::set_resource_version(&mut value, &revision.to_string());
-            value
-        }
+        Answer::Stored { body, revision, .. } => ctx.written(&body, revision).await?,
     };
     Ok(Answer::Value { code: StatusCode::OK, value: scale_of(&ctx.served.kind, &object)? })
 }

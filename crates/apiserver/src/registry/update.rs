@@ -67,7 +67,7 @@ pub(super) async fn modify(w: &mut Writing<'_>, part: Part, make: Make<'_>) -> R
     let path = ctx.path();
     for attempt in 1.. {
         let entry = resource.get(&path).ok_or_else(|| ctx.not_found())?;
-        let old = ctx.decode(&entry);
+        let old = ctx.decode(&entry).await?;
         // Warnings of a try that lost its race are not told twice.
         let warned = w.warnings.len();
         let made = make(&mut w.warnings, &old)?;
@@ -122,7 +122,7 @@ async fn attempt_once(
     let reservations = w.allocate(Operation::Update, &mut new, Some(old)).await?;
     prepare(kind, part, &mut new, old);
     let mut errors = made.invalid;
-    errors.extend(validate(kind, part, &new, old));
+    w.warnings.extend(validate(kind, part, &new, old, &mut errors));
     ctx.invalid(name, &errors)?;
     if part == Part::Main {
         w.warnings.extend((kind.strategy.warnings)(&new, Some(old)));
@@ -140,7 +140,7 @@ async fn attempt_once(
         return Ok(Answer::Value { code: StatusCode::OK, value: new });
     }
     // An update that changes nothing writes nothing, unless the record is in another form.
-    if new == *old && entry.stored.is_none() {
+    if new == *old && entry.stored.is_none() && !entry.is_foreign {
         return Ok(Answer::Stored {
             code: StatusCode::OK,
             body: entry.body.clone(),
@@ -315,18 +315,19 @@ fn keep_all_but_status(kind: &Kind, new: &mut Value, old: &Value) {
     }
 }
 
-fn validate(kind: &Kind, part: Part, new: &Value, old: &Value) -> Vec<FieldError> {
-    let mut errors = object_meta::validate_object_meta_update(new, old);
+/// Adds what is wrong; returns what is let pass and told.
+fn validate(kind: &Kind, part: Part, new: &Value, old: &Value, errors: &mut Vec<FieldError>) -> Vec<String> {
+    errors.extend(object_meta::validate_object_meta_update(new, old));
     match part {
         Part::Main => {
             errors.extend(object_meta::validate_object_meta(new, kind.namespaced, kind.name_rule));
             errors.extend((kind.strategy.validate)(new));
             errors.extend((kind.strategy.validate_update)(new, old));
-            errors.extend(kind.check(new, Some(old)));
+            return kind.check(new, Some(old), errors);
         }
         Part::Status => {
             errors.extend((kind.strategy.validate_status)(new, old));
-            errors.extend(kind.check(new, Some(old)));
+            return kind.check(new, Some(old), errors);
         }
         Part::Approval => errors.extend((kind.strategy.validate_approval)(new, old)),
         Part::Portion(portion) => {
@@ -337,5 +338,5 @@ fn validate(kind: &Kind, part: Part, new: &Value, old: &Value) -> Vec<FieldError
         Part::Finalize => errors.extend((kind.strategy.validate)(new)),
         Part::Unchecked => {}
     }
-    errors
+    Vec::new()
 }

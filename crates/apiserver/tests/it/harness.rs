@@ -137,6 +137,7 @@ async fn open(
             admission,
             endpoints: Vec::new(),
             allocators: Vec::new(),
+            dialer: None,
         }),
     };
     let api = ApiServer::open(config, store, clock, random).await.unwrap();

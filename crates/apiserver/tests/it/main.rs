@@ -8,6 +8,8 @@ mod aggregation;
 mod apply;
 mod builtin;
 mod concurrency;
+mod conversions;
+mod crd_rules;
 mod crds;
 mod crud;
 mod defaults;

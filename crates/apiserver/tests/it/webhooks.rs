@@ -24,7 +24,7 @@ const VALIDATING: &str = "/apis/admissionregistration.k8s.io/v1/validatingwebhoo
 
 /// What the webhook server does with a path.
 #[derive(Clone)]
-enum Reply {
+pub enum Reply {
     /// The `response` of a review, with the uid filled in.
     Review(Value),
     /// A status and a body.
@@ -36,18 +36,18 @@ enum Reply {
 type Answers = Arc<dyn Fn(&str, &Value) -> Reply + Send + Sync>;
 
 /// A server of webhooks.
-struct Webhooks {
-    address: SocketAddr,
+pub struct Webhooks {
+    pub address: SocketAddr,
     /// Its authority, as `caBundle` has it.
-    bundle: String,
+    pub bundle: String,
     /// Paths and requests, in the order in which they came.
     asked: Arc<Mutex<Vec<(String, Value)>>>,
-    arrived: Arc<tokio::sync::Notify>,
+    pub arrived: Arc<tokio::sync::Notify>,
     connections: Arc<AtomicUsize>,
 }
 
 impl Webhooks {
-    async fn start(answers: impl Fn(&str, &Value) -> Reply + Send + Sync + 'static) -> Self {
+    pub async fn start(answers: impl Fn(&str, &Value) -> Reply + Send + Sync + 'static) -> Self {
         let authority_key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::default();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -106,11 +106,11 @@ impl Webhooks {
         hook
     }
 
-    fn asked(&self) -> Vec<Value> {
+    pub fn asked(&self) -> Vec<Value> {
         self.asked.lock().unwrap().iter().map(|(_, request)| request.clone()).collect()
     }
 
-    fn paths(&self) -> Vec<String> {
+    pub fn paths(&self) -> Vec<String> {
         let paths = self.asked.lock().unwrap();
         paths.iter().map(|(path, _)| path.split('?').next().unwrap().to_owned()).collect()
     }

@@ -51,6 +51,25 @@ fn find_all<'a>(cx: &mut Context<'_>, args: &[Value<'a>], limit: i64) -> Result<
     Ok(Value::list(found))
 }
 
+/// A pattern in RE2's syntax, as schemas of custom resources have them too.
+#[derive(Clone, Debug)]
+pub struct Pattern(Regex);
+
+impl Pattern {
+    /// Compiles a pattern, within a bound on its size.
+    ///
+    /// # Errors
+    /// Why it is none, in a message that names it.
+    pub fn new(text: &str) -> Result<Self, String> {
+        compile(text).map(Self)
+    }
+
+    /// Whether it is found anywhere in a text.
+    pub fn is_match(&self, text: &str) -> bool {
+        self.0.is_match(text)
+    }
+}
+
 /// Compiles a pattern of RE2.
 ///
 /// # Errors

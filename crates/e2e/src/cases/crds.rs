@@ -33,6 +33,9 @@ spec:
             type: object
             description: What to run, and when.
             required: [cronSpec]
+            x-kubernetes-validations:
+            - {rule: self.replicas != 7, messageExpression: '''not %d''.format([self.replicas])', fieldPath: .replicas}
+            - {rule: self.image == oldSelf.image || self.replicas > 1, message: one keeps its image, reason: FieldValueForbidden}
             properties:
               cronSpec: {type: string, description: The times., pattern: '^(\\d+|\\*)(/\\d+)?(\\s+(\\d+|\\*)(/\\d+)?){4}$'}
               image: {type: string, default: busybox}
@@ -107,6 +110,18 @@ fn custom_resource(scope: &Scope<'_>) -> Result<()> {
         ),
         "{refused}"
     );
+    // Rules are checked with the definition and evaluated over objects, old and new.
+    let broken = DEFINITION.replace("self.replicas != 7", "self.none != 7");
+    let refused = refused_of(scope, broken.as_bytes())?;
+    ensure!(
+        refused.contains("spec.validation.openAPIV3Schema.properties[spec].x-kubernetes-validations[0].rule: Invalid value: ")
+            && refused.contains("compilation failed: ERROR: <input>:1:5: undefined field 'none'"),
+        "{refused}"
+    );
+    let refused = refused_of(scope, &object("seven", ", replicas: 7"))?;
+    ensure!(refused.contains("spec.replicas: Invalid value: \"object\": not 7"), "{refused}");
+    let refused = refused_of(scope, &object("one", ", image: x"))?;
+    ensure!(refused.contains("spec: Forbidden: one keeps its image"), "{refused}");
     scope.kubectl(&["scale", "ct/one", "--replicas=3"])?;
     let replicas = scope.jsonpath(&["ct", "one"], "{.spec.replicas}")?;
     ensure!(replicas == "3", "scaled to {replicas}");

@@ -1,12 +1,12 @@
 //! One webhook of a configuration, compiled: which writes it is asked about.
 //! Upstream counterparts: `plugin/webhook/{generic,predicates}` of `k8s.io/apiserver/pkg/admission`.
 
-use super::client::Client;
 use crate::admission::{Admission, Operation};
 use crate::proxy::Dialer;
 use crate::reader::Reader;
 use crate::resources;
 use crate::server::ApiServer;
+use crate::webhook::Client;
 use serde_json::Value;
 use skeg_api::selector::{LabelSelector, SelectorError};
 use skeg_api::{Kind, Status, meta};

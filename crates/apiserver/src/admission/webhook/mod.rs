@@ -2,7 +2,6 @@
 //! it costs the writes it is asked about no more than its timeout, and other requests nothing.
 //! Upstream counterpart: `k8s.io/apiserver/pkg/admission/plugin/webhook`.
 
-pub(crate) mod client;
 mod hook;
 mod review;
 
@@ -245,8 +244,14 @@ async fn call(
     let client = hook.client.as_ref().as_ref();
     let client = client.map_err(|why| Failure::Call(format!("could not get REST client: {why}")))?;
     let uid = server.seams().random.uuid();
-    let object = a.object.as_deref().map(|object| shown(server, a, row, object));
-    let old = a.old.map(|old| shown(server, a, row, old));
+    let object = match a.object.as_deref() {
+        Some(object) => Some(shown(server, a, row, object).await.map_err(Failure::Status)?),
+        None => None,
+    };
+    let old = match a.old {
+        Some(old) => Some(shown(server, a, row, old).await.map_err(Failure::Status)?),
+        None => None,
+    };
     let body = review(a, (hook, row), &uid, object.as_deref(), old.as_deref());
     let answer = client.post(server, body, hook.seconds).await;
     let answer = answer.map_err(|why| Failure::Call(format!("failed to call webhook: {why}")))?;
@@ -277,13 +282,13 @@ async fn change(
         ))));
     };
     let internal = |why: String| Failure::Status(Status::internal(why));
-    let mut patched = shown(server, a, row, object).into_owned();
+    let mut patched = shown(server, a, row, object).await.map_err(Failure::Status)?.into_owned();
     patch::json_patch(&mut patched, &document).map_err(|status| internal(status.message))?;
     // Subresources carry kinds of their own, which are small and checked where they are used.
     if a.kind.subresource(a.subresource).is_none_or(|sub| sub.gvk.is_none()) {
         decode::check(&row.schema, &mut patched).map_err(|error| internal(error.to_string()))?;
         if row.gvk != a.kind.gvk {
-            translate(server, row, a.kind, &mut patched);
+            translate(server, row, a.kind, &mut patched).await.map_err(Failure::Status)?;
         }
         for field in KEPT {
             meta::keep(&mut patched, object, field);
@@ -298,26 +303,32 @@ async fn change(
 }
 
 /// An object as a webhook sees it: in the version of the rule that matched.
-fn shown<'o>(
+async fn shown<'o>(
     server: &Arc<ApiServer>,
     a: &Admission<'_>,
     row: &Kind,
     object: &'o Value,
-) -> std::borrow::Cow<'o, Value> {
+) -> Result<std::borrow::Cow<'o, Value>, Status> {
     if row.gvk == a.kind.gvk || a.kind.subresource(a.subresource).is_some_and(|sub| sub.gvk.is_some()) {
-        return std::borrow::Cow::Borrowed(object);
+        return Ok(std::borrow::Cow::Borrowed(object));
     }
     let mut translated = object.clone();
-    translate(server, a.kind, row, &mut translated);
-    std::borrow::Cow::Owned(translated)
+    translate(server, a.kind, row, &mut translated).await?;
+    Ok(std::borrow::Cow::Owned(translated))
 }
 
-/// Between two versions of one kind, by way of the stored one.
-fn translate(server: &Arc<ApiServer>, from: &Kind, to: &Kind, object: &mut Value) {
-    if let Some(served) = server.served(&from.gvk.group, &from.gvk.version, &from.plural) {
+/// Between two versions of one kind: by its webhook, or by way of the stored one.
+async fn translate(
+    server: &Arc<ApiServer>,
+    from: &Kind,
+    to: &Kind,
+    object: &mut Value,
+) -> Result<(), Status> {
+    let Some(served) = server.served(&from.gvk.group, &from.gvk.version, &from.plural) else { return Ok(()) };
+    if from.conversion().is_none() {
         convert::to_storage(from, &served.stored, object);
-        convert::from_storage(to, &served.stored, object);
     }
+    convert::read(server, to, &served.stored, std::slice::from_mut(object)).await
 }
 
 pub struct MutatingAdmissionWebhook(Webhooks);

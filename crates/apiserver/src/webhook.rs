@@ -1,4 +1,4 @@
-//! Requests to a webhook: found by URL or by Service, over TLS that trusts the authority in its
+//! Requests to a webhook, of admission or of conversion: found by URL or by Service, over TLS that trusts the authority in its
 //! configuration, on connections that are used again, within a time and a size.
 //! Upstream counterpart: `k8s.io/apiserver/pkg/util/webhook/client.go`.
 
@@ -25,7 +25,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio_rustls::TlsConnector;
 
-/// The longest answer.
+/// How much longer than the request an answer may be.
 const ANSWER_BYTES_MAX: usize = 3 << 20;
 /// Connections kept open while nobody asks.
 const IDLE_MAX: usize = 16;
@@ -146,7 +146,7 @@ impl Client {
                 },
             };
             let code = response.status();
-            let answer = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+            let answer = Limited::new(response.into_body(), body.len() + ANSWER_BYTES_MAX).collect().await;
             let answer = answer.map_err(|error| error.to_string())?.to_bytes();
             if sender.ready().await.is_ok() {
                 let mut idle = self.idle.lock();
