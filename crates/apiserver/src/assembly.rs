@@ -97,6 +97,7 @@ pub async fn open(
     let config = Config { kinds, hooks: Box::new(hooks) };
     let server = ApiServer::open(config, store, clock, random).await?;
     server.tasks().0.spawn(aggregation::run(server.clone()));
+    server.tasks().0.spawn(admission::policy::status::run(server.clone()));
     server.tasks().0.spawn(bootstrap::maintain(server.clone(), setup.bootstrap));
     Ok(Assembled { server, health, written })
 }

@@ -14,6 +14,7 @@ mod harness;
 mod invalid;
 mod kinds;
 mod network;
+mod policies;
 mod protobuf;
 mod proxying;
 mod watching;

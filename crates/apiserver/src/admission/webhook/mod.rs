@@ -6,8 +6,11 @@ mod client;
 mod hook;
 mod review;
 
+use super::expressions::{CONDITIONS_BUDGET, Input, Match, Scope};
+use super::matching::Version;
+use super::versions::{shown, take_over};
 use super::{Admission, Plugin, ready};
-use crate::convert;
+use crate::auth::authz::Union;
 use crate::proxy::Dialer;
 use crate::reader::Reader;
 use crate::resources;
@@ -17,8 +20,7 @@ use hook::Hook;
 use parking_lot::RwLock;
 use review::{Verdict, review, verdict};
 use serde_json::Value;
-use skeg_api::{Gvr, Kind, Reason, Status, decode, meta, patch};
-use std::collections::BTreeSet;
+use skeg_api::{Gvr, Kind, Reason, Status, meta, patch};
 use std::sync::Arc;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
@@ -29,28 +31,17 @@ const WAITING_MAX: usize = 150;
 /// Objects that say which webhooks there are are not shown to any: nobody could repair a bad one.
 const EXEMPT: &str = "admissionregistration.k8s.io";
 
-/// What of the metadata only the server sets.
-const KEPT: [&str; 8] = [
-    "namespace",
-    "uid",
-    "creationTimestamp",
-    "resourceVersion",
-    "generation",
-    "deletionTimestamp",
-    "deletionGracePeriodSeconds",
-    "managedFields",
-];
-
 /// What both plugins share.
 pub struct Shared {
     dialer: Option<Arc<dyn Dialer>>,
+    authorizer: Arc<Union>,
     waiting: Semaphore,
 }
 
 impl Shared {
     /// Without a dialer this host's own connections are used.
-    pub fn new(dialer: Option<Arc<dyn Dialer>>) -> Arc<Self> {
-        Arc::new(Shared { dialer, waiting: Semaphore::new(WAITING_MAX) })
+    pub fn new(dialer: Option<Arc<dyn Dialer>>, authorizer: Arc<Union>) -> Arc<Self> {
+        Arc::new(Shared { dialer, authorizer, waiting: Semaphore::new(WAITING_MAX) })
     }
 }
 
@@ -64,30 +55,8 @@ struct Webhooks {
     shared: Arc<Shared>,
 }
 
-/// How far the mutation of one write has come.
-#[derive(Default)]
-pub struct Reinvocation {
-    /// Another round was asked for.
-    pub wanted: bool,
-    /// This is it.
-    pub is_again: bool,
-    /// Webhooks that were asked and want to see later changes.
-    invoked: BTreeSet<String>,
-    /// Those of them to ask again.
-    due: BTreeSet<String>,
-    /// The object when the last webhook had been asked.
-    seen: Option<Value>,
-}
-
-impl Reinvocation {
-    /// Something has changed after these were asked.
-    fn require(&mut self) {
-        self.due.append(&mut self.invoked);
-    }
-}
-
-/// A webhook and the kind in whose version it is asked, if that is another than the write's.
-type Asked = (Arc<Hook>, Option<Arc<Kind>>);
+/// A webhook and in which version it is asked.
+type Asked = (Arc<Hook>, Version);
 
 /// Why a webhook lets a write not pass.
 enum Failure {
@@ -150,7 +119,7 @@ impl Webhooks {
         }
         let mut asked = Vec::new();
         for hook in hooks.iter() {
-            asked.extend(hook.matches(a, server)?.map(|row| (hook.clone(), row)));
+            asked.extend(hook.matching.matches(a, server)?.map(|version| (hook.clone(), version)));
         }
         Ok(asked)
     }
@@ -165,21 +134,39 @@ impl Webhooks {
         })
     }
 
+    /// Whether a webhook's conditions let it be asked about a write as it is now.
+    fn is_wanted(&self, a: &Admission<'_>, hook: &Hook, row: &Kind) -> Result<bool, Status> {
+        let Some(server) = a.server.filter(|_| !hook.conditions.is_empty()) else { return Ok(true) };
+        let input = Input::new(a, server, &self.shared.authorizer, row);
+        let scope = Scope::new(&input, None, &[], CONDITIONS_BUDGET).without_namespace();
+        match hook.conditions.look(&scope) {
+            Match::Yes => Ok(true),
+            Match::No => Ok(false),
+            Match::Error(why) if hook.ignores_failure => {
+                tracing::debug!(webhook = hook.name, why, "not asked: its conditions fail");
+                Ok(false)
+            }
+            Match::Error(why) => Err(a.forbid(why)),
+        }
+    }
+
     async fn mutate(&self, a: &mut Admission<'_>) -> Result<(), Status> {
         let Some(server) = a.server else { return Ok(()) };
         let asked = self.asked(a)?;
         if asked.is_empty() {
             return Ok(());
         }
-        let _place = self.place()?;
-        if a.reinvocation.is_again && a.object.as_deref() != a.reinvocation.seen.as_ref() {
-            a.reinvocation.require();
-        }
-        for (hook, row) in asked {
-            if a.reinvocation.is_again && !a.reinvocation.due.contains(&hook.uid) {
+        let mut place = None;
+        let is_again = a.reinvocation.is_again;
+        a.reinvocation.webhooks.begin(is_again, a.object.as_deref());
+        for (hook, version) in asked {
+            let row = version.as_deref().unwrap_or(a.kind);
+            if is_again && !a.reinvocation.webhooks.is_due(&hook.uid) || !self.is_wanted(a, &hook, row)? {
                 continue;
             }
-            let row = row.as_deref().unwrap_or(a.kind);
+            if place.is_none() {
+                place = Some(self.place()?);
+            }
             let changed = match change(server, a, &hook, row).await {
                 Ok(changed) => changed,
                 Err(failure) => match failure.refusal(&hook, a) {
@@ -188,20 +175,25 @@ impl Webhooks {
                 },
             };
             if changed {
-                a.reinvocation.require();
+                a.reinvocation.webhooks.changed();
                 a.reinvocation.wanted = true;
             }
             if hook.reinvokes {
-                a.reinvocation.invoked.insert(hook.uid.clone());
+                a.reinvocation.webhooks.interested(hook.uid.clone());
             }
         }
-        a.reinvocation.seen = a.object.as_deref().cloned();
+        a.reinvocation.webhooks.end(a.object.as_deref());
         Ok(())
     }
 
     async fn validate(&self, a: &mut Admission<'_>) -> Result<(), Status> {
         let Some(server) = a.server else { return Ok(()) };
-        let asked = self.asked(a)?;
+        let mut asked = Vec::new();
+        for (hook, version) in self.asked(a)? {
+            if self.is_wanted(a, &hook, version.as_deref().unwrap_or(a.kind))? {
+                asked.push((hook, version));
+            }
+        }
         if asked.is_empty() {
             return Ok(());
         }
@@ -279,45 +271,7 @@ async fn change(
     let internal = |why: String| Failure::Status(Status::internal(why));
     let mut patched = shown(server, a, row, object).into_owned();
     patch::json_patch(&mut patched, &document).map_err(|status| internal(status.message))?;
-    // Subresources carry kinds of their own, which are small and checked where they are used.
-    if a.kind.subresource(a.subresource).is_none_or(|sub| sub.gvk.is_none()) {
-        decode::check(&row.schema, &mut patched).map_err(|error| internal(error.to_string()))?;
-        if row.gvk != a.kind.gvk {
-            translate(server, row, a.kind, &mut patched);
-        }
-        for field in KEPT {
-            meta::keep(&mut patched, object, field);
-        }
-        a.kind.default(&mut patched);
-    }
-    let changed = patched != *object;
-    if let Some(object) = a.object.as_deref_mut().filter(|_| changed) {
-        *object = patched;
-    }
-    Ok(changed)
-}
-
-/// An object as a webhook sees it: in the version of the rule that matched.
-fn shown<'o>(
-    server: &Arc<ApiServer>,
-    a: &Admission<'_>,
-    row: &Kind,
-    object: &'o Value,
-) -> std::borrow::Cow<'o, Value> {
-    if row.gvk == a.kind.gvk || a.kind.subresource(a.subresource).is_some_and(|sub| sub.gvk.is_some()) {
-        return std::borrow::Cow::Borrowed(object);
-    }
-    let mut translated = object.clone();
-    translate(server, a.kind, row, &mut translated);
-    std::borrow::Cow::Owned(translated)
-}
-
-/// Between two versions of one kind, by way of the stored one.
-fn translate(server: &Arc<ApiServer>, from: &Kind, to: &Kind, object: &mut Value) {
-    if let Some(served) = server.served(&from.gvk.group, &from.gvk.version, &from.plural) {
-        convert::to_storage(from, &served.stored, object);
-        convert::from_storage(to, &served.stored, object);
-    }
+    take_over(server, a, row, patched).map_err(internal)
 }
 
 pub struct MutatingAdmissionWebhook(Webhooks);
