@@ -10,6 +10,7 @@ use crate::server::ApiServer;
 use serde_json::Value;
 use skeg_api::selector::{LabelSelector, SelectorError};
 use skeg_api::{Kind, Status};
+use std::cell::OnceCell;
 use std::sync::Arc;
 
 pub struct Matching {
@@ -23,6 +24,30 @@ pub struct Matching {
 
 /// In which version a write is shown: that of another kind, or (none) its own.
 pub type Version = Option<Arc<Kind>>;
+
+/// One write, for all who may match it: what they ask of the server is found once.
+pub struct Subject<'s, 'r> {
+    a: &'s Admission<'r>,
+    server: &'s Arc<ApiServer>,
+    /// The other versions of its kind.
+    others: OnceCell<Vec<Arc<Kind>>>,
+}
+
+impl<'s, 'r> Subject<'s, 'r> {
+    pub fn new(a: &'s Admission<'r>, server: &'s Arc<ApiServer>) -> Self {
+        Subject { a, server, others: OnceCell::new() }
+    }
+
+    fn others(&self) -> &[Arc<Kind>] {
+        self.others.get_or_init(|| {
+            let kind = self.a.kind;
+            let is_other = |row: &&Arc<Kind>| {
+                row.storage.is_some() && row.storage == kind.storage && row.gvk != kind.gvk
+            };
+            self.server.seams().kinds.snapshot().iter().filter(is_other).cloned().collect()
+        })
+    }
+}
 
 impl Matching {
     /// As a webhook of a configuration says it.
@@ -47,37 +72,32 @@ impl Matching {
     ///
     /// # Errors
     /// If it cannot be told, as where the namespace is not there.
-    pub fn matches(&self, a: &Admission<'_>, server: &Arc<ApiServer>) -> Result<Option<Version>, Status> {
-        if !self.selects_object(a)? || self.find(&self.excluded, a, server).is_some() {
+    pub fn matches(&self, subject: &Subject<'_, '_>) -> Result<Option<Version>, Status> {
+        let a = subject.a;
+        if !self.selects_object(a)? || self.find(&self.excluded, subject).is_some() {
             return Ok(None);
         }
         let version = match &self.rules {
             None => Some(None),
-            Some(rules) => self.find(rules, a, server),
+            Some(rules) => self.find(rules, subject),
         };
         match version {
-            Some(version) if self.selects_namespace(a, &*server.seams().reader)? => Ok(Some(version)),
+            Some(version) if self.selects_namespace(a, &*subject.server.seams().reader)? => Ok(Some(version)),
             _ => Ok(None),
         }
     }
 
-    fn find(&self, rules: &[Rule], a: &Admission<'_>, server: &Arc<ApiServer>) -> Option<Version> {
-        let mut concerned = rules.iter().filter(|rule| rule.concerns(a)).peekable();
-        concerned.peek()?;
-        if concerned.clone().any(|rule| rule.names(a, a.kind)) {
+    fn find(&self, rules: &[Rule], subject: &Subject<'_, '_>) -> Option<Version> {
+        let a = subject.a;
+        let concerned = || rules.iter().filter(|rule| rule.concerns(a));
+        if concerned().any(|rule| rule.names(a, a.kind)) {
             return Some(None);
         }
-        if !self.takes_equivalents {
+        if !self.takes_equivalents || concerned().next().is_none() {
             return None;
         }
-        let snapshot = server.seams().kinds.snapshot();
-        let is_other = |row: &&Arc<Kind>| {
-            row.storage.is_some() && row.storage == a.kind.storage && row.gvk != a.kind.gvk
-        };
-        let others: Vec<&Arc<Kind>> = snapshot.iter().filter(is_other).collect();
-        concerned
-            .find_map(|rule| others.iter().find(|row| rule.names(a, row)))
-            .map(|row| Some(Arc::clone(row)))
+        let named = |rule: &Rule| subject.others().iter().find(|row| rule.names(a, row));
+        concerned().find_map(named).map(|row| Some(row.clone()))
     }
 
     fn selects_object(&self, a: &Admission<'_>) -> Result<bool, Status> {

@@ -1,9 +1,7 @@
 //! What is wrong with the expressions of a configuration, told when it is written.
 //! Upstream counterpart: `pkg/apis/admissionregistration/validation`.
 
-use super::{
-    ASKS, BOOL, Compiler, Expression, Extra, Gives, MUTATES, OBJECT, PATCH, PLAIN, TEXT, TEXT_OR_NULL,
-};
+use super::{BOOL, Compiler, Expression, Extra, Gives, OBJECT, PATCH, TEXT, TEXT_OR_NULL, VARIABLES_MAX};
 use serde_json::Value;
 use skeg_api::Kind;
 use skeg_api::field::{ErrorKind, FieldError, Path};
@@ -60,7 +58,7 @@ impl Found {
         for (index, condition) in items(holder, "matchConditions") {
             let path = path.child("matchConditions").index(index).child("expression");
             let text = condition["expression"].as_str().unwrap_or_default().trim();
-            self.compile(&compiler, (text, path), BOOL, ASKS);
+            self.compile(&compiler, (text, path), BOOL, Extra::Asks);
         }
     }
 
@@ -68,7 +66,11 @@ impl Found {
     fn policy(&mut self, spec: &Value, path: &Path) -> Compiler {
         let mut compiler = Compiler::with_variables(spec["paramKind"].is_object());
         self.conditions(spec, path, &compiler);
-        for (index, variable) in items(spec, "variables") {
+        let count = items(spec, "variables").count();
+        if count > VARIABLES_MAX {
+            self.0.push(FieldError::too_many(path.child("variables"), count, VARIABLES_MAX));
+        }
+        for (index, variable) in items(spec, "variables").take(VARIABLES_MAX) {
             let text = |field: &str| variable[field].as_str().unwrap_or_default();
             if text("expression").trim().is_empty() {
                 continue;
@@ -83,9 +85,9 @@ impl Found {
     fn validating(&mut self, spec: &Value, path: &Path) {
         let compiler = self.policy(spec, path);
         for (list, field, gives, extra) in [
-            ("validations", "expression", BOOL, ASKS),
-            ("validations", "messageExpression", TEXT, PLAIN),
-            ("auditAnnotations", "valueExpression", TEXT_OR_NULL, ASKS),
+            ("validations", "expression", BOOL, Extra::Asks),
+            ("validations", "messageExpression", TEXT, Extra::Nothing),
+            ("auditAnnotations", "valueExpression", TEXT_OR_NULL, Extra::Asks),
         ] {
             for (index, item) in items(spec, list) {
                 let text = item[field].as_str().unwrap_or_default();
@@ -104,7 +106,7 @@ impl Found {
             };
             let text = mutation[field]["expression"].as_str().unwrap_or_default();
             let path = path.child("mutations").index(index).child(field).child("expression");
-            self.compile(&compiler, (text, path), gives, MUTATES);
+            self.compile(&compiler, (text, path), gives, Extra::Mutates);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Match conditions: what more must be so of a write for a webhook or a policy to look at it.
 
-use super::{ASKS, BOOL, Compiler, Expression, Scope};
+use super::{BOOL, Compiler, Expression, Extra, Scope};
 use crate::admission::aggregate;
 use serde_json::Value;
 use skeg_cel::Value as Cel;
@@ -23,7 +23,7 @@ impl Conditions {
         let text = |condition: &Value, field: &str| condition[field].as_str().unwrap_or_default().to_owned();
         let compiler = compiler.without_variables();
         let compile = |condition: &Value| {
-            let expression = compiler.compile(&text(condition, "expression"), BOOL, ASKS);
+            let expression = compiler.compile(&text(condition, "expression"), BOOL, Extra::Asks);
             (text(condition, "name"), expression)
         };
         Conditions(list.as_array().into_iter().flatten().map(compile).collect())

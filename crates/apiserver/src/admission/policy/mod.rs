@@ -12,8 +12,8 @@ mod validating;
 pub use mutating::MutatingAdmissionPolicy;
 pub use validating::ValidatingAdmissionPolicy;
 
-use super::expressions::{Compiler, Conditions, Variable};
-use super::matching::{Matching, Version};
+use super::expressions::{Compiler, Conditions, VARIABLES_MAX, Variable};
+use super::matching::{Matching, Subject, Version};
 use super::{Admission, matching};
 use crate::reader::Reader;
 use crate::server::ApiServer;
@@ -172,7 +172,7 @@ impl<R: Rules> Policy<R> {
 /// Compiles the variables of a policy, each for those after it.
 fn variables(spec: &Value, compiler: &mut Compiler) -> Vec<Variable> {
     let text = |variable: &Value, field: &str| variable[field].as_str().unwrap_or_default().to_owned();
-    let list = spec["variables"].as_array().into_iter().flatten();
+    let list = spec["variables"].as_array().into_iter().flatten().take(VARIABLES_MAX);
     list.map(|variable| compiler.variable(&text(variable, "name"), &text(variable, "expression"))).collect()
 }
 
@@ -203,7 +203,7 @@ pub fn look<'b, R: Rules>(
     a: &Admission<'_>,
     server: &Arc<ApiServer>,
 ) -> Vec<Result<Invocation<'b, R>, Misfit<'b>>> {
-    let mut out = Vec::new();
+    let (mut out, subject) = (Vec::new(), Subject::new(a, server));
     for Bound { policy, bindings } in all {
         let policy = &**policy;
         let misfit = |binding: Option<&'b Binding>, why: String| {
@@ -211,7 +211,7 @@ pub fn look<'b, R: Rules>(
             let why = format!("failed to configure {what}: {why}");
             Err(Misfit { policy: &policy.name, binding: binding.map(|binding| &*binding.name), why })
         };
-        let version = match policy.matching.matches(a, server) {
+        let version = match policy.matching.matches(&subject) {
             Ok(Some(version)) => version,
             Ok(None) => continue,
             Err(status) => {
@@ -228,7 +228,7 @@ pub fn look<'b, R: Rules>(
             }
         };
         for binding in bindings {
-            match binding.matching.as_ref().map(|own| own.matches(a, server)).transpose() {
+            match binding.matching.as_ref().map(|own| own.matches(&subject)).transpose() {
                 Ok(Some(None)) => continue,
                 Ok(_) => {}
                 Err(status) => {

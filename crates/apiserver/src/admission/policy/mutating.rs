@@ -4,7 +4,7 @@
 
 use super::{Invocation, Misfit, Policies, Policy, Rules, is_exempt, look};
 use crate::admission::expressions::{
-    CONDITIONS_BUDGET, Compiler, Expression, Input, MUTATES, Match, OBJECT, PATCH, Scope,
+    CONDITIONS_BUDGET, Compiler, Expression, Extra, Input, Match, OBJECT, PATCH, Scope,
 };
 use crate::admission::versions::{shown, take_over};
 use crate::admission::{Admission, Plugin, ready};
@@ -36,12 +36,12 @@ impl Rules for Mutating {
         let text = |of: &Value| of["expression"].as_str().unwrap_or_default().to_owned();
         let mutation = |of: &Value| match of["patchType"].as_str() {
             Some("JSONPatch") => {
-                Mutation::JsonPatch(compiler.compile(&text(&of["jsonPatch"]), PATCH, MUTATES))
+                Mutation::JsonPatch(compiler.compile(&text(&of["jsonPatch"]), PATCH, Extra::Mutates))
             }
             _ => Mutation::ApplyConfiguration(compiler.compile(
                 &text(&of["applyConfiguration"]),
                 OBJECT,
-                MUTATES,
+                Extra::Mutates,
             )),
         };
         Mutating {

@@ -1,7 +1,7 @@
 //! What is wrong with a policy's expressions for the types that it names: told, never acted on.
 //! Upstream counterpart: `plugin/policy/validating/typechecking.go`.
 
-use crate::admission::expressions::{ASKS, Compiler, PLAIN};
+use crate::admission::expressions::{Compiler, Extra};
 use serde_json::{Value, json};
 use skeg_api::kinds::Snapshot;
 use skeg_api::{Gvr, Kind, openapi};
@@ -25,7 +25,7 @@ pub fn warnings(policy: &Value, snapshot: &Snapshot) -> Vec<Value> {
     let compilers: Vec<(String, Compiler)> = types(spec, snapshot).values().map(compiler).collect();
     let mut out = Vec::new();
     for (index, validation) in spec["validations"].as_array().into_iter().flatten().enumerate() {
-        for (field, extra) in [("expression", ASKS), ("messageExpression", PLAIN)] {
+        for (field, extra) in [("expression", Extra::Asks), ("messageExpression", Extra::Nothing)] {
             let text = validation[field].as_str().unwrap_or_default();
             if text.is_empty() {
                 continue;

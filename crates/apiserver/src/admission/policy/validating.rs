@@ -3,7 +3,7 @@
 
 use super::{Binding, Invocation, Misfit, Policies, Rules, is_exempt, look};
 use crate::admission::expressions::{
-    ASKS, BOOL, CONDITIONS_BUDGET, Compiler, Expression, Input, Match, PLAIN, Scope, TEXT, TEXT_OR_NULL,
+    BOOL, CONDITIONS_BUDGET, Compiler, Expression, Extra, Input, Match, Scope, TEXT, TEXT_OR_NULL,
 };
 use crate::admission::{Admission, Plugin, ready};
 use crate::auth::authz::Union;
@@ -42,12 +42,12 @@ impl Rules for Validating {
         let list = |field: &str| spec[field].as_array().into_iter().flatten();
         let message = |of: &Value| {
             let expression = text(of, "messageExpression");
-            (!expression.is_empty()).then(|| compiler.compile(&expression, TEXT, PLAIN))
+            (!expression.is_empty()).then(|| compiler.compile(&expression, TEXT, Extra::Nothing))
         };
         Validating {
             validations: list("validations")
                 .map(|of| Validation {
-                    expression: compiler.compile(&text(of, "expression"), BOOL, ASKS),
+                    expression: compiler.compile(&text(of, "expression"), BOOL, Extra::Asks),
                     message: text(of, "message").trim().to_owned(),
                     message_expression: message(of),
                     reason: match of["reason"].as_str() {
@@ -60,7 +60,8 @@ impl Rules for Validating {
                 .collect(),
             annotations: list("auditAnnotations")
                 .map(|of| {
-                    let expression = compiler.compile(&text(of, "valueExpression"), TEXT_OR_NULL, ASKS);
+                    let expression =
+                        compiler.compile(&text(of, "valueExpression"), TEXT_OR_NULL, Extra::Asks);
                     (text(of, "key"), expression)
                 })
                 .collect(),

@@ -7,7 +7,7 @@ mod hook;
 mod review;
 
 use super::expressions::{CONDITIONS_BUDGET, Input, Match, Scope};
-use super::matching::Version;
+use super::matching::{Subject, Version};
 use super::versions::{shown, take_over};
 use super::{Admission, Plugin, ready};
 use crate::auth::authz::Union;
@@ -117,9 +117,9 @@ impl Webhooks {
         if hooks.is_empty() || &*a.kind.gvk.group == EXEMPT {
             return Ok(Vec::new());
         }
-        let mut asked = Vec::new();
+        let (mut asked, subject) = (Vec::new(), Subject::new(a, server));
         for hook in hooks.iter() {
-            asked.extend(hook.matching.matches(a, server)?.map(|version| (hook.clone(), version)));
+            asked.extend(hook.matching.matches(&subject)?.map(|version| (hook.clone(), version)));
         }
         Ok(asked)
     }

@@ -270,6 +270,36 @@ async fn evaluation_ends_at_its_budget() {
     }
 }
 
+#[tokio::test]
+async fn variables_that_name_each_other_stay_within_the_stack() {
+    let server = start().await;
+    // The most that is taken: two of the deepest, or a chain of many.
+    let deep = |inner: &str, depth: usize| format!("{}{inner}{}", "[".repeat(depth), "]".repeat(depth));
+    let sum = |inner: &str, depth: usize| format!("{}{inner}{}", "1 + (".repeat(depth), ")".repeat(depth));
+    let chain = |length: usize, step: &dyn Fn(usize) -> String| -> Vec<Value> {
+        let variable = |n: usize| json!({"name": format!("v{n}"), "expression": if n == 0 { "object.data.size()".into() } else { step(n) }});
+        (0..length).map(variable).collect()
+    };
+    let policy = |variables: Vec<Value>, last: &str| json!({"variables": variables, "validations": [{"expression": format!("dyn(variables.{last}) == 7 || true")}]});
+    let lists = |n: usize| deep(&format!("variables.v{}", n - 1), 225);
+    let sums = |n: usize| sum(&format!("variables.v{}", n - 1), 110);
+    let names = |n: usize| format!("variables.v{}", n - 1);
+    for (variables, last) in [(chain(3, &lists), "v2"), (chain(3, &sums), "v2"), (chain(50, &names), "v49")] {
+        server.validate("deep", policy(variables, last)).await;
+        server.try_map("m", json!({"a": "b"})).await.expect(201);
+    }
+    for (variables, last) in [(chain(4, &lists), "v3"), (chain(10_000, &names), "v999")] {
+        let spec = with(policy(variables, last), &json!({"matchConstraints": {"resourceRules": [maps()]}}));
+        let path = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
+        let refused = server.post(path, &json!({"metadata": {"name": "p"}, "spec": spec})).await.expect(422);
+        let told = refused["message"].as_str().unwrap();
+        assert!(
+            told.contains("variables name each other too deeply: more than 500 expressions in each other"),
+            "{told}"
+        );
+    }
+}
+
 /// Keeps what is put on record.
 #[derive(Clone, Default)]
 struct Recorder(Arc<Mutex<Vec<(String, String)>>>);
