@@ -188,6 +188,11 @@ fn every(seams: &Seams, authorizer: &Arc<Union>, dialer: Option<Arc<dyn Dialer>>
         Arc::new(classes::DefaultIngressClass(reader.clone())),
         Arc::new(classes::PodTopologyLabels(reader.clone())),
         Arc::new(escalation::Escalation::new(authorizer.clone())),
+        Arc::new(policy::PolicyParameters {
+            reader: reader.clone(),
+            kinds: seams.kinds.clone(),
+            authorizer: authorizer.clone(),
+        }),
         Arc::new(signing_request::Requestor),
         Arc::new(policy::MutatingAdmissionPolicy::new(reader.clone(), authorizer.clone())),
         Arc::new(webhook::MutatingAdmissionWebhook::new(reader.clone(), webhooks.clone())),

@@ -532,6 +532,24 @@ async fn services_lead_to_webhooks_which_see_connections_too() {
         json!({"kind": "PodAttachOptions", "apiVersion": "v1", "container": "c", "stdin": true})
     );
     assert_eq!((&asked["operation"], &asked["subResource"]), (&json!("CONNECT"), &json!("attach")));
+    // Policies see them before webhooks do.
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    let rule = rule(&["CONNECT"], "", "v1", &["pods/attach"]);
+    let expression =
+        "!has(object.stdin) && request.subResource == 'attach' && request.requestKind.kind == 'PodAttachOptions'";
+    let spec =
+        json!({"matchConstraints": {"resourceRules": [rule]}, "validations": [{"expression": expression}]});
+    let policies = format!("{group}/validatingadmissionpolicies");
+    cluster.create(&policies, json!({"metadata": {"name": "attach"}, "spec": spec})).await;
+    let spec = json!({"policyName": "attach", "validationActions": ["Deny"]});
+    let bindings = format!("{group}/validatingadmissionpolicybindings");
+    cluster.create(&bindings, json!({"metadata": {"name": "attach"}, "spec": spec})).await;
+    let attach = async |stdin: bool| {
+        let path = format!("/api/v1/namespaces/default/pods/p/attach?container=c&stdin={stdin}&stdout=true");
+        cluster.get(&upgrade, &path).await
+    };
+    attach(true).await.expect(422);
+    attach(false).await.expect(400);
     cluster.api.stop().await;
 }
 

@@ -5,11 +5,13 @@
 
 mod mutating;
 mod params;
+mod reach;
 pub mod status;
 mod type_check;
 mod validating;
 
 pub use mutating::MutatingAdmissionPolicy;
+pub use reach::PolicyParameters;
 pub use validating::ValidatingAdmissionPolicy;
 
 use super::expressions::{Compiler, Conditions, VARIABLES_MAX, Variable};
@@ -247,4 +249,47 @@ pub fn look<'b, R: Rules>(
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reader::fake::Fake;
+    use crate::resources::{VALIDATING_BINDINGS, VALIDATING_POLICIES};
+    use serde_json::json;
+
+    struct Nothing;
+
+    impl Rules for Nothing {
+        fn new(_: &Value, _: &Compiler) -> Self {
+            Nothing
+        }
+    }
+
+    #[test]
+    fn a_policy_is_compiled_once_a_generation() {
+        let reader = Arc::new(Fake::default());
+        let policy = |generation: u64| json!({"metadata": {"name": "p", "uid": "u", "generation": generation}, "spec": {}});
+        let binding = |name: &str| json!({"metadata": {"name": name}, "spec": {"policyName": "p"}});
+        reader.put(&VALIDATING_POLICIES, policy(1));
+        let all = Policies::<Nothing>::new(
+            reader.clone(),
+            VALIDATING_POLICIES.clone(),
+            VALIDATING_BINDINGS.clone(),
+        );
+        assert!(all.current().is_empty(), "nothing binds it");
+        reader.put(&VALIDATING_BINDINGS, binding("b"));
+        let first = all.current();
+        assert!(Arc::ptr_eq(&first, &all.current()), "nothing changed");
+        reader.put(&VALIDATING_BINDINGS, binding("a"));
+        let second = all.current();
+        let names: Vec<&str> = second[0].bindings.iter().map(|binding| &*binding.name).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert!(Arc::ptr_eq(&first[0].policy, &second[0].policy), "another binding");
+        // As when its status is written.
+        reader.put(&VALIDATING_POLICIES, policy(1));
+        assert!(Arc::ptr_eq(&first[0].policy, &all.current()[0].policy));
+        reader.put(&VALIDATING_POLICIES, policy(2));
+        assert!(!Arc::ptr_eq(&first[0].policy, &all.current()[0].policy));
+    }
 }

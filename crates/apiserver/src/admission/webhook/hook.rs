@@ -25,11 +25,13 @@ pub struct Hook {
     /// The writes that it is asked about,
     pub matching: Matching,
     /// and what is more to be so of them.
-    pub conditions: Conditions,
+    pub conditions: Arc<Conditions>,
+    match_conditions: Value,
 }
 
 impl Hook {
-    /// The webhooks of a configuration; those that reach the same server keep its connections.
+    /// The webhooks of a configuration; those that reach the same server keep its connections, and those
+    /// of the same conditions keep them compiled.
     pub fn of(
         configuration: &Value,
         before: &[Arc<Hook>],
@@ -48,10 +50,15 @@ impl Hook {
         let text = |field: &str| hook[field].as_str().unwrap_or_default();
         let (name, client_config) = (text("name").to_owned(), hook["clientConfig"].clone());
         let uid = format!("{configuration}/{name}");
-        let known = before.iter().find(|known| known.uid == uid && known.client_config == client_config);
-        let client = match known {
+        let match_conditions = hook["matchConditions"].clone();
+        let known = before.iter().find(|known| known.uid == uid);
+        let client = match known.filter(|known| known.client_config == client_config) {
             Some(known) => known.client.clone(),
             None => Arc::new(Client::new(&client_config, dialer.cloned())),
+        };
+        let conditions = match known.filter(|known| known.match_conditions == match_conditions) {
+            Some(known) => known.conditions.clone(),
+            None => Arc::new(Conditions::new(&match_conditions, &Compiler::default())),
         };
         let mut versions = strings(&hook["admissionReviewVersions"]);
         let version = versions.find(|version| matches!(version.as_str(), "v1" | "v1beta1"));
@@ -66,7 +73,8 @@ impl Hook {
             client,
             client_config,
             matching: Matching::of_webhook(hook),
-            conditions: Conditions::new(&hook["matchConditions"], &Compiler::default()),
+            conditions,
+            match_conditions,
         }
     }
 }
