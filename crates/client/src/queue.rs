@@ -369,6 +369,15 @@ mod tests {
             waits.push(start.elapsed().as_millis());
         }
         assert_eq!(waits, [5, 10, 20, 5, 10]);
+        for _ in 2..20 {
+            queue.add_rate_limited("a");
+            queue.get().await;
+            queue.done(&"a");
+        }
+        let start = Instant::now();
+        queue.add_rate_limited("a");
+        queue.get().await;
+        assert_eq!(start.elapsed().as_secs(), 1000, "upstream's longest back-off");
     }
 
     #[tokio::test(start_paused = true)]

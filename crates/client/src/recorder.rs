@@ -88,6 +88,19 @@ impl Recorder {
         self.event_at(about, "", event_type, reason, message);
     }
 
+    /// An event that names what was done or tried: `Binding`.
+    pub fn event_of(
+        &self,
+        action: &str,
+        about: &ObjectRef,
+        event_type: EventType,
+        reason: &str,
+        message: &str,
+    ) {
+        let said = Said { action, ..self.said(about, event_type, reason, message) };
+        self.record(&said);
+    }
+
     /// An event about a part of the object: `spec.containers{web}`.
     pub fn event_at(
         &self,
@@ -97,20 +110,35 @@ impl Recorder {
         reason: &str,
         message: &str,
     ) {
-        let inner = &*self.0;
-        let said = Said {
-            component: &inner.component,
-            host: &inner.host,
+        let said = Said { field_path, ..self.said(about, event_type, reason, message) };
+        self.record(&said);
+    }
+
+    fn said<'a>(
+        &'a self,
+        about: &'a ObjectRef,
+        event_type: EventType,
+        reason: &'a str,
+        message: &'a str,
+    ) -> Said<'a> {
+        Said {
+            component: &self.0.component,
+            host: &self.0.host,
             about,
-            field_path,
+            field_path: "",
+            action: "",
             event_type: event_type.as_str(),
             reason,
             message,
-        };
-        let Some(deed) = inner.correlator.lock().correlate(&said, inner.clock.now()) else { return };
-        let lane = hash_of(&(&about.namespace, &about.name)) as usize % LANES;
+        }
+    }
+
+    fn record(&self, said: &Said<'_>) {
+        let inner = &*self.0;
+        let Some(deed) = inner.correlator.lock().correlate(said, inner.clock.now()) else { return };
+        let lane = hash_of(&(&said.about.namespace, &said.about.name)) as usize % LANES;
         if inner.lanes[lane].try_send(deed).is_err() {
-            tracing::debug!(reason, message, "too many events, one is dropped");
+            tracing::debug!(said.reason, said.message, "too many events, one is dropped");
         }
     }
 }
@@ -121,6 +149,7 @@ struct Said<'a> {
     host: &'a str,
     about: &'a ObjectRef,
     field_path: &'a str,
+    action: &'a str,
     event_type: &'a str,
     reason: &'a str,
     message: &'a str,
@@ -150,7 +179,7 @@ impl Said<'_> {
         if !self.host.is_empty() {
             source["host"] = self.host.into();
         }
-        json!({
+        let mut event = json!({
             "apiVersion": "v1",
             "kind": "Event",
             "metadata": { "name": name, "namespace": namespace_of(self.about) },
@@ -164,7 +193,11 @@ impl Said<'_> {
             "type": self.event_type,
             "reportingComponent": self.component,
             "reportingInstance": self.host,
-        })
+        });
+        if !self.action.is_empty() {
+            event["action"] = self.action.into();
+        }
+        event
     }
 }
 
@@ -358,7 +391,16 @@ mod tests {
     }
 
     fn say<'a>(about: &'a ObjectRef, reason: &'a str, message: &'a str) -> Said<'a> {
-        Said { component: "test", host: "", about, field_path: "", event_type: "Normal", reason, message }
+        Said {
+            component: "test",
+            host: "",
+            about,
+            field_path: "",
+            action: "",
+            event_type: "Normal",
+            reason,
+            message,
+        }
     }
 
     fn at(second: i64) -> Timestamp {

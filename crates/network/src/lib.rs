@@ -5,6 +5,7 @@
 //! the way they went. Needs the program `nft`.
 
 mod addresses;
+mod conntrack;
 mod dns;
 mod links;
 mod netlink;
@@ -14,9 +15,10 @@ pub use dns::Records;
 pub use rules::{HostPort, Protocol, ServicePort};
 
 use addresses::Addresses;
+use conntrack::Change;
 use ipnet::Ipv4Net;
 use parking_lot::Mutex;
-use rules::Tables;
+use rules::{Client, Ground, Tables};
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -79,8 +81,7 @@ pub struct Attachment {
 /// The node's network.
 pub struct Network {
     config: NetworkConfig,
-    bridge: String,
-    table: String,
+    ground: Ground,
     addresses: Arc<Mutex<Addresses>>,
     dns: Arc<dns::Dns>,
     /// What the kernel's table holds, and the Services it is made from. Held over the change of
@@ -91,8 +92,12 @@ pub struct Network {
 
 #[derive(Default)]
 struct Rules {
-    services: Vec<ServicePort>,
-    applied: Tables,
+    /// None: nobody has said yet.
+    services: Option<Vec<ServicePort>>,
+    /// None: the table is of an earlier life.
+    applied: Option<Tables>,
+    /// Whom that life's affinity remembers.
+    clients: Vec<Client>,
 }
 
 /// The instance's bridge: `skeg` and a hash, within the 15 characters of a link's name.
@@ -122,39 +127,44 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     tokio::task::spawn_blocking(work).await.map_err(|e| Error::Other(e.to_string()))?
 }
 
+/// What `nft` printed; `Err` within: it failed, with what it said.
+async fn run_nft(args: &[&str], input: String) -> Result<std::result::Result<Vec<u8>, String>> {
+    let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
+    blocking(move || {
+        use std::io::Write;
+        let missing = "run nft (install the package nftables)";
+        let mut child = std::process::Command::new("nft")
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(Error::io(missing))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(input.as_bytes()).map_err(Error::io("write to nft"))?;
+        }
+        let output = child.wait_with_output().map_err(Error::io(missing))?;
+        let why = || String::from_utf8_lossy(&output.stderr).lines().take(3).collect::<Vec<_>>().join(" ");
+        Ok(if output.status.success() { Ok(output.stdout) } else { Err(why()) })
+    })
+    .await
+}
+
 /// Runs one transaction: all of `script` or nothing.
 async fn nft(script: String) -> Result<()> {
     if script.is_empty() {
         return Ok(());
     }
-    blocking(move || {
-        use std::io::Write;
-        let missing = "run nft (install the package nftables)";
-        let mut child = std::process::Command::new("nft")
-            .args(["-f", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(Error::io(missing))?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(script.as_bytes()).map_err(Error::io("write to nft"))?;
-        }
-        let output = child.wait_with_output().map_err(Error::io(missing))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let why = String::from_utf8_lossy(&output.stderr);
-        let why: Vec<&str> = why.lines().take(3).collect();
-        Err(Error::Other(format!("nftables (does the kernel have nf_tables with NAT?): {}", why.join(" "))))
-    })
-    .await
+    run_nft(&["-f", "-"], script)
+        .await?
+        .map(drop)
+        .map_err(|why| Error::Other(format!("nftables (does the kernel have nf_tables with NAT?): {why}")))
 }
 
 impl Network {
-    /// Makes or finds the bridge, replaces the table by an empty one, serves DNS. Pods attached
-    /// before stay attached; their host ports are back at once, Services with the first
-    /// [`Network::set_services`].
+    /// Makes or finds the bridge, serves DNS. Pods attached before stay attached; a table that an
+    /// earlier life left serves on until the first [`Network::set_services`] replaces it, and takes
+    /// new host ports no sooner.
     pub async fn open(config: NetworkConfig) -> Result<Arc<Network>> {
         let (bridge, table) = (bridge_name(&config.id), table_name(&config.id)?);
         const PREFIX_LEN_MAX: u8 = 29;
@@ -173,7 +183,8 @@ impl Network {
             let bridge = bridge.clone();
             blocking(move || links::make_bridge(&bridge, gateway, pods, services)).await?;
         }
-        nft(rules::base(&table, &bridge, pods, services)).await?;
+        let ground = Ground { table, bridge, pods, services };
+        let left = run_nft(&["-j", "list", "sets", "table", "ip", &ground.table], String::new()).await?;
         let upstreams = dns::host_upstreams(&config.resolv_conf, gateway);
         let dns = Arc::new(dns::Dns::new(&config.cluster_domain, upstreams));
         let stop = CancellationToken::new();
@@ -181,14 +192,16 @@ impl Network {
         dns::serve(dns.clone(), SocketAddr::from((gateway, DNS_PORT)), stop.clone()).await?;
         let network = Arc::new(Network {
             config,
-            bridge,
-            table,
+            ground,
             addresses: Arc::new(Mutex::new(addresses)),
             dns,
             rules: tokio::sync::Mutex::default(),
             stop,
         });
-        network.set_services(Vec::new()).await?;
+        match left {
+            Ok(listed) => network.rules.lock().await.clients = rules::clients(&listed),
+            Err(_) => network.set_services(Vec::new()).await?,
+        }
         Ok(network)
     }
 
@@ -199,7 +212,7 @@ impl Network {
 
     /// The bridge's name.
     pub fn bridge(&self) -> &str {
-        &self.bridge
+        &self.ground.bridge
     }
 
     /// Gives the namespace a link, an address and the way out. Done again for the same Pod it
@@ -207,7 +220,7 @@ impl Network {
     pub async fn attach(&self, uid: &str, netns: &Path, host_ports: &[HostPort]) -> Result<PodIp> {
         let gateway = self.gateway();
         let ip = self.addresses.lock().acquire(uid, host_ports)?;
-        let (bridge, link) = (self.bridge.clone(), link_name(&self.config.id, uid));
+        let (bridge, link) = (self.ground.bridge.clone(), link_name(&self.config.id, uid));
         let netns = netns.to_owned();
         let (done, attached) = tokio::sync::oneshot::channel();
         // A thread of its own: it enters the namespace, and ends there.
@@ -257,7 +270,7 @@ impl Network {
             }
         }
         let keep: BTreeSet<String> = live.iter().map(|uid| link_name(&self.config.id, uid)).collect();
-        let bridge = self.bridge.clone();
+        let bridge = self.ground.bridge.clone();
         blocking(move || links::remove_ports_except(&bridge, &keep)).await
     }
 
@@ -273,10 +286,10 @@ impl Network {
 
     async fn apply(&self, services: Option<Vec<ServicePort>>) -> Result<()> {
         let mut rules = self.rules.lock().await;
-        if let Some(services) = services {
+        if services.is_some() {
             rules.services = services;
         }
-        let mut all = rules.services.clone();
+        let Some(mut all) = rules.services.clone() else { return Ok(()) };
         if let Some(dns_ip) = self.config.dns_ip {
             const DNS_PORT: u16 = 53;
             for protocol in [Protocol::Udp, Protocol::Tcp] {
@@ -305,8 +318,21 @@ impl Network {
             .flat_map(|a| a.host_ports.into_iter().map(move |port| (a.ip, port)))
             .collect();
         let wanted = rules::tables(&all, &host_ports);
-        nft(rules::diff(&self.table, &rules.applied, &wanted)).await?;
-        rules.applied = wanted;
+        nft(match &rules.applied {
+            Some(applied) => rules::diff(&self.ground.table, applied, &wanted),
+            None => rules::replace(&self.ground, &wanted, &rules.clients),
+        })
+        .await?;
+        rules.clients.clear();
+        let applied = rules.applied.replace(wanted);
+        let now = rules.applied.as_ref().map(|t| &t.udp);
+        let change = now.and_then(|now| Change::between(applied.as_ref().map(|t| &t.udp), now));
+        if let Some(change) = change
+            && let Err(error) = blocking(move || change.apply()).await
+        {
+            // The rules are right; only flows under way go on to where they went.
+            tracing::warn!(%error, "UDP clients may stay with endpoints that are gone");
+        }
         Ok(())
     }
 
@@ -314,8 +340,8 @@ impl Network {
     pub async fn purge(&self) -> Result<()> {
         self.stop.cancel();
         let _rules = self.rules.lock().await;
-        nft(rules::remove(&self.table)).await?;
-        let (bridge, state_dir) = (self.bridge.clone(), self.config.state_dir.clone());
+        nft(rules::remove(&self.ground.table)).await?;
+        let (bridge, state_dir) = (self.ground.bridge.clone(), self.config.state_dir.clone());
         blocking(move || {
             links::remove_ports_except(&bridge, &BTreeSet::new())?;
             links::remove(&bridge)?;

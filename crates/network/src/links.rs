@@ -55,6 +55,8 @@ pub fn make_bridge(name: &str, gateway: Ipv4Addr, pods: Ipv4Net, services: Ipv4N
         .add_route(link, services.network(), services.prefix_len(), None)
         .map_err(what(format!("route {services}")))?;
     set("/proc/sys/net/ipv4/ip_forward", "1")?;
+    // Services and host ports are also at 127.0.0.1; the rules keep Pods out of that net.
+    set(&format!("/proc/sys/net/ipv4/conf/{name}/route_localnet"), "1")?;
     // Pods of one node are told apart by routes: a redirect to the short way would mislead them.
     set(&format!("/proc/sys/net/ipv4/conf/{name}/send_redirects"), "0")
 }

@@ -1,7 +1,8 @@
-//! The few route netlink requests that Pod links need, on a plain socket: one request, one answer.
+//! The few netlink requests that Pod links and connection tracking need, on a plain socket: one
+//! request, one answer.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// A socket in the network namespace of the thread that opened it.
@@ -13,6 +14,9 @@ pub struct Socket {
 const HEADER_LEN: usize = 16;
 const LINK_INFO_LEN: usize = 16;
 const ALIGN: usize = 4;
+
+/// Without the flags of nesting and byte order.
+const NLA_TYPE_MASK: u16 = 0x3fff;
 
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_NET_NS_FD: u16 = 28;
@@ -68,7 +72,7 @@ impl Message {
 fn attribute(mut rest: &[u8], wanted: u16) -> Option<&[u8]> {
     while let [a, b, c, d, ..] = rest {
         let (len, kind) = (usize::from(u16::from_ne_bytes([*a, *b])), u16::from_ne_bytes([*c, *d]));
-        if kind == wanted {
+        if kind & NLA_TYPE_MASK == wanted {
             return rest.get(4..len);
         }
         rest = rest.get(len.max(4).next_multiple_of(ALIGN)..)?;
@@ -88,9 +92,13 @@ pub struct Link {
 
 impl Socket {
     pub fn open() -> io::Result<Socket> {
+        Socket::of(libc::NETLINK_ROUTE)
+    }
+
+    fn of(family: i32) -> io::Result<Socket> {
         // SAFETY: a new descriptor that nobody else owns.
         let fd = unsafe {
-            let fd = libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE);
+            let fd = libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, family);
             if fd < 0 {
                 return Err(io::Error::last_os_error());
             }
@@ -288,5 +296,89 @@ impl Socket {
         }
         message.put(libc::RTA_OIF, &link.index.to_ne_bytes());
         self.call(message).map(drop)
+    }
+}
+
+/// A UDP flow as the kernel tracks it.
+pub struct Flow {
+    /// Where the client sends to.
+    pub to: SocketAddrV4,
+    /// Where answers come from: the same, or what it is translated to.
+    pub answers_from: SocketAddrV4,
+    /// The attribute that names the flow, as the kernel wrote it.
+    name: Vec<u8>,
+}
+
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_IP_V4_SRC: u16 = 1;
+const CTA_IP_V4_DST: u16 = 2;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_SRC_PORT: u16 = 2;
+const CTA_PROTO_DST_PORT: u16 = 3;
+
+impl Flow {
+    #[cfg(test)]
+    pub fn between(to: SocketAddrV4, answers_from: SocketAddrV4) -> Flow {
+        Flow { to, answers_from, name: Vec::new() }
+    }
+
+    /// None for what is no UDP over IPv4.
+    fn parse(attributes: &[u8]) -> Option<Flow> {
+        let name = attribute(attributes, CTA_TUPLE_ORIG)?;
+        let end = |tuple, ip, port| {
+            let protocol = attribute(tuple, CTA_TUPLE_PROTO)?;
+            if attribute(protocol, CTA_PROTO_NUM)? != [libc::IPPROTO_UDP as u8] {
+                return None;
+            }
+            let ip: [u8; 4] = attribute(attribute(tuple, CTA_TUPLE_IP)?, ip)?.try_into().ok()?;
+            let port: [u8; 2] = attribute(protocol, port)?.try_into().ok()?;
+            Some(SocketAddrV4::new(ip.into(), u16::from_be_bytes(port)))
+        };
+        Some(Flow {
+            to: end(name, CTA_IP_V4_DST, CTA_PROTO_DST_PORT)?,
+            answers_from: end(attribute(attributes, CTA_TUPLE_REPLY)?, CTA_IP_V4_SRC, CTA_PROTO_SRC_PORT)?,
+            name: name.to_vec(),
+        })
+    }
+}
+
+/// The connection tracking of the network namespace of the thread that opened it.
+pub struct Conntrack(Socket);
+
+impl Conntrack {
+    pub fn open() -> io::Result<Conntrack> {
+        Socket::of(libc::NETLINK_NETFILTER).map(Conntrack)
+    }
+
+    /// `struct nfgenmsg`
+    fn message(kind: u16, flags: i32) -> Message {
+        const SUBSYSTEM: u16 = (libc::NFNL_SUBSYS_CTNETLINK as u16) << 8;
+        let mut message = Message::new(SUBSYSTEM | kind, flags);
+        message.0.extend_from_slice(&[libc::AF_INET as u8, libc::NFNETLINK_V0 as u8, 0, 0]);
+        message
+    }
+
+    pub fn udp_flows(&mut self) -> io::Result<Vec<Flow>> {
+        const GET: u16 = 1;
+        const FAMILY_HEADER_LEN: usize = 4;
+        let mut flows = Vec::new();
+        self.0.call_each(Self::message(GET, libc::NLM_F_DUMP), |body| {
+            flows.extend(body.get(FAMILY_HEADER_LEN..).and_then(Flow::parse));
+        })?;
+        Ok(flows)
+    }
+
+    /// Succeeds when the flow is gone already.
+    pub fn delete(&mut self, flow: &Flow) -> io::Result<()> {
+        const DELETE: u16 = 2;
+        let mut message = Self::message(DELETE, 0);
+        message.nest(CTA_TUPLE_ORIG | libc::NLA_F_NESTED as u16, |m| m.0.extend_from_slice(&flow.name));
+        match self.0.call(message) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            other => other.map(drop),
+        }
     }
 }

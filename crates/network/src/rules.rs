@@ -56,6 +56,11 @@ struct Chain {
     sets: Vec<(String, u32)>,
 }
 
+/// An address and port that leads elsewhere; no address: every one of the host's.
+pub type Frontend = (Option<Ipv4Addr>, u16);
+/// Where frontends lead.
+pub type Frontends = BTreeMap<Frontend, BTreeSet<SocketAddrV4>>;
+
 /// The changing part of the table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tables {
@@ -65,12 +70,24 @@ pub struct Tables {
     ports: BTreeMap<String, String>,
     /// Addresses that may reach themselves through a Service.
     hairpin: BTreeSet<Ipv4Addr>,
+    /// The UDP part of the above once more, for flows that are under way.
+    pub udp: Frontends,
 }
 
 /// Builds the tables. `host_ports` are per Pod address.
 pub fn tables(services: &[ServicePort], host_ports: &[(Ipv4Addr, HostPort)]) -> Tables {
     let mut tables = Tables::default();
-    for service in services.iter().filter(|s| !s.endpoints.is_empty()) {
+    for service in services {
+        if service.protocol == Protocol::Udp {
+            let own = (Some(service.cluster_ip), service.port);
+            let endpoints: BTreeSet<_> = service.endpoints.iter().copied().collect();
+            for key in [Some(own), service.node_port.map(|port| (None, port))].into_iter().flatten() {
+                tables.udp.insert(key, endpoints.clone());
+            }
+        }
+        if service.endpoints.is_empty() {
+            continue;
+        }
         let protocol = service.protocol.name();
         let name = format!("svc-{}-{protocol}-{}", service.cluster_ip, service.port);
         add_service(&mut tables, &name, service);
@@ -91,16 +108,19 @@ pub fn tables(services: &[ServicePort], host_ports: &[(Ipv4Addr, HostPort)]) -> 
             continue;
         }
         tables.ports.insert(key, name.clone());
-        let only = port
-            .host_ip
-            .filter(|ip| !ip.is_unspecified())
-            .map_or(String::new(), |ip| format!("ip daddr {ip} "));
-        let rule = format!("{only}meta l4proto {protocol} dnat to {pod}:{}", port.container_port);
+        let host_ip = port.host_ip.filter(|ip| !ip.is_unspecified());
+        // The host's own servers, such as resolvers, live at the other loopback addresses.
+        let at = host_ip.map_or("!= 127.0.0.2-127.255.255.255".to_owned(), |ip| ip.to_string());
+        let rule = format!("ip daddr {at} meta l4proto {protocol} dnat to {pod}:{}", port.container_port);
         let rules = &mut tables.chains.entry(name).or_default().rules;
         // Rules for one address go before the rule for all.
-        let at = if only.is_empty() { rules.len() } else { 0 };
+        let at = if host_ip.is_some() { 0 } else { rules.len() };
         rules.insert(at, rule);
         tables.hairpin.insert(*pod);
+        if port.protocol == Protocol::Udp {
+            let to = SocketAddrV4::new(*pod, port.container_port);
+            tables.udp.insert((host_ip, port.host_port), [to].into());
+        }
     }
     tables
 }
@@ -139,8 +159,22 @@ fn add_service(tables: &mut Tables, name: &str, service: &ServicePort) {
     tables.chains.insert(name.to_owned(), chain);
 }
 
+/// What the table of an instance is about.
+#[derive(Clone, Debug)]
+pub struct Ground {
+    pub table: String,
+    pub bridge: String,
+    pub pods: Ipv4Net,
+    pub services: Ipv4Net,
+}
+
 /// The constant part: makes the table anew, whatever was there.
-pub fn base(table: &str, bridge: &str, pods: Ipv4Net, services: Ipv4Net) -> String {
+///
+/// What is still meant for a Service after translation leads nowhere, and is refused before it is
+/// routed: a redirect would use up what the kernel allows in ICMP to one client. The host may
+/// reach ports from 127.0.0.1 (`route_localnet`); Pods must not come near that net by it.
+pub fn base(ground: &Ground) -> String {
+    let Ground { table, bridge, pods, services } = ground;
     format!(
         "add table ip {table}\ndelete table ip {table}\n\
         table ip {table} {{\n\
@@ -152,15 +186,65 @@ pub fn base(table: &str, bridge: &str, pods: Ipv4Net, services: Ipv4Net) -> Stri
         ip daddr {services} reject;\n}}\n\
         chain translate {{\n\
         ip daddr . meta l4proto . th dport vmap @services;\n\
-        ip daddr != 127.0.0.0/8 fib daddr type local meta l4proto . th dport vmap @ports;\n}}\n\
+        fib daddr type local meta l4proto . th dport vmap @ports;\n}}\n\
+        chain loopback {{ type filter hook prerouting priority -300;\n\
+        iifname \"{bridge}\" ip daddr 127.0.0.0/8 drop;\n\
+        iifname \"{bridge}\" ip saddr 127.0.0.0/8 drop;\n}}\n\
         chain prerouting {{ type nat hook prerouting priority -100; jump translate; }}\n\
         chain output {{ type nat hook output priority -100; jump translate; }}\n\
         chain postrouting {{ type nat hook postrouting priority 100;\n\
         ip saddr . ip daddr @hairpin masquerade;\n\
+        ip saddr 127.0.0.0/8 oifname \"{bridge}\" masquerade;\n\
         ip saddr {pods} ip daddr != {pods} oifname != \"{bridge}\" masquerade;\n}}\n\
-        chain forward {{ type filter hook forward priority 0; jump refuse; }}\n\
+        chain inward {{ type filter hook prerouting priority -50; jump refuse; }}\n\
         chain outward {{ type filter hook output priority 0; jump refuse; }}\n}}\n"
     )
+}
+
+/// A client that an affinity set remembers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    set: String,
+    ip: Ipv4Addr,
+    expires_s: u32,
+}
+
+/// The clients in what `nft -j list sets` prints.
+pub fn clients(listed: &[u8]) -> Vec<Client> {
+    let listed: serde_json::Value = serde_json::from_slice(listed).unwrap_or_default();
+    let items = listed["nftables"].as_array();
+    let mut found = Vec::new();
+    for set in items.into_iter().flatten().map(|item| &item["set"]) {
+        let Some(name) = set["name"].as_str() else { continue };
+        for element in set["elem"].as_array().into_iter().flatten().map(|e| &e["elem"]) {
+            let ip = element["val"].as_str().and_then(|ip| ip.parse().ok());
+            let expires_s = element["expires"].as_u64().and_then(|s| u32::try_from(s).ok());
+            if let Some((ip, expires_s @ 1..)) = ip.zip(expires_s) {
+                found.push(Client { set: name.to_owned(), ip, expires_s });
+            }
+        }
+    }
+    found
+}
+
+/// Makes the whole table anew in one transaction; clients stay with their endpoints.
+pub fn replace(ground: &Ground, new: &Tables, clients: &[Client]) -> String {
+    let mut out = base(ground);
+    out.push_str(&diff(&ground.table, &Tables::default(), new));
+    let sets: BTreeMap<&str, u32> = new
+        .chains
+        .values()
+        .flat_map(|c| &c.sets)
+        .map(|(set, timeout_s)| (set.as_str(), *timeout_s))
+        .collect();
+    for Client { set, ip, expires_s } in clients {
+        if let Some(timeout_s) = sets.get(set.as_str()) {
+            let left = expires_s.min(timeout_s);
+            // Writing to a string cannot fail.
+            let _ = writeln!(out, "add element ip {} {set} {{ {ip} expires {left}s }}", ground.table);
+        }
+    }
+    out
 }
 
 pub fn remove(table: &str) -> String {
@@ -254,6 +338,35 @@ mod tests {
     }
 
     #[test]
+    fn clients_stay_with_their_endpoints() {
+        let listed = br#"{"nftables": [{"metainfo": {"version": "1"}},
+            {"set": {"name": "hairpin", "elem": [{"concat": ["10.0.0.2", "10.0.0.2"]}]}},
+            {"set": {"name": "svc-10.96.0.1-tcp-80-10.0.0.2-8080", "elem": [
+                {"elem": {"val": "10.0.0.7", "expires": 98}}, {"elem": {"val": "10.0.0.8", "expires": 0}},
+                {"elem": {"val": "10.0.0.9", "timeout": 50, "expires": 3}}]}},
+            {"set": {"name": "svc-10.96.0.1-tcp-80-10.0.0.3-8080", "elem": [
+                {"elem": {"val": "10.0.0.5", "expires": 98}}]}}]}"#;
+        let found = clients(listed);
+        assert_eq!(found.len(), 3);
+        assert!(clients(b"").is_empty());
+        let mut sticky = service(80, &["10.0.0.2:8080"]);
+        sticky.affinity_s = Some(60);
+        let net = || "10.0.0.0/24".parse().unwrap();
+        let ground = Ground { table: "t".into(), bridge: "b".into(), pods: net(), services: net() };
+        let script = replace(&ground, &tables(&[sticky], &[]), &found);
+        assert!(script.contains("-10.0.0.2-8080 { type ipv4_addr; flags dynamic,timeout; timeout 60s; }"));
+        assert!(script.contains("-10.0.0.2-8080 { ip saddr timeout 60s }"));
+        let added: Vec<_> = script.lines().filter(|line| line.contains("expires")).collect();
+        assert_eq!(
+            added,
+            [
+                "add element ip t svc-10.96.0.1-tcp-80-10.0.0.2-8080 { 10.0.0.7 expires 60s }",
+                "add element ip t svc-10.96.0.1-tcp-80-10.0.0.2-8080 { 10.0.0.9 expires 3s }"
+            ]
+        );
+    }
+
+    #[test]
     fn host_ports_give_way_to_node_ports() {
         let mut with_node_port = service(80, &["10.0.0.2:8080"]);
         with_node_port.node_port = Some(30080);
@@ -268,7 +381,10 @@ mod tests {
         assert_eq!(built.ports["tcp . 30080"], "svc-10.96.0.1-tcp-80");
         assert_eq!(
             built.chains["host-tcp-99"].rules,
-            ["ip daddr 192.0.2.1 meta l4proto tcp dnat to 10.0.0.9:5", "meta l4proto tcp dnat to 10.0.0.9:5"]
+            [
+                "ip daddr 192.0.2.1 meta l4proto tcp dnat to 10.0.0.9:5",
+                "ip daddr != 127.0.0.2-127.255.255.255 meta l4proto tcp dnat to 10.0.0.9:5"
+            ]
         );
     }
 }

@@ -359,7 +359,7 @@ mod tests {
             pinned: false,
         };
         let named = largest((1..=60).map(image).collect());
-        assert_eq!(named.len(), IMAGES_MAX);
+        assert_eq!(named.len(), 50, "upstream's nodeStatusMaxImages");
         assert_eq!(named[0].size_bytes, Some(60));
         assert_eq!(
             named[0].names.as_deref().unwrap(),

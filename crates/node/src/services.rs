@@ -227,6 +227,23 @@ mod tests {
     }
 
     #[test]
+    fn sessions_last_as_long_as_their_service_says() {
+        for (spec, expected) in [
+            (json!({}), None),
+            (json!({"sessionAffinity": "None"}), None),
+            (json!({"sessionAffinity": "ClientIP"}), Some(10_800)),
+            (
+                json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 7}}}),
+                Some(7),
+            ),
+        ] {
+            let mut of = json!({"clusterIP": "10.96.0.7", "ports": [{"port": 80}]});
+            of.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+            assert_eq!(tables(&[service(of)], &[], "x").ports[0].affinity_seconds, expected, "{spec}");
+        }
+    }
+
+    #[test]
     fn an_external_name_is_an_alias() {
         let web = service(json!({"type": "ExternalName", "externalName": "db.example.com."}));
         let found = tables(&[web], &[], "cluster.local");

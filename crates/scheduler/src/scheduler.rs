@@ -367,7 +367,13 @@ impl Shared {
                 self.state.lock().queue.remove(&candidate.info.uid);
                 let message = format!("Successfully assigned {key} to {node}");
                 tracing::debug!(pod = %key, node = %node, "scheduled");
-                self.recorder.event(&object_ref(&*candidate.pod), EventType::Normal, "Scheduled", &message);
+                self.recorder.event_of(
+                    "Binding",
+                    &object_ref(&*candidate.pod),
+                    EventType::Normal,
+                    "Scheduled",
+                    &message,
+                );
             }
             Err(error) => self.bind_failed(&candidate, &error).await,
         }
@@ -381,7 +387,13 @@ impl Shared {
         let message = format!("binding rejected: running Bind plugin \"DefaultBinder\": {error}");
         tracing::debug!(pod = %candidate.info.key, message);
         let about = object_ref(&*candidate.pod);
-        self.recorder.event(&about, EventType::Warning, "FailedScheduling", truncated(&message));
+        self.recorder.event_of(
+            "Scheduling",
+            &about,
+            EventType::Warning,
+            "FailedScheduling",
+            truncated(&message),
+        );
         if let Some(status) = self.new_status(candidate, "SchedulerError", &message, Nomination::Keep) {
             self.send_status(candidate, status).await;
         }
@@ -407,7 +419,13 @@ impl Shared {
         let message = unfit.to_string();
         tracing::debug!(pod = %candidate.info.key, message, "unschedulable");
         let about = object_ref(&*candidate.pod);
-        self.recorder.event(&about, EventType::Warning, "FailedScheduling", truncated(&message));
+        self.recorder.event_of(
+            "Scheduling",
+            &about,
+            EventType::Warning,
+            "FailedScheduling",
+            truncated(&message),
+        );
     }
 
     fn set_status(
@@ -543,7 +561,13 @@ impl Shared {
                 Ok(()) => {
                     let message =
                         format!("Preempted by pod {} on node {}", candidate.info.uid, preemption.node);
-                    self.recorder.event(&object_ref(&*pod), EventType::Normal, "Preempted", &message);
+                    self.recorder.event_of(
+                        "Preempting",
+                        &object_ref(&*pod),
+                        EventType::Normal,
+                        "Preempted",
+                        &message,
+                    );
                 }
                 Err(error) if error.is_not_found() => {}
                 Err(error) => {

@@ -23,6 +23,43 @@ pub fn coverage() -> Result<()> {
     Ok(())
 }
 
+/// Fails on a test that COMPAT.md or `tests/conformance.tsv` names and the sources do not have: a
+/// wrong name is told before an hour of tests, not after it.
+pub fn names() -> Result<()> {
+    let compat = fs::read_to_string(root().join("COMPAT.md"))?;
+    let table = fs::read_to_string(root().join("tests/conformance.tsv"))?;
+    let mut tests: Vec<String> = rows(&compat).into_iter().flat_map(|(_, tests)| tests).collect();
+    let proofs = table.lines().filter_map(|line| line.split_once('\t')).map(|(_, proof)| proof);
+    for proof in proofs.filter(|proof| !proof.starts_with("out of scope: ")) {
+        tests.extend(proof.split(',').map(str::to_owned));
+    }
+    let mut sources = String::new();
+    read_sources(&root().join("crates"), &mut sources)?;
+    tests.retain(|test| !is_named(&sources, test));
+    if !tests.is_empty() {
+        bail!("no such tests: {}", tests.join(", "));
+    }
+    Ok(())
+}
+
+/// A function of the test's name, or a text that ends in it, as cases have.
+fn is_named(sources: &str, test: &str) -> bool {
+    let name = test.rsplit("::").next().unwrap_or_default();
+    sources.contains(&format!("fn {name}(")) || sources.contains(&format!("{name}\""))
+}
+
+fn read_sources(dir: &std::path::Path, out: &mut String) -> Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            read_sources(&path, out)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            out.push_str(&fs::read_to_string(&path)?);
+        }
+    }
+    Ok(())
+}
+
 /// What of the rows does not hold.
 fn wrong<'r>(rows: &[(String, Vec<String>)], outcome: impl Fn(&str) -> Option<&'r Outcome>) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -148,6 +185,20 @@ mod tests {
         };
         let expected = ["b: bad Failed", "c: gone did not run", "d: names no test"];
         assert_eq!(wrong(&rows(text), outcome), expected);
+    }
+
+    #[test]
+    fn a_test_is_a_function_or_a_case() {
+        let sources = r#"fn good() {} Case { name: "case", run: x } note("lint::fmt", y)"#;
+        for (test, expected) in [
+            ("a::good", true),
+            ("e2e::case", true),
+            ("lint::fmt", true),
+            ("a::goo", false),
+            ("e2e::cas", false),
+        ] {
+            assert_eq!(is_named(sources, test), expected, "{test}");
+        }
     }
 
     #[test]

@@ -112,6 +112,7 @@ pub fn test(unit_only: bool, e2e_only: bool, only: Option<&str>) -> Result<()> {
         phases.run("lint", || {
             results.note("lint::rustfmt", rustfmt());
             results.note("lint::clippy", clippy());
+            results.note("lint::rows_name_tests_that_exist", coverage::names());
             results.note("lint::an_incremental_check_takes_seconds", incremental_check());
             Ok(())
         })?;

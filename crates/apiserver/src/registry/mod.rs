@@ -33,6 +33,7 @@ pub use options::{DeleteOptions, WriteOptions};
 use skeg_api::decode::{self, Encoding};
 use skeg_api::{Status, Value};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Upstream's limit of a request body.
 pub const BODY_MAX_BYTES: usize = 3 << 20;
@@ -151,9 +152,8 @@ async fn write(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Response<B
 
 /// The whole request body, within its limit.
 pub async fn read_body(body: Body) -> Result<Bytes, Status> {
-    let too_large = || Status::too_large(format!("Request entity too large: limit is {BODY_MAX_BYTES}"));
     if http_body::Body::size_hint(&body).lower() > BODY_MAX_BYTES as u64 {
-        return Err(too_large());
+        return Err(too_large(body));
     }
     // Most bodies come in one frame, which is passed on without a copy.
     let (mut first, mut rest) = (Bytes::new(), Vec::new());
@@ -163,7 +163,7 @@ pub async fn read_body(body: Body) -> Result<Bytes, Status> {
             .map_err(|error| Status::bad_request(format!("unable to read the request body: {error}")))?;
         let Ok(data) = frame.into_data() else { continue };
         if first.len() + rest.len() + data.len() > BODY_MAX_BYTES {
-            return Err(too_large());
+            return Err(too_large(body));
         }
         if first.is_empty() {
             first = data;
@@ -178,6 +178,23 @@ pub async fn read_body(body: Body) -> Result<Bytes, Status> {
     whole.extend_from_slice(&first);
     whole.extend_from_slice(&rest);
     Ok(whole.into())
+}
+
+/// The answer to a body over the limit. What is still under way is taken, for a while, and thrown
+/// away: a client whose HTTP/2 stream is reset while it sends does not look at the answer.
+fn too_large(mut body: Body) -> Status {
+    const REST_MAX_BYTES: usize = 16 * BODY_MAX_BYTES;
+    const REST_TIMEOUT: Duration = Duration::from_secs(2);
+    tokio::spawn(tokio::time::timeout(REST_TIMEOUT, async move {
+        let mut taken = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            taken += frame.data_ref().map_or(0, Bytes::len);
+            if taken > REST_MAX_BYTES {
+                return;
+            }
+        }
+    }));
+    Status::too_large(format!("Request entity too large: limit is {BODY_MAX_BYTES}"))
 }
 
 /// The whole body of an answer of this server.

@@ -311,6 +311,10 @@ async fn bind_pod(w: &mut Writing<'_>, mut binding: Value) -> Result<Answer, Sta
             }
         }
         set_scheduled(&mut new, &now);
+        // The nomination has come true.
+        if let Some(status) = new["status"].as_object_mut() {
+            status.remove("nominatedNodeName");
+        }
         Ok(Decoded { value: new, invalid: Vec::new(), is_applied: false })
     })
     .await?;

@@ -65,9 +65,125 @@ async fn an_object_of_each_kind_lives_and_dies() {
         assert_eq!(dry["kind"] == *kind.gvk.kind, kind.strategy.returns_deleted, "{dry}");
         s.delete(&format!("{path}/{name}")).await.expect(200);
         s.get(&format!("{path}/{name}")).await.expect(404);
+        operations(&s, &kind, object).await;
         count += 1;
     }
     assert!(count >= 50, "{count}");
+}
+
+/// A field of a kind's status, with a value that it may have.
+fn status_of(kind: &Kind) -> (&'static str, Value) {
+    let conditions = json!([{"type": "Seen", "status": "True", "reason": "R", "message": "m",
+        "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
+    match &*kind.gvk.kind {
+        "CronJob" => ("lastScheduleTime", json!("2026-01-01T00:00:00Z")),
+        "HorizontalPodAutoscaler" => ("desiredReplicas", json!(3)),
+        "Ingress" => ("loadBalancer", json!({"ingress": [{"ip": "192.0.2.1"}]})),
+        "PersistentVolume" => ("message", json!("m")),
+        "ResourceClaim" => ("allocation", json!({"devices": {}})),
+        "ResourceQuota" => ("used", json!({"pods": "1"})),
+        "VolumeAttachment" => ("attached", json!(true)),
+        _ => ("conditions", conditions),
+    }
+}
+
+/// What upstream's conformance tests ask of the API of each kind: the object is found by its label
+/// in its namespace and in all, patched, replaced, applied, given a status, watched meanwhile, and
+/// deleted with the collection that it belongs to.
+async fn operations(s: &Server, kind: &Kind, object: &Value) {
+    const LABEL: &str = "labelSelector=operations%3Dmine";
+    let (path, name) = (path_of(kind, object), meta::name(object));
+    let one = format!("{path}/{name}");
+    let mut object = object.clone();
+    object["metadata"]["labels"]["operations"] = "mine".into();
+    let empty = s.get(&format!("{path}?{LABEL}")).await.expect(200);
+    let since = empty["metadata"]["resourceVersion"].as_str().unwrap();
+    let mut watch = s.watch(&format!("{path}?watch=true&{LABEL}&resourceVersion={since}")).await;
+    s.post(&path, &object).await.expect(201);
+    let everywhere = path.replace(&format!("/namespaces/{}", meta::namespace(&object)), "");
+    for list in [&path, &everywhere] {
+        let found = s.get(&format!("{list}?{LABEL}")).await.expect(200);
+        assert_eq!(found["items"].as_array().unwrap().len(), 1, "{list}");
+    }
+    let mut expected = vec!["ADDED"];
+    let note = |value: &str| json!({"metadata": {"annotations": {"operations/note": value}}});
+    let mut seen = s.patch(&one, "merge-patch+json", &note("patched")).await.expect(200);
+    assert_eq!(seen["metadata"]["annotations"]["operations/note"], "patched");
+    seen["metadata"]["annotations"]["operations/note"] = "replaced".into();
+    let seen = s.put(&one, &seen).await.expect(200);
+    assert_eq!(seen["metadata"]["annotations"]["operations/note"], "replaced");
+    let mut applied = note("applied");
+    applied["apiVersion"] = kind.gvk.api_version().into();
+    applied["kind"] = (*kind.gvk.kind).into();
+    let seen = s.patch(&format!("{one}?fieldManager=me&force=true"), "apply-patch+yaml", &applied).await;
+    let mut seen = seen.expect(200);
+    assert_eq!(seen["metadata"]["annotations"]["operations/note"], "applied");
+    expected.extend(["MODIFIED"; 3]);
+    if kind.has_status() {
+        assert_eq!(
+            s.get(&format!("{one}/status")).await.expect(200)["metadata"]["uid"],
+            seen["metadata"]["uid"]
+        );
+        let (field, value) = status_of(kind);
+        seen["status"][field] = value.clone();
+        s.put(&format!("{one}/status"), &seen).await.expect(200);
+        assert_eq!(s.get(&one).await.expect(200)["status"][field], value, "{}", kind.gvk.kind);
+        expected.push("MODIFIED");
+    }
+    s.delete(&format!("{path}?{LABEL}")).await.expect(200);
+    s.get(&one).await.expect(404);
+    expected.push("DELETED");
+    for event in expected {
+        assert_eq!(watch.event().await, (event.to_owned(), name.to_owned()), "{}", kind.gvk.kind);
+    }
+}
+
+/// The kinds of the main job have tests of their own; these are the operations that all kinds share.
+#[tokio::test]
+async fn the_main_kinds_have_every_operation() {
+    let s = start().await;
+    let rules = json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]);
+    let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"});
+    let template =
+        json!({"metadata": {"labels": {"app": "x"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let replicas = json!({"selector": {"matchLabels": {"app": "x"}}, "template": template});
+    let about = json!({"kind": "Pod", "namespace": "default", "name": "p"});
+    for (version, kind, rest) in [
+        ("v1", "ConfigMap", json!({"data": {"k": "v"}})),
+        ("v1", "Secret", json!({"data": {"k": "dg=="}})),
+        ("v1", "ServiceAccount", json!({})),
+        ("v1", "Service", json!({"spec": {"ports": [{"port": 80}]}})),
+        ("v1", "Endpoints", json!({})),
+        ("v1", "Event", json!({"involvedObject": about, "reason": "R"})),
+        ("v1", "Pod", json!({"spec": template["spec"]})),
+        ("v1", "Node", json!({})),
+        (
+            "events.k8s.io/v1",
+            "Event",
+            json!({"regarding": about, "reason": "R", "action": "A", "type": "Normal",
+            "reportingController": "c", "reportingInstance": "i", "eventTime": "2026-01-01T00:00:00.000000Z"}),
+        ),
+        ("discovery.k8s.io/v1", "EndpointSlice", json!({"addressType": "IPv4", "endpoints": []})),
+        ("coordination.k8s.io/v1", "Lease", json!({"spec": {"holderIdentity": "me"}})),
+        ("scheduling.k8s.io/v1", "PriorityClass", json!({"value": 7})),
+        ("apps/v1", "ControllerRevision", json!({"revision": 1, "data": {"k": "v"}})),
+        ("apps/v1", "ReplicaSet", json!({"spec": replicas})),
+        ("apps/v1", "Deployment", json!({"spec": replicas})),
+        ("rbac.authorization.k8s.io/v1", "Role", json!({"rules": rules})),
+        ("rbac.authorization.k8s.io/v1", "ClusterRole", json!({"rules": rules})),
+        ("rbac.authorization.k8s.io/v1", "RoleBinding", json!({"roleRef": role})),
+        ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding", json!({"roleRef": role})),
+    ] {
+        let mut object = rest;
+        object["apiVersion"] = version.into();
+        object["kind"] = kind.into();
+        object["metadata"] = json!({"name": "operations"});
+        let of = kind_of(&s, &object);
+        if of.namespaced {
+            object["metadata"]["namespace"] = "default".into();
+        }
+        operations(&s, &of, &object).await;
+    }
 }
 
 #[tokio::test]

@@ -185,6 +185,26 @@ async fn apply_merges_lists_by_their_keys() {
 }
 
 #[tokio::test]
+async fn duplicates_in_preserved_fields_are_told() {
+    let s = start().await;
+    let mut lenient = definition("widgets", "Widget");
+    lenient["spec"]["versions"][0]["schema"]["openAPIV3Schema"] =
+        json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    for field in ["selectableFields", "additionalPrinterColumns", "subresources"] {
+        lenient["spec"]["versions"][0].as_object_mut().unwrap().remove(field);
+    }
+    establish(&s, &lenient).await;
+    let twice = "apiVersion: example.com/v1\nkind: Widget\nmetadata:\n  name: a\nspec:\n  foo: 1\n  foo: 2\n";
+    let apply = [("content-type", "application/apply-patch+yaml")];
+    let path = format!("{WIDGETS}/a?fieldManager=m");
+    let told = s.send("PATCH", &format!("{path}&fieldValidation=Strict"), &apply, twice).await.expect(400);
+    assert!(told["message"].as_str().unwrap().contains("key \"foo\" already set in map"), "{told}");
+    let warned = s.send("PATCH", &path, &apply, twice).await;
+    assert_eq!(warned.warnings(), ["299 - \"line 7: key \\\"foo\\\" already set in map\""]);
+    assert_eq!(warned.expect(201)["spec"]["foo"], 2);
+}
+
+#[tokio::test]
 async fn status_and_scale_are_written_apart() {
     let s = start().await;
     establish(&s, &definition("widgets", "Widget")).await;

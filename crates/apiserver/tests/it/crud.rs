@@ -184,6 +184,8 @@ async fn pods_end_gracefully() {
     assert_eq!(gone["kind"], "Pod");
     s.get(&format!("{PODS}/free")).await.expect(404);
     s.post(PODS, &pod("bound")).await.expect(201);
+    let nominated = json!({"status": {"nominatedNodeName": "n1"}});
+    s.patch(&format!("{PODS}/bound/status"), "merge-patch+json", &nominated).await.expect(200);
     let binding = json!({"metadata": {"name": "bound"}, "target": {"kind": "Node", "name": "n1"}});
     let bound = s.post(&format!("{PODS}/bound/binding"), &binding).await.expect(201);
     assert_eq!(bound["status"], "Success");
@@ -195,6 +197,7 @@ async fn pods_end_gracefully() {
     let pod = s.get(&format!("{PODS}/bound")).await.expect(200);
     assert_eq!(pod["spec"]["nodeName"], "n1");
     assert_eq!(pod["status"]["conditions"][0]["type"], "PodScheduled");
+    assert_eq!(pod["status"].get("nominatedNodeName"), None);
     let marked = s.delete(&format!("{PODS}/bound")).await.expect(200);
     assert_eq!(marked["metadata"]["deletionGracePeriodSeconds"], 30);
     let longer = s.delete(&format!("{PODS}/bound?gracePeriodSeconds=60")).await.expect(200);

@@ -147,6 +147,40 @@ async fn one_http2_connection_carries_requests_and_watches() {
     remote.server.api.stop().await;
 }
 
+/// Some clients look at no answer of a stream that is reset while they send.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_over_the_limit_is_taken_to_its_end() {
+    let mut remote = remote().await;
+    let mut client = (*remote.client).clone();
+    client.alpn_protocols = vec![b"h2".to_vec()];
+    remote.client = Arc::new(client);
+    let stream = hyper_util::rt::TokioIo::new(remote.connect().await);
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let (body, chunks) = tokio::sync::mpsc::channel::<bytes::Bytes>(1);
+    let frames = futures_util::stream::unfold(chunks, |mut chunks| async {
+        let chunk = chunks.recv().await?;
+        Some((Ok::<_, std::convert::Infallible>(hyper::body::Frame::data(chunk)), chunks))
+    });
+    let request = http::Request::post(format!("https://localhost{CONFIG_MAPS}"))
+        .header("content-type", "application/json")
+        .body(http_body_util::StreamBody::new(Box::pin(frames)))
+        .unwrap();
+    let answer = tokio::spawn(async move { sender.send_request(request).await.unwrap() });
+    let chunk = bytes::Bytes::from(vec![b' '; 1 << 20]);
+    for _ in 0..4 {
+        body.send(chunk.clone()).await.unwrap();
+    }
+    assert_eq!(answer.await.unwrap().status(), 413);
+    for _ in 0..4 {
+        body.send(chunk.clone()).await.expect("the stream still takes what comes");
+    }
+    drop(body);
+    connection.abort();
+    remote.server.api.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_goes_away_ends_its_watch() {
     let remote = remote().await;

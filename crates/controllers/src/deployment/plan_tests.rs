@@ -372,6 +372,15 @@ fn old_revisions_are_cleaned_up() {
         world.sets.iter().map(|set| set.metadata.uid.clone().unwrap()).collect::<Vec<_>>(),
         ["rs2", "rs3"]
     );
+    // The revision counts, not the age: rs2 served again after rs3.
+    for image in ["v2", "v4"] {
+        world.image(image);
+        world.settle();
+    }
+    assert_eq!(
+        world.sets.iter().map(|set| set.metadata.uid.clone().unwrap()).collect::<Vec<_>>(),
+        ["rs2", "rs4"]
+    );
 }
 
 #[test]

@@ -287,6 +287,8 @@ mod tests {
         assert!(plan.create[0].metadata.labels.as_ref().unwrap().contains_key(HEADLESS));
         let endpoint = &plan.create[0].endpoints.as_ref().unwrap()[0];
         assert_eq!(endpoint.hints.as_ref().unwrap().for_zones.as_ref().unwrap()[0].name, "z");
+        let waiting = run(&dual, &[pod(0, false)], &[]);
+        assert_eq!(waiting.create[0].endpoints.as_ref().unwrap()[0].hints, None, "nobody is sent there");
         let mut going = Facts::clone(&pod(0, true));
         going.metadata.deletion_timestamp =
             Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH));

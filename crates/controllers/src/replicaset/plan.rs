@@ -304,7 +304,7 @@ mod tests {
         assert_eq!(plan(&set(5), &have, &have, now()).create, 2);
         assert_eq!(plan(&set(1), &have, &have, now()).delete.len(), 2);
         assert_eq!(plan(&set(3), &have, &have, now()).create, 0);
-        assert_eq!(plan(&set(5000), &have, &have, now()).create, BURST_REPLICAS);
+        assert_eq!(plan(&set(5000), &have, &have, now()).create, 500, "upstream's burst");
         let mut gone = set(5);
         gone.metadata.deletion_timestamp = Some(Time(now()));
         assert_eq!(plan(&gone, &have, &have, now()).create, 0);

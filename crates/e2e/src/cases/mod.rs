@@ -12,6 +12,7 @@ mod images;
 mod kinds;
 mod kubectl;
 mod leaks;
+mod machinery;
 mod network;
 mod pods;
 mod probes;
@@ -34,6 +35,7 @@ pub const SHARED: &[&[Case]] = &[
     clients::CASES,
     kinds::CASES,
     crds::CASES,
+    machinery::CASES,
     pods::CASES,
     security::CASES,
     images::CASES,

@@ -249,13 +249,14 @@ fn host_port(scope: &Scope<'_>) -> Result<()> {
     scope.apply(&server)?;
     scope.wait_ready("server")?;
     let node = scope.jsonpath(&["pod", "server"], "{.status.hostIP}")?;
-    let ask = || -> Result<String> {
-        let mut stream = std::net::TcpStream::connect((node.as_str(), PORT))?;
+    let ask_at = |address: &str| -> Result<String> {
+        let mut stream = std::net::TcpStream::connect((address, PORT))?;
         std::io::Write::write_all(&mut stream, b"GET /f HTTP/1.0\r\n\r\n")?;
         let mut page = String::new();
         std::io::Read::read_to_string(&mut stream, &mut page)?;
         Ok(page)
     };
+    let ask = || ask_at(&node);
     eventually("the host's port answers", || Ok(ask().ok().filter(|page| page.ends_with("hi\n"))))?;
     // Nobody else gets it meanwhile, and it goes with the Pod.
     let mut second = server.clone();
@@ -263,7 +264,25 @@ fn host_port(scope: &Scope<'_>) -> Result<()> {
     scope.apply(&second)?;
     scope.wait_for("pod/second", "{.status.conditions[?(@.type==\"PodScheduled\")].reason}=Unschedulable")?;
     scope.kubectl(&["delete", "pod", "second", "server", "--timeout=60s"])?;
-    eventually("the port is free again", || Ok(ask().is_err().then_some(())))
+    eventually("the port is free again", || Ok(ask().is_err().then_some(())))?;
+    // By address and protocol it is another port.
+    for (name, host_ip, protocol) in [
+        ("loopback", "127.0.0.1", "TCP"),
+        ("address", node.as_str(), "TCP"),
+        ("datagrams", node.as_str(), "UDP"),
+    ] {
+        let mut one = pod(name, &[("main", &format!("echo {name} > /tmp/f; httpd -f -p 8080 -h /tmp"))]);
+        one["spec"]["containers"][0]["ports"] =
+            json!([{"containerPort": 8080, "hostPort": PORT, "hostIP": host_ip, "protocol": protocol}]);
+        scope.apply(&one)?;
+        scope.wait_ready(name)?;
+    }
+    for (address, name) in [("127.0.0.1", "loopback"), (node.as_str(), "address")] {
+        let right = || Ok(ask_at(address).ok().filter(|page| page.ends_with(&format!("{name}\n"))));
+        eventually("each address leads to its Pod", right)?;
+    }
+    scope.kubectl(&["delete", "pod", "loopback", "address", "datagrams", "--timeout=60s"])?;
+    Ok(())
 }
 
 /// The node's own server: HTTPS, with authentication and authorization by the API's rules.

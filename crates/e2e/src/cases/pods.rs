@@ -262,6 +262,19 @@ fn lifecycle_hooks(scope: &Scope<'_>) -> Result<()> {
     let failed =
         scope.kubectl(&["get", "events", "--field-selector=reason=FailedPreStopHook", "-o", "name"])?;
     ensure!(!failed.contains("event"), "{failed}");
+    // A hook that uses the whole grace leaves two seconds to end in.
+    hooked["metadata"]["name"] = "greedy".into();
+    hooked["spec"]["terminationGracePeriodSeconds"] = 1.into();
+    hooked["spec"]["containers"][0]["command"] = json!([
+        "sh",
+        "-c",
+        "trap 'sleep 0.5; echo late > /out/late; exit 0' TERM; while true; do sleep 0.1; done"
+    ]);
+    hooked["spec"]["containers"][0]["lifecycle"] =
+        json!({"preStop": {"exec": {"command": ["sleep", "1000"]}}});
+    started(scope, &hooked)?;
+    scope.kubectl(&["delete", "pod", "greedy", "--timeout=40s"])?;
+    ensure!(std::fs::read_to_string(out.join("late"))? == "late\n");
     Ok(())
 }
 

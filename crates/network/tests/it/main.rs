@@ -78,6 +78,23 @@ impl Pod {
         });
     }
 
+    /// Answers every datagram with `name`.
+    fn serve_udp(&self, name: &'static str, port: u16) {
+        let socket =
+            self.inside(move || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()).join().unwrap();
+        std::thread::spawn(move || {
+            let mut question = [0; 16];
+            while let Ok((_, from)) = socket.recv_from(&mut question) {
+                let _ = socket.send_to(name.as_bytes(), from);
+            }
+        });
+    }
+
+    /// A socket of the Pod that goes on from one port.
+    fn udp_client(&self, to: (Ipv4Addr, u16)) -> UdpSocket {
+        self.inside(move || udp_client(to)).join().unwrap()
+    }
+
     fn get(&self, address: impl Into<SocketAddr>) -> std::io::Result<String> {
         let address = address.into();
         self.inside(move || get(address)).join().unwrap()
@@ -89,6 +106,28 @@ fn get(address: impl Into<SocketAddr>) -> std::io::Result<String> {
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     Ok(text)
+}
+
+fn udp_client(to: (Ipv4Addr, u16)) -> UdpSocket {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+    socket.connect(to).unwrap();
+    socket
+}
+
+fn ask(socket: &UdpSocket) -> std::io::Result<String> {
+    // An earlier question's refusal may still be on its way up.
+    socket.take_error()?;
+    socket.send(b"?")?;
+    let mut answer = [0; 16];
+    let len = socket.recv(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer[..len]).into_owned())
+}
+
+fn refused<T>(result: std::io::Result<T>) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, PermissionDenied};
+    // The latter is what the kernel tells a local sender of datagrams.
+    result.is_err_and(|e| [ConnectionRefused, PermissionDenied].contains(&e.kind()))
 }
 
 fn config(dir: &tempfile::TempDir, id: &str, net: u8) -> NetworkConfig {
@@ -134,20 +173,15 @@ fn pods_and_services() {
         both.node_port = Some(30080);
         let nobody = service(Ipv4Addr::new(10, 71, 128, 2), &[]);
         network.set_services(vec![both.clone(), nobody.clone()]).await.unwrap();
-        for _ in 0..2 {
-            let mut seen = BTreeSet::new();
-            for _ in 0..60 {
-                seen.insert(b.get((vip, 80)).unwrap());
-            }
-            // b reaches itself too, as the gateway; and a sees b's own address.
-            assert_eq!(seen.into_iter().collect::<Vec<_>>(), [format!("a {ip_b}"), "b 10.71.0.1".to_owned()]);
-            // The second round runs on the table as replaced by a restarted process.
+        let mut seen = BTreeSet::new();
+        for _ in 0..60 {
+            seen.insert(b.get((vip, 80)).unwrap());
         }
+        // b reaches itself too, as the gateway; and a sees b's own address.
+        assert_eq!(seen.into_iter().collect::<Vec<_>>(), [format!("a {ip_b}"), "b 10.71.0.1".to_owned()]);
         assert!(["a 10.71.0.1", "b 10.71.0.1"].contains(&get((vip, 80)).unwrap().as_str()));
+        assert!(get((Ipv4Addr::LOCALHOST, 30080)).unwrap().ends_with(" 10.71.0.1"));
         assert!(get((network.gateway(), 30080)).is_ok() && b.get((network.gateway(), 30080)).is_ok());
-        let refused = |result: std::io::Result<String>| {
-            result.unwrap_err().kind() == std::io::ErrorKind::ConnectionRefused
-        };
         assert!(refused(b.get((nobody.cluster_ip, 80))) && refused(get((nobody.cluster_ip, 80))));
 
         // Affinity keeps a client with its endpoint.
@@ -157,6 +191,17 @@ fn pods_and_services() {
         for _ in 0..20 {
             assert_eq!(a.get((vip, 80)).unwrap(), first);
         }
+        // A restart interrupts nothing and forgets nobody; what has gone meanwhile goes.
+        network.set_services(vec![both.clone(), service(nobody.cluster_ip, &[(ip_a, 8080)])]).await.unwrap();
+        drop(network);
+        tokio::task::yield_now().await;
+        let network = reopen(config(&dir, "one", 71)).await;
+        assert_eq!(a.get((vip, 80)).unwrap(), first);
+        network.set_services(vec![both.clone(), nobody.clone()]).await.unwrap();
+        for _ in 0..20 {
+            assert_eq!(a.get((vip, 80)).unwrap(), first);
+        }
+        assert!(refused(b.get((nobody.cluster_ip, 80))));
         both.endpoints.remove(0);
         network.set_services(vec![both.clone()]).await.unwrap();
         assert_eq!(a.get((vip, 80)).unwrap(), format!("b {ip_a}"));
@@ -165,6 +210,73 @@ fn pods_and_services() {
         network.purge().await.unwrap();
         assert_eq!(run("nft", &["list", "ruleset"]), "");
         assert!(!run("ip", &["-o", "link"]).contains("skeg"));
+    });
+}
+
+#[test]
+fn datagrams_follow_their_service() {
+    on_a_host(|dir| async move {
+        // Redirects and refusals share what the kernel allows to one client.
+        run("sysctl", &["-q", "-w", "net.ipv4.conf.all.send_redirects=1"]);
+        let network = Network::open(config(&dir, "u", 77)).await.unwrap();
+        let [a, b, client] = [(); 3].map(|()| Pod::new());
+        let ip_a = network.attach("a", &a.path(), &[]).await.unwrap().ip;
+        let ip_b = network.attach("b", &b.path(), &[]).await.unwrap().ip;
+        network.attach("client", &client.path(), &[]).await.unwrap();
+        a.serve_udp("a", 8080);
+        b.serve_udp("b", 8080);
+        let udp = |endpoints: &[(Ipv4Addr, u16)]| ServicePort {
+            protocol: Protocol::Udp,
+            node_port: Some(30080),
+            ..service(Ipv4Addr::new(10, 77, 128, 1), endpoints)
+        };
+        let vip = (Ipv4Addr::new(10, 77, 128, 1), 80);
+        let (from_pod, from_host) = (client.udp_client(vip), udp_client(vip));
+        let node_port = udp_client((Ipv4Addr::LOCALHOST, 30080));
+        for endpoint in [Some((ip_a, "a")), Some((ip_b, "b")), None, Some((ip_a, "a"))] {
+            let endpoints: Vec<_> = endpoint.iter().map(|(ip, _)| (*ip, 8080)).collect();
+            network.set_services(vec![udp(&endpoints)]).await.unwrap();
+            for socket in [&from_pod, &from_host, &node_port] {
+                match endpoint {
+                    Some((_, name)) => assert_eq!(ask(socket).unwrap(), name),
+                    // Every time: a client that waits for an answer hangs.
+                    None => (0..3).for_each(|_| assert!(refused(ask(socket)))),
+                }
+            }
+        }
+        // The last endpoint goes while nobody looks.
+        drop(network);
+        tokio::task::yield_now().await;
+        let network = reopen(config(&dir, "u", 77)).await;
+        assert_eq!(ask(&from_pod).unwrap(), "a");
+        network.set_services(vec![udp(&[(ip_b, 8080)])]).await.unwrap();
+        assert_eq!((ask(&from_pod).unwrap(), ask(&from_host).unwrap()), ("b".to_owned(), "b".to_owned()));
+        network.purge().await.unwrap();
+    });
+}
+
+#[test]
+fn pods_do_not_reach_the_hosts_loopback() {
+    on_a_host(|dir| async move {
+        let network = Network::open(config(&dir, "l", 78)).await.unwrap();
+        let pod = Pod::new();
+        network.attach("p", &pod.path(), &[]).await.unwrap();
+        let host = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 7000)).unwrap();
+        host.set_read_timeout(Some(TIMEOUT)).unwrap();
+        pod.inside(|| {
+            run("ip", &["addr", "del", "127.0.0.1/8", "dev", "lo"]);
+            run("sysctl", &["-q", "-w", "net.ipv4.conf.eth0.route_localnet=1"]);
+            run("ip", &["route", "add", "127.0.0.5/32", "via", "10.78.0.1"]);
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+            socket.send_to(b"forbidden", (Ipv4Addr::new(127, 0, 0, 5), 7000)).unwrap();
+            socket.send_to(b"allowed", (Ipv4Addr::new(10, 78, 0, 1), 7000)).unwrap();
+        })
+        .join()
+        .unwrap();
+        let mut text = [0; 16];
+        let (len, _) = host.recv_from(&mut text).unwrap();
+        assert_eq!(&text[..len], b"allowed");
+        network.purge().await.unwrap();
     });
 }
 
@@ -189,13 +301,25 @@ fn the_outside_sees_the_host() {
         outside.serve("outside", 7);
         let pod = Pod::new();
         let port = HostPort { host_ip: None, host_port: 8888, protocol: Protocol::Tcp, container_port: 9 };
-        network.attach("p", &pod.path(), std::slice::from_ref(&port)).await.unwrap();
+        // The same port once more, for datagrams to one address of the host.
+        let datagrams = HostPort {
+            host_ip: Some(Ipv4Addr::new(192, 0, 2, 1)),
+            protocol: Protocol::Udp,
+            container_port: 10,
+            ..port.clone()
+        };
+        network.attach("p", &pod.path(), &[port.clone(), datagrams.clone()]).await.unwrap();
         pod.serve("pod", 9);
+        pod.serve_udp("datagrams", 10);
         let far = Ipv4Addr::new(192, 0, 2, 9);
         assert_eq!(pod.get((far, 7)).unwrap(), "outside 192.0.2.1");
-        // The host port leads in, and the Pod sees who came.
+        // The host port leads in, also from the host itself, and the Pod sees who came.
+        assert_eq!(get((Ipv4Addr::LOCALHOST, 8888)).unwrap(), "pod 10.72.0.1");
+        assert!(refused(get((Ipv4Addr::new(127, 0, 0, 2), 8888))), "the host's own servers may be there");
         assert_eq!(outside.get((Ipv4Addr::new(192, 0, 2, 1), 8888)).unwrap(), "pod 192.0.2.9");
-        assert_eq!(network.attached()[0].host_ports, [port]);
+        assert_eq!(ask(&outside.udp_client((Ipv4Addr::new(192, 0, 2, 1), 8888))).unwrap(), "datagrams");
+        assert!(refused(ask(&udp_client((Ipv4Addr::LOCALHOST, 8888)))));
+        assert_eq!(network.attached()[0].host_ports, [port, datagrams]);
         // It is there again after a restart, and gone with the Pod.
         drop(network);
         tokio::task::yield_now().await;

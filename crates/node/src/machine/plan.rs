@@ -416,6 +416,26 @@ mod tests {
     }
 
     #[test]
+    fn who_ends_a_pod_says_how_long_it_may_take() {
+        let mut pod = pod(json!({"terminationGracePeriodSeconds": 3600, "containers": [{"name": "a"}]}));
+        let ended = |reason: &str| Memory {
+            ended: Some(Ended { phase: "Failed", reason: reason.into(), message: String::new() }),
+            ..with(ready(), &[("a", running())])
+        };
+        let grace = |pod: &Pod, memory: &Memory| {
+            let plan = plan(pod, false, memory, at(2));
+            let [Action::Stop { grace, .. }] = &plan.actions[..] else { panic!("{plan:?}") };
+            *grace
+        };
+        assert_eq!(grace(&pod, &ended("DeadlineExceeded")), None, "its own");
+        // Upstream's hard evictions: at once, which gives a process one second.
+        assert_eq!(grace(&pod, &ended(EVICTED)), Some(1));
+        pod.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(0)));
+        pod.metadata.deletion_grace_period_seconds = Some(7);
+        assert_eq!(grace(&pod, &ended(EVICTED)), Some(7));
+    }
+
+    #[test]
     fn a_finished_pod_keeps_its_sandbox_until_its_end_is_stored() {
         let pod = pod(json!({"restartPolicy": "Never", "containers": [{"name": "a"}]}));
         let mut memory = with(ready(), &[("a", exited(3))]);

@@ -71,7 +71,7 @@ impl Stop {
                 }
             }
             if deadline > began {
-                deadline = deadline.max(Instant::now() + GRACE_AFTER_HOOK.min(whole));
+                deadline = deadline.max(Instant::now() + GRACE_AFTER_HOOK);
             }
         }
         let gone = |error: &runtime::Error| {

@@ -43,3 +43,40 @@ fn normalized(image: &str) -> String {
     let tagged = image.rsplit('/').next().is_some_and(|last| last.contains([':', '@']));
     if tagged { image.to_owned() } else { format!("{image}:latest") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::Cache;
+    use serde_json::json;
+    use std::sync::Arc;
+
+    #[test]
+    fn scores_go_from_small_images_to_large_ones() {
+        let pod = json!({"metadata": {}, "spec": {"containers": [{"name": "a", "image": "a"}, {"name": "b", "image": "b:1"}]}});
+        let pod = Candidate::new(Arc::new(serde_json::from_value(pod).unwrap()));
+        for (images, expected) in [
+            (json!([]), 0),
+            (json!([{"names": ["a:latest"], "sizeBytes": 23 * MIB}]), 0),
+            (json!([{"names": ["a:latest"], "sizeBytes": 45 * MIB}]), 1),
+            (json!([{"names": ["a:latest"], "sizeBytes": 1000 * MIB}]), 49),
+            (
+                json!([{"names": ["a:latest"], "sizeBytes": 600 * MIB}, {"names": ["x", "b:1"], "sizeBytes": 411 * MIB}]),
+                49,
+            ),
+            // Two containers: twice as much counts, and no more.
+            (json!([{"names": ["a:latest"], "sizeBytes": 2000 * MIB}]), 100),
+            (json!([{"names": ["a:latest"], "sizeBytes": 9000 * MIB}]), 100),
+        ] {
+            let node = json!({"metadata": {"name": "n"}, "status": {"images": images}});
+            let mut cache = Cache::default();
+            cache.set_node(&serde_json::from_value(node).unwrap());
+            let snapshot = cache.snapshot();
+            let given = match score(&pod, snapshot, &[]) {
+                PreScore::Score(score, _) => score(&snapshot.nodes()[0]),
+                _ => 0,
+            };
+            assert_eq!(given, expected, "{images}");
+        }
+    }
+}

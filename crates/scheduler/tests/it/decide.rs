@@ -188,6 +188,13 @@ fn each_filter_speaks() {
     }
 }
 
+/// Every Node that some seed chooses: more than one where scores are equal.
+fn outcomes(pod: &Candidate, snapshot: &Snapshot) -> Vec<String> {
+    let choose = |seed| schedule(pod, snapshot, 0, &Random::seeded(seed)).unwrap().node.to_string();
+    let all: std::collections::BTreeSet<_> = (0..40).map(choose).collect();
+    all.into_iter().collect()
+}
+
 #[test]
 fn scores_prefer_the_emptier_the_tolerated_and_the_wanted() {
     let empty_and_used = cluster(
@@ -195,18 +202,29 @@ fn scores_prefer_the_emptier_the_tolerated_and_the_wanted() {
         &[pod("there", json!({"spec": {"nodeName": "used", "containers": asking("1", "1Gi")}}))],
     );
     let plain = candidate("p", json!({"spec": {"containers": asking("100m", "100Mi")}}));
-    assert_eq!(outcome(&plain, &empty_and_used), "empty");
+    assert_eq!(outcomes(&plain, &empty_and_used), ["empty"]);
     let soft = json!({"spec": {"taints": [{"key": "a", "effect": "PreferNoSchedule"}]}});
-    assert_eq!(outcome(&plain, &cluster(&[node("soft", soft), node("free", json!({}))], &[])), "free");
+    let soft_and_free = cluster(&[node("soft", soft), node("free", json!({}))], &[]);
+    assert_eq!(outcomes(&plain, &soft_and_free), ["free"]);
+    for (effect, expected) in
+        [("PreferNoSchedule", &["free", "soft"][..]), ("", &["free", "soft"]), ("NoSchedule", &["free"])]
+    {
+        let tolerates =
+            json!({"spec": {"tolerations": [{"key": "a", "operator": "Exists", "effect": effect}]}});
+        assert_eq!(outcomes(&candidate("p", tolerates), &soft_and_free), expected, "{effect:?}");
+    }
     let ssd = node("ssd", json!({"metadata": {"labels": {"disk": "ssd"}}}));
     let wants = candidate(
         "p",
         json!({"spec": {"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
             {"weight": 1, "preference": {"matchExpressions": [{"key": "disk", "operator": "In", "values": ["ssd"]}]}}]}}}}),
     );
-    assert_eq!(outcome(&wants, &cluster(&[node("hdd", json!({})), ssd], &[])), "ssd");
-    let image = json!({"status": {"images": [{"names": ["i:latest"], "sizeBytes": 900 << 20}]}});
-    assert_eq!(outcome(&plain, &cluster(&[node("without", json!({})), node("with", image)], &[])), "with");
+    assert_eq!(outcomes(&wants, &cluster(&[node("hdd", json!({})), ssd], &[])), ["ssd"]);
+    let with = |mib: u64| json!({"status": {"images": [{"names": ["i:latest"], "sizeBytes": mib << 20}]}});
+    let found = |mib| outcomes(&plain, &cluster(&[node("without", json!({})), node("with", with(mib))], &[]));
+    assert_eq!(found(900), ["with"]);
+    // What is pulled in no time attracts nobody: half of the Nodes have it, so half of it counts.
+    assert_eq!(found(46), ["with", "without"]);
 }
 
 #[test]

@@ -79,11 +79,9 @@ impl Objects {
         match (method, path.get(3).copied().unwrap_or_default(), path.get(5).copied().unwrap_or_default()) {
             ("POST", "events", _) | ("PATCH", "events", _) => {
                 let about = body["involvedObject"]["name"].as_str().unwrap_or("again");
-                let (reason, message) = (
-                    body["reason"].as_str().unwrap_or_default(),
-                    body["message"].as_str().unwrap_or_default(),
-                );
-                self.events.push(format!("{about} {reason}: {message}"));
+                let [action, reason, message] =
+                    ["action", "reason", "message"].map(|field| body[field].as_str().unwrap_or_default());
+                self.events.push(format!("{about} {action} {reason}: {message}"));
                 (200, body)
             }
             ("POST", "pods", "binding") => {
@@ -215,7 +213,7 @@ async fn binds_and_says_so() {
     api.until("bound", |api| api.node_of("before") == "n1").await;
     api.put("pods", pod_value("after", json!({})));
     api.until("bound", |api| api.node_of("after") == "n1").await;
-    let expected = "after Scheduled: Successfully assigned default/after to n1";
+    let expected = "after Binding Scheduled: Successfully assigned default/after to n1";
     api.until("event", |api| api.events().iter().any(|event| event == expected)).await;
     api.until("empty queue", |_| scheduler.waiting() == 0).await;
     assert_eq!(api.node_of("foreign"), "");
@@ -240,7 +238,7 @@ async fn says_why_not_and_tries_again_when_it_helps() {
     assert_eq!(condition["status"], "False");
     assert_eq!(condition["observedGeneration"], 1);
     assert_eq!(condition["lastTransitionTime"], "2026-01-01T00:00:00Z");
-    assert_eq!(api.events(), [format!("big FailedScheduling: {message}")]);
+    assert_eq!(api.events(), [format!("big Scheduling FailedScheduling: {message}")]);
     // A heartbeat changes nothing; a Node that fits does.
     api.put("nodes", node_value("n1", json!({"status": {"allocatable": {"cpu": "1"}, "conditions": []}})));
     tokio::time::sleep(Duration::from_secs(30)).await;
@@ -280,7 +278,8 @@ async fn a_refused_binding_is_tried_again_after_a_while() {
     let (_scheduler, _stop) = start(&api, 1);
     api.until("bound", |api| api.node_of("p") == "n1").await;
     assert_eq!(begun.elapsed().as_secs(), 3, "one second, then two");
-    let expected = "p FailedScheduling: binding rejected: running Bind plugin \"DefaultBinder\": refused";
+    let expected =
+        "p Scheduling FailedScheduling: binding rejected: running Bind plugin \"DefaultBinder\": refused";
     assert!(api.events().iter().any(|event| event == expected), "{:?}", api.events());
     assert_eq!(api.bindings(), ["p n1"]);
 }
@@ -323,7 +322,7 @@ async fn important_pods_make_room() {
     assert_ne!(api.pod("n2-middle"), Value::Null);
     assert_eq!(api.pod("vip")["status"]["nominatedNodeName"], "n1");
     api.until("event", |api| {
-        api.events().iter().any(|e| e == "n1-low Preempted: Preempted by pod uid-vip on node n1")
+        api.events().iter().any(|e| e == "n1-low Preempting Preempted: Preempted by pod uid-vip on node n1")
     })
     .await;
 }
