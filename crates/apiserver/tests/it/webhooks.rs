@@ -535,8 +535,7 @@ async fn services_lead_to_webhooks_which_see_connections_too() {
     // Policies see them before webhooks do.
     let group = "/apis/admissionregistration.k8s.io/v1";
     let rule = rule(&["CONNECT"], "", "v1", &["pods/attach"]);
-    let expression =
-        "!has(object.stdin) && request.subResource == 'attach' && request.requestKind.kind == 'PodAttachOptions'";
+    let expression = "!has(object.stdin) && request.subResource == 'attach' && request.requestKind.kind == 'PodAttachOptions'";
     let spec =
         json!({"matchConstraints": {"resourceRules": [rule]}, "validations": [{"expression": expression}]});
     let policies = format!("{group}/validatingadmissionpolicies");

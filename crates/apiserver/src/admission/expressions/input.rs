@@ -3,13 +3,14 @@
 use super::asker::Asker;
 use super::types::NAMESPACE_SCHEMA;
 use super::{Expression, Variable};
-use crate::admission::versions::shown;
+use crate::admission::versions::Objects;
 use crate::admission::{Admission, matching, request};
 use crate::auth::authz::Union;
 use crate::resources;
 use crate::server::ApiServer;
 use serde_json::Value;
 use skeg_api::Kind;
+use skeg_api::schema::Schema;
 use skeg_cel::{Activation, Error, Limits, Opaque, Value as Cel};
 use std::borrow::Cow;
 use std::cell::{Cell, OnceCell, RefCell};
@@ -22,8 +23,7 @@ pub struct Input<'i, 'r> {
     server: &'i Arc<ApiServer>,
     authorizer: &'i Arc<Union>,
     row: &'i Kind,
-    object: Option<Cow<'i, Value>>,
-    old: Option<Cow<'i, Value>>,
+    objects: Objects<'i>,
     request: OnceCell<Value>,
     namespace: OnceCell<Option<Arc<Value>>>,
 }
@@ -34,17 +34,21 @@ impl<'i, 'r> Input<'i, 'r> {
         server: &'i Arc<ApiServer>,
         authorizer: &'i Arc<Union>,
         row: &'i Kind,
+        objects: Objects<'i>,
     ) -> Self {
-        Input {
-            a,
-            server,
-            authorizer,
-            row,
-            object: a.object.as_deref().map(|object| shown(server, a, row, object)),
-            old: a.old.map(|old| shown(server, a, row, old)),
-            request: OnceCell::new(),
-            namespace: OnceCell::new(),
-        }
+        Input { a, server, authorizer, row, objects, request: OnceCell::new(), namespace: OnceCell::new() }
+    }
+
+    /// The object in the version that matched.
+    pub fn object(&self) -> Option<&Value> {
+        self.objects.object.as_deref()
+    }
+
+    /// The type of what is written: of a subresource's own kind, or of the object.
+    pub fn schema(&self) -> Cow<'i, Schema> {
+        let own = self.a.kind.subresource(self.a.subresource).and_then(|sub| sub.gvk);
+        let own = own.and_then(|(group, version, kind)| Schema::builtin_kind(group, version, kind));
+        own.map_or(Cow::Borrowed(&self.row.schema), Cow::Owned)
     }
 
     fn namespace(&self) -> Option<&Value> {
@@ -161,8 +165,8 @@ impl<'e> Activation<'e> for Scope<'e, '_> {
         let input = self.input;
         let json = |value: Option<&'e Value>| value.map_or(Cel::Null, Cel::of);
         Some(Ok(match name {
-            "object" => json(input.object.as_deref()),
-            "oldObject" => json(input.old.as_deref()),
+            "object" => json(input.objects.object.as_deref()),
+            "oldObject" => json(input.objects.old.as_deref()),
             "params" => json(self.params),
             "request" => {
                 let make = || request::of(input.a, input.row);

@@ -95,6 +95,9 @@ pub struct Misfit<'b> {
 
 type Compiled<R> = Arc<Vec<Bound<R>>>;
 
+/// Why a policy cannot look at a write in the version that it names.
+const UNCONVERTED: &str = "failed to convert object version";
+
 /// All policies of one kind.
 pub struct Policies<R> {
     reader: Arc<dyn Reader>,

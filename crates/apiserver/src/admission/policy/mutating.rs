@@ -2,11 +2,11 @@
 //! Nobody owns what they add, as with webhooks.
 //! Upstream counterpart: `plugin/policy/mutating`.
 
-use super::{Invocation, Misfit, Policies, Policy, Rules, is_exempt, look};
+use super::{Compiled, Invocation, Misfit, Policies, Policy, Rules, UNCONVERTED, is_exempt, look};
 use crate::admission::expressions::{
     CONDITIONS_BUDGET, Compiler, Expression, Extra, Input, Match, OBJECT, PATCH, Scope,
 };
-use crate::admission::versions::{shown, take_over};
+use crate::admission::versions::{objects, take_over};
 use crate::admission::{Admission, Plugin, ready};
 use crate::auth::authz::Union;
 use crate::reader::Reader;
@@ -16,7 +16,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 use skeg_api::schema::Schema;
 use skeg_api::status::Cause;
-use skeg_api::{Kind, Reason, Status, fieldset, meta, patch};
+use skeg_api::{Reason, Status, fieldset, meta, patch};
 use skeg_cel::{List, RUNTIME_BUDGET, Value as Cel};
 use std::sync::Arc;
 
@@ -66,9 +66,8 @@ impl MutatingAdmissionPolicy {
         Self { policies: Policies::new(reader, policies, bindings), authorizer }
     }
 
-    fn mutate(&self, a: &mut Admission<'_>) -> Result<(), Status> {
-        let all = self.policies.current();
-        let Some(server) = a.server.filter(|_| !all.is_empty() && !is_exempt(a)) else { return Ok(()) };
+    async fn mutate(&self, a: &mut Admission<'_>, all: Compiled<Mutating>) -> Result<(), Status> {
+        let Some(server) = a.server else { return Ok(()) };
         let (mut refusals, mut invocations) = (Refusals::new(), Vec::new());
         for found in look(&all, a, server) {
             match found {
@@ -80,7 +79,7 @@ impl MutatingAdmissionPolicy {
             let is_again = a.reinvocation.is_again;
             a.reinvocation.policies.begin(is_again, a.object.as_deref());
             for invocation in &invocations {
-                self.invoke(a, server, invocation, &mut refusals)?;
+                self.invoke(a, server, invocation, &mut refusals).await?;
             }
             a.reinvocation.policies.end(a.object.as_deref());
         }
@@ -88,7 +87,7 @@ impl MutatingAdmissionPolicy {
     }
 
     /// Runs the mutations of one policy, one after the other.
-    fn invoke(
+    async fn invoke(
         &self,
         a: &mut Admission<'_>,
         server: &Arc<ApiServer>,
@@ -107,12 +106,18 @@ impl MutatingAdmissionPolicy {
             }
         };
         let row = invocation.version.as_deref().unwrap_or(a.kind);
-        match self.conditions(a, server, invocation, row) {
-            Match::Yes => {}
-            Match::No => return Ok(()),
-            Match::Error(why) => {
-                refuse(&why);
-                return Ok(());
+        if !policy.conditions.is_empty() {
+            let seen = match objects(server, a, row).await {
+                Ok(objects) => conditions(Input::new(a, server, &self.authorizer, row, objects), invocation),
+                Err(status) => Match::Error(format!("{UNCONVERTED}: {}", status.message)),
+            };
+            match seen {
+                Match::Yes => {}
+                Match::No => return Ok(()),
+                Match::Error(why) => {
+                    refuse(&why);
+                    return Ok(());
+                }
             }
         }
         let mut changed = false;
@@ -120,8 +125,14 @@ impl MutatingAdmissionPolicy {
             if a.object.is_none() {
                 continue;
             }
-            match self.made(a, server, invocation, row, mutation) {
-                Ok(made) => changed |= take_over(server, a, row, made).map_err(Status::internal)?,
+            let made = match objects(server, a, row).await {
+                Ok(objects) => {
+                    made(Input::new(a, server, &self.authorizer, row, objects), invocation, mutation)
+                }
+                Err(status) => Err(format!("{UNCONVERTED}: {}", status.message)),
+            };
+            match made {
+                Ok(made) => changed |= take_over(server, a, row, made).await?,
                 Err(why) => refuse(&why),
             }
         }
@@ -134,50 +145,31 @@ impl MutatingAdmissionPolicy {
         }
         Ok(())
     }
+}
 
-    fn conditions(
-        &self,
-        a: &Admission<'_>,
-        server: &Arc<ApiServer>,
-        invocation: &Invocation<'_, Mutating>,
-        row: &Kind,
-    ) -> Match {
-        let Policy { conditions, variables, .. } = invocation.policy;
-        if conditions.is_empty() {
-            return Match::Yes;
-        }
-        let input = Input::new(a, server, &self.authorizer, row);
-        let scope = Scope::new(&input, invocation.params.as_deref(), variables, CONDITIONS_BUDGET);
-        conditions.look(&scope.without_namespace())
+fn conditions(input: Input<'_, '_>, invocation: &Invocation<'_, Mutating>) -> Match {
+    let Policy { conditions, variables, .. } = invocation.policy;
+    let scope = Scope::new(&input, invocation.params.as_deref(), variables, CONDITIONS_BUDGET);
+    conditions.look(&scope.without_namespace())
+}
+
+/// What one mutation makes of the object, in the version in which it is seen.
+fn made(
+    input: Input<'_, '_>,
+    invocation: &Invocation<'_, Mutating>,
+    mutation: &Mutation,
+) -> Result<Value, String> {
+    let (Mutation::ApplyConfiguration(expression) | Mutation::JsonPatch(expression)) = mutation;
+    if let Err(fault) = &expression.program {
+        return Err(fault.message.clone());
     }
-
-    /// What one mutation makes of the object, in the version of `row`.
-    fn made(
-        &self,
-        a: &Admission<'_>,
-        server: &Arc<ApiServer>,
-        invocation: &Invocation<'_, Mutating>,
-        row: &Kind,
-        mutation: &Mutation,
-    ) -> Result<Value, String> {
-        let (Mutation::ApplyConfiguration(expression) | Mutation::JsonPatch(expression)) = mutation;
-        if let Err(fault) = &expression.program {
-            return Err(fault.message.clone());
-        }
-        let input = Input::new(a, server, &self.authorizer, row);
-        let variables = &invocation.policy.variables;
-        let scope = Scope::new(&input, invocation.params.as_deref(), variables, RUNTIME_BUDGET);
-        let value = scope.evaluate(expression).map_err(|out| out.to_string())??;
-        let object = a.object.as_deref().unwrap_or(&Value::Null);
-        let object = shown(server, a, row, object).into_owned();
-        match mutation {
-            Mutation::ApplyConfiguration(_) => {
-                let own = a.kind.subresource(a.subresource).and_then(|sub| sub.gvk);
-                let own = own.and_then(|(group, version, kind)| Schema::builtin_kind(group, version, kind));
-                apply(object, &value, own.as_ref().unwrap_or(&row.schema))
-            }
-            Mutation::JsonPatch(_) => patched(object, &value),
-        }
+    let variables = &invocation.policy.variables;
+    let scope = Scope::new(&input, invocation.params.as_deref(), variables, RUNTIME_BUDGET);
+    let value = scope.evaluate(expression).map_err(|out| out.to_string())??;
+    let object = input.object().cloned().unwrap_or_default();
+    match mutation {
+        Mutation::ApplyConfiguration(_) => apply(object, &value, &input.schema()),
+        Mutation::JsonPatch(_) => patched(object, &value),
     }
 }
 
@@ -187,7 +179,8 @@ impl Plugin for MutatingAdmissionPolicy {
     }
 
     fn admit<'a>(&'a self, request: &'a mut Admission<'_>) -> BoxFuture<'a, Result<(), Status>> {
-        ready(self.mutate(request))
+        let all = self.policies.current();
+        if all.is_empty() || is_exempt(request) { ready(Ok(())) } else { Box::pin(self.mutate(request, all)) }
     }
 }
 

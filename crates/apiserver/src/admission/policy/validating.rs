@@ -1,15 +1,15 @@
 //! ValidatingAdmissionPolicy: validations that refuse, warn or are put on record, and annotations.
 //! Upstream counterpart: `plugin/policy/validating`.
 
-use super::{Binding, Invocation, Misfit, Policies, Rules, is_exempt, look};
+use super::{Binding, Compiled, Invocation, Misfit, Policies, Rules, UNCONVERTED, is_exempt, look};
 use crate::admission::expressions::{
     BOOL, CONDITIONS_BUDGET, Compiler, Expression, Extra, Input, Match, Scope, TEXT, TEXT_OR_NULL,
 };
+use crate::admission::versions::objects;
 use crate::admission::{Admission, Plugin, ready};
 use crate::auth::authz::Union;
 use crate::reader::Reader;
 use crate::resources;
-use crate::server::ApiServer;
 use futures_util::future::BoxFuture;
 use serde::Serialize;
 use serde_json::Value;
@@ -91,9 +91,8 @@ impl ValidatingAdmissionPolicy {
         Self { policies: Policies::new(reader, policies, bindings), authorizer }
     }
 
-    fn judge(&self, a: &mut Admission<'_>) -> Result<(), Status> {
-        let all = self.policies.current();
-        let Some(server) = a.server.filter(|_| !all.is_empty() && !is_exempt(a)) else { return Ok(()) };
+    async fn judge(&self, a: &mut Admission<'_>, all: Compiled<Validating>) -> Result<(), Status> {
+        let Some(server) = a.server else { return Ok(()) };
         let mut refused = None;
         let mut annotations: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for found in look(&all, a, server) {
@@ -105,7 +104,16 @@ impl ValidatingAdmissionPolicy {
                 }
             };
             let Invocation { policy, binding, .. } = &invocation;
-            let verdict = verdict(a, server, &self.authorizer, &invocation);
+            let row = invocation.version.as_deref().unwrap_or(a.kind);
+            let verdict = match objects(server, a, row).await {
+                Ok(objects) => verdict(Input::new(a, server, &self.authorizer, row, objects), &invocation),
+                Err(_) if policy.ignores_failure => continue,
+                Err(status) => {
+                    let why = format!("failed to configure policy: {UNCONVERTED}: {}", status.message);
+                    refused.get_or_insert_with(|| refusal(a, &policy.name, None, &why, Reason::Invalid));
+                    continue;
+                }
+            };
             for (index, message, reason) in verdict.failures {
                 for action in &binding.actions {
                     match action.as_str() {
@@ -149,18 +157,13 @@ impl Plugin for ValidatingAdmissionPolicy {
     }
 
     fn validate<'a>(&'a self, request: &'a mut Admission<'_>) -> BoxFuture<'a, Result<(), Status>> {
-        ready(self.judge(request))
+        let all = self.policies.current();
+        if all.is_empty() || is_exempt(request) { ready(Ok(())) } else { Box::pin(self.judge(request, all)) }
     }
 }
 
-fn verdict(
-    a: &Admission<'_>,
-    server: &Arc<ApiServer>,
-    authorizer: &Arc<Union>,
-    invocation: &Invocation<'_, Validating>,
-) -> Verdict {
-    let Invocation { policy, version, params, .. } = invocation;
-    let input = Input::new(a, server, authorizer, version.as_deref().unwrap_or(a.kind));
+fn verdict(input: Input<'_, '_>, invocation: &Invocation<'_, Validating>) -> Verdict {
+    let Invocation { policy, params, .. } = invocation;
     let scope = |budget: u64| Scope::new(&input, params.as_deref(), &policy.variables, budget);
     let failed = |why: String| match policy.ignores_failure {
         true => Verdict::default(),

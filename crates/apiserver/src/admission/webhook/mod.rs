@@ -8,7 +8,7 @@ mod review;
 
 use super::expressions::{CONDITIONS_BUDGET, Input, Match, Scope};
 use super::matching::{Subject, Version};
-use super::versions::{shown, take_over};
+use super::versions::{Objects, objects, shown, take_over};
 use super::{Admission, Plugin, ready};
 use crate::auth::authz::Union;
 use crate::proxy::Dialer;
@@ -135,9 +135,10 @@ impl Webhooks {
     }
 
     /// Whether a webhook's conditions let it be asked about a write as it is now.
-    fn is_wanted(&self, a: &Admission<'_>, hook: &Hook, row: &Kind) -> Result<bool, Status> {
+    async fn is_wanted(&self, a: &Admission<'_>, hook: &Hook, row: &Kind) -> Result<bool, Status> {
         let Some(server) = a.server.filter(|_| !hook.conditions.is_empty()) else { return Ok(true) };
-        let input = Input::new(a, server, &self.shared.authorizer, row);
+        let objects = objects(server, a, row).await?;
+        let input = Input::new(a, server, &self.shared.authorizer, row, objects);
         let scope = Scope::new(&input, None, &[], CONDITIONS_BUDGET).without_namespace();
         match hook.conditions.look(&scope) {
             Match::Yes => Ok(true),
@@ -161,7 +162,9 @@ impl Webhooks {
         a.reinvocation.webhooks.begin(is_again, a.object.as_deref());
         for (hook, version) in asked {
             let row = version.as_deref().unwrap_or(a.kind);
-            if is_again && !a.reinvocation.webhooks.is_due(&hook.uid) || !self.is_wanted(a, &hook, row)? {
+            if is_again && !a.reinvocation.webhooks.is_due(&hook.uid)
+                || !self.is_wanted(a, &hook, row).await?
+            {
                 continue;
             }
             if place.is_none() {
@@ -190,7 +193,7 @@ impl Webhooks {
         let Some(server) = a.server else { return Ok(()) };
         let mut asked = Vec::new();
         for (hook, version) in self.asked(a)? {
-            if self.is_wanted(a, &hook, version.as_deref().unwrap_or(a.kind))? {
+            if self.is_wanted(a, &hook, version.as_deref().unwrap_or(a.kind)).await? {
                 asked.push((hook, version));
             }
         }
@@ -237,8 +240,7 @@ async fn call(
     let client = hook.client.as_ref().as_ref();
     let client = client.map_err(|why| Failure::Call(format!("could not get REST client: {why}")))?;
     let uid = server.seams().random.uuid();
-    let object = a.object.as_deref().map(|object| shown(server, a, row, object));
-    let old = a.old.map(|old| shown(server, a, row, old));
+    let Objects { object, old } = objects(server, a, row).await.map_err(Failure::Status)?;
     let body = review(a, (hook, row), &uid, object.as_deref(), old.as_deref());
     let answer = client.post(server, body, hook.seconds).await;
     let answer = answer.map_err(|why| Failure::Call(format!("failed to call webhook: {why}")))?;
@@ -268,10 +270,10 @@ async fn change(
             hook.name
         ))));
     };
-    let internal = |why: String| Failure::Status(Status::internal(why));
-    let mut patched = shown(server, a, row, object).into_owned();
-    patch::json_patch(&mut patched, &document).map_err(|status| internal(status.message))?;
-    take_over(server, a, row, patched).map_err(internal)
+    let mut patched = shown(server, a, row, object).await.map_err(Failure::Status)?.into_owned();
+    patch::json_patch(&mut patched, &document)
+        .map_err(|status| Failure::Status(Status::internal(status.message)))?;
+    take_over(server, a, row, patched).await.map_err(Failure::Status)
 }
 
 pub struct MutatingAdmissionWebhook(Webhooks);
