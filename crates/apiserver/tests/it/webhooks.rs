@@ -296,6 +296,34 @@ async fn webhooks_change_objects_one_after_the_other_and_again() {
 }
 
 #[tokio::test]
+async fn policies_come_before_webhooks_and_see_their_changes_if_they_want_to() {
+    let add = json!([{"op": "add", "path": "/data/hook", "value": "x"}]);
+    let hooks = Webhooks::start(move |_, _| patch(&add)).await;
+    let server = start().await;
+    let maps = rule(&["CREATE"], "", "v1", &["configmaps"]);
+    configure(&server, MUTATING, "h", &[hooks.hook("h", "/", maps.clone(), json!({}))]).await;
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    let binding = json!({"metadata": {"name": "p"}, "spec": {"policyName": "p"}});
+    server.post(&format!("{group}/mutatingadmissionpolicybindings"), &binding).await.expect(201);
+    let policies = format!("{group}/mutatingadmissionpolicies");
+    let expression = "Object{data: Object.data{policy: string(object.data.size())}}";
+    for (reinvocation, seen) in [("Never", "1"), ("IfNeeded", "3")] {
+        let spec = json!({"matchConstraints": {"resourceRules": [maps]}, "reinvocationPolicy": reinvocation,
+            "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}}]});
+        server.post(&policies, &json!({"metadata": {"name": "p"}, "spec": spec})).await.expect(201);
+        let made =
+            server.post(&format!("{CONFIG_MAPS}?dryRun=All"), &config_map("m", json!({"k": "v"}))).await;
+        assert_eq!(
+            made.expect(201)["data"],
+            json!({"k": "v", "hook": "x", "policy": seen}),
+            "{reinvocation}"
+        );
+        assert_eq!(hooks.asked().pop().unwrap()["object"]["data"], json!({"k": "v", "policy": "1"}));
+        server.delete(&format!("{policies}/p")).await.expect(200);
+    }
+}
+
+#[tokio::test]
 async fn webhooks_that_fail_are_told_or_ignored() {
     let hooks = Webhooks::start(|path, _| match path.split('?').next().unwrap() {
         "/hang" => Reply::Hang,

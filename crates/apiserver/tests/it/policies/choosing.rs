@@ -131,6 +131,11 @@ async fn bindings_bring_parameters() {
             assert_eq!(answer.json()["message"], refusal("configmaps \"m\"", "limits", why), "{told}");
         }
     }
+    // What cannot be told is let pass, if the policy says so.
+    let lenient = with(policy.clone(), &json!({"failurePolicy": "Ignore"}));
+    let none = reference(json!({"name": "none"}));
+    server.bind("validating", "limits", rules.clone(), Spec { policy: lenient, binding: none }).await;
+    server.try_map("m", json!({"size": "1000"})).await.expect(201);
     // The parameters of the moment count, and a second of them is looked at too.
     let both = reference(json!({"selector": {}}));
     server.bind("validating", "limits", rules.clone(), Spec { policy: policy.clone(), binding: both }).await;

@@ -1,6 +1,6 @@
 //! Mutations: merged and patched.
 
-use super::{Spec, changes, mutation, mutations, patch, start, with};
+use super::{Spec, changes, define, mutation, mutations, patch, start, with};
 use crate::harness::{CONFIG_MAPS, DEPLOYMENTS, config_map, deployment};
 use serde_json::{Value, json};
 
@@ -172,4 +172,26 @@ async fn mutations_have_variables_parameters_and_conditions() {
         refused["message"],
         "policy 'p' with binding 'p' denied request: failed to configure binding: no params found for policy binding with `Deny` parameterNotFoundAction"
     );
+}
+
+#[tokio::test]
+async fn custom_resources_are_changed_within_their_schema() {
+    let server = start().await;
+    define(&server).await;
+    let limits = "/apis/example.com/v1/limits";
+    let limit = |name: &str| json!({"apiVersion": "example.com/v1", "kind": "Limit", "metadata": {"name": name}, "data": {"max": 1}});
+    let policy = mutations(&[
+        mutation("Object{data: Object.data{max: object.data.max + 1}}"),
+        patch(
+            "[JSONPatch{op: 'add', path: '/data/nope', value: 1}, JSONPatch{op: 'add', path: '/metadata/labels', value: {'a': 'b'}}]",
+        ),
+    ]);
+    server.bind("mutating", "p", changes("example.com", &["limits"]), Spec::new(policy)).await;
+    let made = server.post(limits, &limit("a")).await.expect(201);
+    assert_eq!((&made["data"], &made["metadata"]["labels"]), (&json!({"max": 2}), &json!({"a": "b"})));
+    let policy = mutations(&[mutation("Object{data: Object.data{nope: 1}}")]);
+    server.bind("mutating", "p", changes("example.com", &["limits"]), Spec::new(policy)).await;
+    let refused = server.post(limits, &limit("b")).await.expect(403);
+    let why = "error applying patch: failed to convert patch object to typed object: .data.nope: field not declared in schema";
+    assert_eq!(refused["message"], format!("policy 'p' with binding 'p' denied request: {why}"));
 }
