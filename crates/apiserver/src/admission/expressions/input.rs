@@ -136,6 +136,8 @@ impl<'e, 'r> Scope<'e, 'r> {
     }
 
     fn variable(&self, name: &str) -> Option<Result<Cel<'e>, Error>> {
+        // A name of two words, as `object.a`, costs two.
+        self.spent.set(self.spent.get().saturating_add(1));
         // The last of a name is what later expressions were compiled with.
         let variable = self.variables.iter().rev().find(|variable| variable.name == name)?;
         if let Some(known) = self.known.borrow().get(name) {

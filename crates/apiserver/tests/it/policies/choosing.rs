@@ -57,13 +57,8 @@ async fn rules_selectors_and_conditions_choose() {
     }
     // A condition that fails is a failure of the policy.
     let failing = |policy: &str| {
-        with(
-            all.clone(),
-            &json!({"failurePolicy": policy, "matchConditions": [{"name": "a", "expression": "object.nope"}]}),
-        )
-    };
-    let failing = |policy: &str| {
-        with(failing(policy), &json!({"matchConditions": [{"name": "a", "expression": "object.nope == 1"}]}))
+        let conditions = json!([{"name": "a", "expression": "object.nope == 1"}]);
+        with(all.clone(), &json!({"failurePolicy": policy, "matchConditions": conditions}))
     };
     server.validate("p", failing("Fail")).await;
     let why = "expression 'object.nope == 1' resulted in error: no such key: nope";

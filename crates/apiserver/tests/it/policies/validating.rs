@@ -115,7 +115,7 @@ async fn a_refusal_has_the_code_and_the_words_of_its_validation() {
         ),
         // What an expression cannot say, the message does.
         (
-            json!({"expression": "false", "message": "no", "messageExpression": "object.nope"}),
+            json!({"expression": "false", "message": "no", "messageExpression": "string(object.nope)"}),
             422,
             "Invalid",
             "no",
@@ -134,12 +134,6 @@ async fn a_refusal_has_the_code_and_the_words_of_its_validation() {
             "expression 'object.nope == 1' resulted in error: no such key: nope",
         ),
     ] {
-        let wrong = validation["messageExpression"] == "object.nope";
-        let validation = if wrong {
-            with(validation, &json!({"messageExpression": "string(object.nope)"}))
-        } else {
-            validation
-        };
         server.validate("p", json!({"validations": [{"expression": "true"}, validation]})).await;
         let refused = server.try_map("m", json!({})).await.expect(code);
         assert_eq!(
