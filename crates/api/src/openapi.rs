@@ -114,6 +114,17 @@ pub fn v3_document(snapshot: &Snapshot, gv: &GroupVersion) -> Option<Vec<u8>> {
     Some(document.to_string().into_bytes())
 }
 
+/// The name of a kind's type, and by their names this and all types that it refers to: as the documents
+/// have them, without texts. Names in references stand behind `#/definitions/` or
+/// `#/components/schemas/`.
+pub fn types_of(kind: &Arc<Kind>) -> (String, serde_json::Map<String, Value>) {
+    // Version 3 says what custom resources say; of built-in kinds version 2 names simpler types.
+    let form = if kind.schema.is_custom() { Form::V3 } else { Form::V2 };
+    let name = schemas::type_name(kind);
+    let used = BTreeSet::from([name.clone()]);
+    (name, schemas::all(form, std::slice::from_ref(kind), used, &Descriptions::none()))
+}
+
 /// `/openapi/v2`: one document of all kinds, as JSON.
 pub fn v2_document(snapshot: &Snapshot) -> Vec<u8> {
     let mut texts = [String::new(), String::new()];

@@ -114,6 +114,7 @@ pub async fn open(
     if let Some(aggregator) = aggregator.get() {
         server.tasks().0.spawn(aggregator::run(server.clone(), aggregator.clone()));
     }
+    server.tasks().0.spawn(admission::policy::status::run(server.clone()));
     Ok(Assembled { server, health, written })
 }
 

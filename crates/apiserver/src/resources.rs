@@ -32,6 +32,10 @@ resources! {
     STORAGE_CLASSES = "storage.k8s.io" "v1" "storageclasses";
     MUTATING_WEBHOOKS = "admissionregistration.k8s.io" "v1" "mutatingwebhookconfigurations";
     VALIDATING_WEBHOOKS = "admissionregistration.k8s.io" "v1" "validatingwebhookconfigurations";
+    VALIDATING_POLICIES = "admissionregistration.k8s.io" "v1" "validatingadmissionpolicies";
+    VALIDATING_BINDINGS = "admissionregistration.k8s.io" "v1" "validatingadmissionpolicybindings";
+    MUTATING_POLICIES = "admissionregistration.k8s.io" "v1" "mutatingadmissionpolicies";
+    MUTATING_BINDINGS = "admissionregistration.k8s.io" "v1" "mutatingadmissionpolicybindings";
     PRIORITY_CLASSES = "scheduling.k8s.io" "v1" "priorityclasses";
     CLUSTER_ROLES = "rbac.authorization.k8s.io" "v1" "clusterroles";
     CLUSTER_ROLE_BINDINGS = "rbac.authorization.k8s.io" "v1" "clusterrolebindings";

@@ -26,6 +26,7 @@ pub struct Program {
     of: Type,
     cost: Cost,
     names: BTreeSet<Arc<str>>,
+    depth: u32,
 }
 
 /// What an evaluation gave, and what it cost.
@@ -48,10 +49,11 @@ impl Program {
         let cost = estimate(env, &tree, &checked);
         let mut names = BTreeSet::new();
         collect_names(&tree.root, &mut names);
+        let depth = depth(&tree.root);
         let of = checked.types[tree.root.id as usize].clone();
         let Checked { calls, mut constants, .. } = checked;
         fold_constants(&tree.root, &mut constants, &calls);
-        Ok(Self { root: tree.root, calls, constants, of, cost, names })
+        Ok(Self { root: tree.root, calls, constants, of, cost, names, depth })
     }
 
     /// The type of its value.
@@ -67,6 +69,16 @@ impl Program {
     /// Whether it names a variable, as a rule with `oldSelf` does.
     pub fn names(&self, variable: &str) -> bool {
         self.names.contains(variable)
+    }
+
+    /// The variables that it names.
+    pub fn variables(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(|name| &**name)
+    }
+
+    /// How many expressions stand in each other: what an evaluation needs of the stack.
+    pub fn depth(&self) -> u32 {
+        self.depth
     }
 
     /// Evaluates within limits.
@@ -139,6 +151,12 @@ fn validate(expr: &Expr, issues: &mut Vec<Issue>, pattern: &mut Option<String>) 
     if !valid {
         issues.push(Issue::new(arg.at, format!("invalid {function} argument")));
     }
+}
+
+fn depth(expr: &Expr) -> u32 {
+    let mut below = 0;
+    expr.children(&mut |child| below = below.max(depth(child)));
+    below + 1
 }
 
 fn collect_names(expr: &Expr, names: &mut BTreeSet<Arc<str>>) {

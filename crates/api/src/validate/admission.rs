@@ -1,27 +1,27 @@
 //! The group `admissionregistration.k8s.io`: webhooks, policies and their bindings. Expressions are
-//! not compiled here.
+//! compiled where they are evaluated, not here.
 
 use super::affinity;
 use super::at::{At, Errors};
-use super::warnings;
 use crate::field::FieldError;
 use crate::kinds::Strategy;
 use crate::names;
 use serde_json::Value;
 
 const MATCH_CONDITIONS_MAX: usize = 64;
-const OPERATIONS: &[&str] = &["CONNECT", "CREATE", "DELETE", "UPDATE", "*"];
+const OPERATIONS: &[&str] = &["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
+/// What a mutation may be about.
+const CHANGES: &[&str] = &["*", "CONNECT", "CREATE", "UPDATE"];
+const AUDIT_ANNOTATIONS_MAX: usize = 20;
+/// Shorter than an annotation's value may be, for expressions make longer texts.
+const VALUE_EXPRESSION_BYTES_MAX: usize = 5 * 1024;
 const REASONS: &[&str] = &["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"];
 
 pub(super) fn strategy(kind: &str) -> Strategy {
     let none = Strategy::default();
     match kind {
-        "ValidatingWebhookConfiguration" => {
-            Strategy { validate: |value| webhooks(value, false), warnings: warnings::for_webhooks, ..none }
-        }
-        "MutatingWebhookConfiguration" => {
-            Strategy { validate: |value| webhooks(value, true), warnings: warnings::for_webhooks, ..none }
-        }
+        "ValidatingWebhookConfiguration" => Strategy { validate: |value| webhooks(value, false), ..none },
+        "MutatingWebhookConfiguration" => Strategy { validate: |value| webhooks(value, true), ..none },
         "ValidatingAdmissionPolicy" => Strategy { validate: validating_policy, ..none },
         "MutatingAdmissionPolicy" => Strategy { validate: mutating_policy, ..none },
         "ValidatingAdmissionPolicyBinding" => Strategy { validate: |value| binding(value, true), ..none },
@@ -155,7 +155,32 @@ fn rule(at: &At<'_>, errors: &mut Errors) {
             }
         }
     }
+    wildcards(at, errors);
     errors.optional_one_of(at, "scope", &["*", "Cluster", "Namespaced"]);
+}
+
+/// Resources stand beside no wildcard that is about them too.
+fn wildcards(at: &At<'_>, errors: &mut Errors) {
+    let (given, path) = (at.strings("resources").collect::<Vec<_>>(), at.at("resources"));
+    let mut seen: Vec<(&str, &str)> = Vec::new();
+    for (i, value) in given.iter().enumerate() {
+        let Some((resource, subresource)) = value.split_once('/') else { continue };
+        for wildcard in [(resource, "*"), ("*", subresource)] {
+            if seen.contains(&wildcard) {
+                let why = format!("if '{}/{}' is present, must not specify {value}", wildcard.0, wildcard.1);
+                errors.invalid(path.index(i), *value, why);
+            }
+        }
+        seen.push((resource, subresource));
+    }
+    if given.len() > 1 && given.contains(&"*/*") {
+        let why = "if '*/*' is present, must not specify other resources";
+        errors.invalid(path.clone(), given.clone(), why);
+    }
+    if given.contains(&"*") && given.iter().any(|value| *value != "*" && !value.contains('/')) {
+        let why = "if '*' is present, must not specify other resources without subresources";
+        errors.invalid(path, given, why);
+    }
 }
 
 fn match_conditions(at: &At<'_>, errors: &mut Errors) {
@@ -169,17 +194,53 @@ fn match_conditions(at: &At<'_>, errors: &mut Errors) {
         if errors.need(&condition, "name") {
             errors.checked(&condition, "name", names::is_qualified_name);
         }
-        if seen.contains(&name) {
+        if seen.contains(&name) && !name.is_empty() {
             errors.duplicate(condition.at("name"), name);
         }
         seen.push(name);
-        expression(&condition, "expression", errors);
+        expression(&condition, "expression", "", errors);
     }
 }
 
-fn expression(at: &At<'_>, field: &str, errors: &mut Errors) {
+fn expression(at: &At<'_>, field: &str, why: &str, errors: &mut Errors) {
     if at.str(field).trim().is_empty() {
-        errors.required(at.at(field), "");
+        errors.required(at.at(field), why);
+    }
+}
+
+/// The kind of a policy's parameters.
+fn param_kind(kind: &At<'_>, errors: &mut Errors) {
+    if errors.need(kind, "apiVersion") {
+        let (text, path) = (kind.str("apiVersion"), kind.at("apiVersion"));
+        let (group, version) = text.split_once('/').unwrap_or(("", text));
+        if version.contains('/') {
+            errors.invalid(path, text, format!("unexpected GroupVersion string: {text}"));
+        } else {
+            if !group.is_empty() {
+                errors.each(&path, group, names::is_dns1123_subdomain(group));
+            }
+            match version {
+                "" => errors.invalid(path, text, "version must be specified"),
+                _ => errors.each(&path, version, names::is_dns1035_label(version)),
+            }
+        }
+    }
+    if errors.need(kind, "kind") {
+        let own = kind.str("kind");
+        for why in names::is_dns1035_label(&own.to_lowercase()) {
+            let why = format!("may have mixed case, but should otherwise match: {why}");
+            errors.invalid(kind.at("kind"), own, why);
+        }
+    }
+}
+
+/// Mutations are not about everything that rules can name.
+fn changes(rules: &At<'_>, errors: &mut Errors) {
+    let path = rules.at("resourceRules").child("operations");
+    for rule in rules.items("resourceRules") {
+        for operation in rule.strings("operations").filter(|operation| !CHANGES.contains(operation)) {
+            errors.not_supported(path.clone(), operation, CHANGES);
+        }
     }
 }
 
@@ -187,11 +248,7 @@ fn expression(at: &At<'_>, field: &str, errors: &mut Errors) {
 fn policy(spec: &At<'_>, errors: &mut Errors) {
     errors.one_of(spec, "failurePolicy", &["Fail", "Ignore"]);
     if let Some(kind) = spec.get("paramKind") {
-        errors.need(&kind, "apiVersion");
-        if errors.need(&kind, "kind") {
-            let name = kind.str("kind").to_lowercase();
-            errors.each(&kind.at("kind"), kind.str("kind"), names::is_dns1035_label(&name));
-        }
+        param_kind(&kind, errors);
     }
     match spec.get("matchConstraints") {
         None => errors.required(spec.at("matchConstraints"), ""),
@@ -203,25 +260,57 @@ fn policy(spec: &At<'_>, errors: &mut Errors) {
         }
     }
     match_conditions(spec, errors);
-    let mut seen: Vec<&str> = Vec::new();
     for variable in spec.items("variables") {
         let name = variable.str("name");
-        if errors.need(&variable, "name") && !names::is_c_identifier(name).is_empty() {
+        if name.trim().is_empty() {
+            errors.required(variable.at("name"), "name is not specified");
+        } else if !names::is_c_identifier(name).is_empty() || RESERVED.contains(&name) {
             errors.invalid(variable.at("name"), name, "name is not a valid CEL identifier");
         }
-        if seen.contains(&name) {
-            errors.duplicate(variable.at("name"), name);
-        }
-        seen.push(name);
-        expression(&variable, "expression", errors);
+        expression(&variable, "expression", "expression is not specified", errors);
     }
 }
+
+/// Words of the expression language.
+const RESERVED: &[&str] = &[
+    "true",
+    "false",
+    "null",
+    "in",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
+    "while",
+];
 
 fn match_resources(at: &At<'_>, errors: &mut Errors) {
     affinity::label_selector(at.get("namespaceSelector"), errors);
     affinity::label_selector(at.get("objectSelector"), errors);
     for list in ["resourceRules", "excludeResourceRules"] {
-        at.items(list).for_each(|rule| self::rule(&rule, errors));
+        for rule in at.items(list) {
+            let (path, mut seen) = (rule.at("resourceNames"), Vec::new());
+            for (i, name) in rule.strings("resourceNames").enumerate() {
+                errors.each(&path.index(i), name, names::is_path_segment_name(name));
+                if seen.contains(&name) {
+                    errors.duplicate(path.index(i), name);
+                }
+                seen.push(name);
+            }
+            self::rule(&rule, errors);
+        }
     }
     if at.has("matchPolicy") {
         errors.one_of(at, "matchPolicy", &["Equivalent", "Exact"]);
@@ -232,43 +321,69 @@ fn validating_policy(value: &Value) -> Vec<FieldError> {
     let (spec, mut errors) = (At::root(value).child("spec"), Errors::default());
     policy(&spec, &mut errors);
     if spec.list("validations").is_empty() && spec.list("auditAnnotations").is_empty() {
-        let why = "validations or auditAnnotations must be non-empty";
-        errors.required(spec.at("validations"), &format!("{why}; at least one of them is required"));
+        for field in ["validations", "auditAnnotations"] {
+            let why = "validations or auditAnnotations must contain at least one item";
+            errors.required(spec.at(field), why);
+        }
     }
     for validation in spec.items("validations") {
-        expression(&validation, "expression", &mut errors);
+        expression(&validation, "expression", "expression is not specified", &mut errors);
+        let text = validation.str("messageExpression");
+        if !text.is_empty() && text.trim().is_empty() {
+            errors.invalid(validation.at("messageExpression"), text, "must be non-empty if specified");
+        }
         let message = validation.str("message");
-        if validation.has("message") && message.trim().is_empty() {
+        if !message.is_empty() && message.trim().is_empty() {
             errors.invalid(validation.at("message"), message, "message must be non-empty if specified");
-        } else if message.contains('\n') {
+        } else if message.trim().contains(['\n', '\r']) {
             errors.invalid(validation.at("message"), message, "message must not contain line breaks");
         }
         errors.optional_one_of(&validation, "reason", REASONS);
     }
+    audit_annotations(crate::meta::name(value), &spec, &mut errors);
+    errors.0
+}
+
+fn audit_annotations(policy: &str, spec: &At<'_>, errors: &mut Errors) {
+    let given = spec.list("auditAnnotations");
+    if given.len() > AUDIT_ANNOTATIONS_MAX {
+        let why = format!("must not have more than {AUDIT_ANNOTATIONS_MAX} auditAnnotations");
+        errors.invalid(spec.at("auditAnnotations"), given.to_vec(), why);
+    }
     let mut seen: Vec<&str> = Vec::new();
     for annotation in spec.items("auditAnnotations") {
         let key = annotation.str("key");
-        errors.need(&annotation, "key");
+        if policy.is_empty() {
+            errors.invalid(annotation.at("key"), key, "requires metadata.name be non-empty");
+        } else {
+            let whole = format!("{policy}/{key}");
+            errors.each(&annotation.at("key"), &whole, names::is_qualified_name(&whole));
+        }
+        if annotation.str("valueExpression").trim().len() > VALUE_EXPRESSION_BYTES_MAX {
+            let why = format!("must not exceed {VALUE_EXPRESSION_BYTES_MAX} bytes in length");
+            errors.required(annotation.at("valueExpression"), &why);
+        }
+        expression(&annotation, "valueExpression", "valueExpression is not specified", errors);
         if seen.contains(&key) {
             errors.duplicate(annotation.at("key"), key);
         }
         seen.push(key);
-        expression(&annotation, "valueExpression", &mut errors);
     }
-    errors.0
 }
 
 fn mutating_policy(value: &Value) -> Vec<FieldError> {
     let (spec, mut errors) = (At::root(value).child("spec"), Errors::default());
     policy(&spec, &mut errors);
+    changes(&spec.child("matchConstraints"), &mut errors);
     errors.one_of(&spec, "reinvocationPolicy", &["IfNeeded", "Never"]);
     if spec.list("mutations").is_empty() {
         errors.required(spec.at("mutations"), "mutations must contain at least one item");
     }
     for mutation in spec.items("mutations") {
-        let field = match mutation.str("patchType") {
-            "ApplyConfiguration" => "applyConfiguration",
-            "JSONPatch" => "jsonPatch",
+        let kind = mutation.str("patchType");
+        let (field, other) = match kind {
+            "ApplyConfiguration" => ("applyConfiguration", "jsonPatch"),
+            "JSONPatch" => ("jsonPatch", "applyConfiguration"),
             "" => {
                 errors.required(mutation.at("patchType"), "");
                 continue;
@@ -279,12 +394,16 @@ fn mutating_policy(value: &Value) -> Vec<FieldError> {
                 continue;
             }
         };
+        if mutation.has(other) {
+            let why = format!("must not be specified when patchType is {kind}");
+            errors.invalid(mutation.at(other), format!("{{{other}}}"), why);
+        }
         match mutation.get(field) {
             None => {
-                let why = format!("{field} is required when patchType is {}", mutation.str("patchType"));
+                let why = format!("must be specified when patchType is {kind}");
                 errors.required(mutation.at(field), &why);
             }
-            Some(change) => expression(&change, "expression", &mut errors),
+            Some(change) => expression(&change, "expression", "expression is not specified", &mut errors),
         }
     }
     errors.0
@@ -301,7 +420,9 @@ fn binding(value: &Value, validating: bool) -> Vec<FieldError> {
                 errors.required(reference.path.clone(), "one of name or selector must be specified");
             }
             (false, true) => {
-                errors.forbidden(reference.at("name"), "name and selector are mutually exclusive");
+                for field in ["name", "selector"] {
+                    errors.forbidden(reference.at(field), "name and selector are mutually exclusive");
+                }
             }
             _ => {}
         }
@@ -311,6 +432,9 @@ fn binding(value: &Value, validating: bool) -> Vec<FieldError> {
     }
     if let Some(resources) = spec.get("matchResources") {
         match_resources(&resources, &mut errors);
+        if !validating {
+            changes(&resources, &mut errors);
+        }
     }
     if validating {
         actions(&spec, &mut errors);

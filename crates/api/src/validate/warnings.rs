@@ -59,7 +59,6 @@ macro_rules! inert {
         concat!($what, ": has no effect in this cluster yet: ", $why)
     };
 }
-const ADMISSION: &str = inert!("admissionregistration.k8s.io", "policies are not evaluated");
 const FLOW: &str = inert!("flowcontrol.apiserver.k8s.io", "requests are not queued by flow");
 const DEVICES: &str = inert!("resource.k8s.io", "devices are not allocated");
 
@@ -67,10 +66,6 @@ const DEVICES: &str = inert!("resource.k8s.io", "devices are not allocated");
 const KINDS_WITHOUT_EFFECT: &[(&str, &str, &str)] = &[
     ("", "PersistentVolume", inert!("PersistentVolume", "volumes are not bound to claims")),
     ("", "PersistentVolumeClaim", inert!("PersistentVolumeClaim", "claims are not bound to volumes")),
-    ("admissionregistration.k8s.io", "MutatingAdmissionPolicy", ADMISSION),
-    ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding", ADMISSION),
-    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", ADMISSION),
-    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding", ADMISSION),
     ("apps", "DaemonSet", inert!("DaemonSet", "no Pods are made from it")),
     ("apps", "StatefulSet", inert!("StatefulSet", "no Pods are made from it")),
     (
@@ -316,16 +311,6 @@ const LOAD_BALANCER_WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("healthCheckNodePort", "no load balancer asks for it, and nothing answers on it"),
 ];
 const NO_LOAD_BALANCER: &str = "no load balancer is set up";
-
-pub(super) fn for_webhooks(new: &Value, _: Option<&Value>) -> Vec<String> {
-    let hooks = At::root(new);
-    let mut out = Vec::new();
-    for hook in hooks.items("webhooks").filter(|hook| !hook.list("matchConditions").is_empty()) {
-        let why = "conditions are not evaluated: the webhook is asked whatever they say";
-        out.push(format!("{}: has no effect in this cluster yet: {why}", hook.at("matchConditions")));
-    }
-    out
-}
 
 pub(super) fn for_secret(new: &Value, old: Option<&Value>) -> Vec<String> {
     let kind = At::root(new).str("type");

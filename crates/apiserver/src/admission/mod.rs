@@ -7,9 +7,9 @@ use crate::proxy::Dialer;
 use crate::registry::{DeleteOptions, WriteOptions};
 use crate::server::ApiServer;
 use futures_util::future::BoxFuture;
+use reinvocation::Reinvocation;
 use skeg_api::{Kind, Status, Value};
 use std::sync::Arc;
-use webhook::Reinvocation;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -80,16 +80,22 @@ pub trait Plugin: Send + Sync {
 pub mod certificates;
 pub mod classes;
 pub mod escalation;
+pub mod expressions;
 pub mod limit_ranger;
+pub mod matching;
 pub mod namespace_lifecycle;
 pub mod node_restriction;
 pub mod owner_references;
 pub mod pod_defaults;
 pub mod pod_security;
+pub mod policy;
+pub mod reinvocation;
+mod request;
 pub mod resource_quota;
 pub mod service_account;
 pub mod signing_request;
 pub mod storage;
+mod versions;
 pub mod webhook;
 
 /// Which plugins differ from upstream's defaults: its flags `--enable-admission-plugins` and
@@ -134,7 +140,9 @@ pub const SWITCHABLE: &[&str] = &[
     "CertificateSubjectRestriction",
     "DefaultIngressClass",
     "PodTopologyLabels",
+    "MutatingAdmissionPolicy",
     "MutatingAdmissionWebhook",
+    "ValidatingAdmissionPolicy",
     "ValidatingAdmissionWebhook",
     "ResourceQuota",
 ];
@@ -155,7 +163,7 @@ pub fn chain(
 }
 
 fn every(seams: &Seams, authorizer: &Arc<Union>, dialer: Option<Arc<dyn Dialer>>) -> Vec<Arc<dyn Plugin>> {
-    let (reader, webhooks) = (&seams.reader, webhook::Shared::new(dialer));
+    let (reader, webhooks) = (&seams.reader, webhook::Shared::new(dialer, authorizer.clone()));
     vec![
         Arc::new(namespace_lifecycle::NamespaceLifecycle::new(reader.clone())),
         Arc::new(limit_ranger::LimitRanger::new(reader.clone())),
@@ -180,8 +188,15 @@ fn every(seams: &Seams, authorizer: &Arc<Union>, dialer: Option<Arc<dyn Dialer>>
         Arc::new(classes::DefaultIngressClass(reader.clone())),
         Arc::new(classes::PodTopologyLabels(reader.clone())),
         Arc::new(escalation::Escalation::new(authorizer.clone())),
+        Arc::new(policy::PolicyParameters {
+            reader: reader.clone(),
+            kinds: seams.kinds.clone(),
+            authorizer: authorizer.clone(),
+        }),
         Arc::new(signing_request::Requestor(seams.clock)),
+        Arc::new(policy::MutatingAdmissionPolicy::new(reader.clone(), authorizer.clone())),
         Arc::new(webhook::MutatingAdmissionWebhook::new(reader.clone(), webhooks.clone())),
+        Arc::new(policy::ValidatingAdmissionPolicy::new(reader.clone(), authorizer.clone())),
         Arc::new(webhook::ValidatingAdmissionWebhook::new(reader.clone(), webhooks)),
         Arc::new(resource_quota::ResourceQuota::new(reader.clone(), seams.clock)),
     ]

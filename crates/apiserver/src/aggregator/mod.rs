@@ -8,7 +8,6 @@ mod documents;
 mod relay;
 mod remote;
 
-use crate::webhook::{host_roots, roots};
 use crate::hooks::{Call, Endpoint, Seams};
 use crate::local::Body;
 use crate::pki::{Pair, PkiError, chain_of, key_of};
@@ -16,6 +15,7 @@ use crate::proxy::Dialer;
 use crate::reader::Reader;
 use crate::request::RequestInfo;
 use crate::resources;
+use crate::webhook::{host_roots, roots};
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use parking_lot::RwLock;

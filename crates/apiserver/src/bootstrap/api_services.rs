@@ -172,7 +172,9 @@ mod tests {
         let row = snapshot.by_gvr(&resources::API_SERVICES).unwrap();
         let all = wanted(&snapshot);
         for Wanted { object, .. } in &all {
-            assert_eq!(row.check(object, None), [], "{object}");
+            let mut errors = Vec::new();
+            row.check(object, None, &mut errors);
+            assert_eq!(errors, [], "{object}");
             assert!(object["spec"]["groupPriorityMinimum"].as_i64() > Some(16_000), "{object}");
         }
         let names: Vec<&str> = all.iter().map(|wanted| meta::name(&wanted.object)).collect();

@@ -190,7 +190,9 @@ mod tests {
             let mut defaulted = object.clone();
             kind.default(&mut defaulted);
             assert_eq!(defaulted["spec"], object["spec"]);
-            assert_eq!(kind.check(&object, None), []);
+            let mut errors = Vec::new();
+            kind.check(&object, None, &mut errors);
+            assert_eq!(errors, []);
             match meta::kind(&object) {
                 "FlowSchema" => schemas += 1,
                 _ => levels += 1,

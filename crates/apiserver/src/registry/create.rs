@@ -61,6 +61,7 @@ pub async fn create(w: &mut Writing<'_>, decoded: Decoded) -> Result<Answer, Sta
     errors.extend(decoded.invalid);
     errors.extend((kind.strategy.validate)(&object));
     errors.extend((kind.strategy.validate_create)(&object));
+    errors.extend(crate::admission::expressions::check::errors(kind, &object, None));
     w.warnings.extend(kind.check(&object, None, &mut errors));
     ctx.invalid(&name, &errors)?;
     w.warnings.extend((kind.strategy.warnings)(&object, None));

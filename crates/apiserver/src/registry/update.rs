@@ -323,6 +323,7 @@ fn validate(kind: &Kind, part: Part, new: &Value, old: &Value, errors: &mut Vec<
             errors.extend(object_meta::validate_object_meta(new, kind.namespaced, kind.name_rule));
             errors.extend((kind.strategy.validate)(new));
             errors.extend((kind.strategy.validate_update)(new, old));
+            errors.extend(crate::admission::expressions::check::errors(kind, new, Some(old)));
             return kind.check(new, Some(old), errors);
         }
         Part::Status => {

@@ -18,6 +18,7 @@ mod harness;
 mod invalid;
 mod kinds;
 mod network;
+mod policies;
 mod portions;
 mod protobuf;
 mod proxying;

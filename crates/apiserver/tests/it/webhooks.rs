@@ -296,6 +296,34 @@ async fn webhooks_change_objects_one_after_the_other_and_again() {
 }
 
 #[tokio::test]
+async fn policies_come_before_webhooks_and_see_their_changes_if_they_want_to() {
+    let add = json!([{"op": "add", "path": "/data/hook", "value": "x"}]);
+    let hooks = Webhooks::start(move |_, _| patch(&add)).await;
+    let server = start().await;
+    let maps = rule(&["CREATE"], "", "v1", &["configmaps"]);
+    configure(&server, MUTATING, "h", &[hooks.hook("h", "/", maps.clone(), json!({}))]).await;
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    let binding = json!({"metadata": {"name": "p"}, "spec": {"policyName": "p"}});
+    server.post(&format!("{group}/mutatingadmissionpolicybindings"), &binding).await.expect(201);
+    let policies = format!("{group}/mutatingadmissionpolicies");
+    let expression = "Object{data: Object.data{policy: string(object.data.size())}}";
+    for (reinvocation, seen) in [("Never", "1"), ("IfNeeded", "3")] {
+        let spec = json!({"matchConstraints": {"resourceRules": [maps]}, "reinvocationPolicy": reinvocation,
+            "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}}]});
+        server.post(&policies, &json!({"metadata": {"name": "p"}, "spec": spec})).await.expect(201);
+        let made =
+            server.post(&format!("{CONFIG_MAPS}?dryRun=All"), &config_map("m", json!({"k": "v"}))).await;
+        assert_eq!(
+            made.expect(201)["data"],
+            json!({"k": "v", "hook": "x", "policy": seen}),
+            "{reinvocation}"
+        );
+        assert_eq!(hooks.asked().pop().unwrap()["object"]["data"], json!({"k": "v", "policy": "1"}));
+        server.delete(&format!("{policies}/p")).await.expect(200);
+    }
+}
+
+#[tokio::test]
 async fn webhooks_that_fail_are_told_or_ignored() {
     let hooks = Webhooks::start(|path, _| match path.split('?').next().unwrap() {
         "/hang" => Reply::Hang,
@@ -532,22 +560,160 @@ async fn services_lead_to_webhooks_which_see_connections_too() {
         json!({"kind": "PodAttachOptions", "apiVersion": "v1", "container": "c", "stdin": true})
     );
     assert_eq!((&asked["operation"], &asked["subResource"]), (&json!("CONNECT"), &json!("attach")));
+    // Policies see them before webhooks do.
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    let rule = rule(&["CONNECT"], "", "v1", &["pods/attach"]);
+    let expression = "!has(object.stdin) && request.subResource == 'attach' && request.requestKind.kind == 'PodAttachOptions'";
+    let spec =
+        json!({"matchConstraints": {"resourceRules": [rule]}, "validations": [{"expression": expression}]});
+    let policies = format!("{group}/validatingadmissionpolicies");
+    cluster.create(&policies, json!({"metadata": {"name": "attach"}, "spec": spec})).await;
+    let spec = json!({"policyName": "attach", "validationActions": ["Deny"]});
+    let bindings = format!("{group}/validatingadmissionpolicybindings");
+    cluster.create(&bindings, json!({"metadata": {"name": "attach"}, "spec": spec})).await;
+    let attach = async |stdin: bool| {
+        let path = format!("/api/v1/namespaces/default/pods/p/attach?container=c&stdin={stdin}&stdout=true");
+        cluster.get(&upgrade, &path).await
+    };
+    attach(true).await.expect(422);
+    attach(false).await.expect(400);
     cluster.api.stop().await;
 }
 
+fn condition(name: &str, expression: &str) -> Value {
+    json!({"name": name, "expression": expression})
+}
+
 #[tokio::test]
-async fn conditions_that_are_not_evaluated_are_told() {
+async fn conditions_choose_what_webhooks_are_asked() {
+    let hooks = Webhooks::start(|path, _| match path.split('?').next().unwrap() {
+        "/change" => patch(&json!([{"op": "add", "path": "/data/changed", "value": "yes"}])),
+        _ => Reply::Review(json!({"allowed": false})),
+    })
+    .await;
+    let server = start().await;
+    let maps = || rule(&["CREATE", "UPDATE", "DELETE"], "", "v1", &["configmaps"]);
+    let hook = |path: &str, more: Value| [hooks.hook("c", path, maps(), more)];
+    let skip = condition("skip-me", "object.metadata.name != 'skip-me'");
+    let given = json!({"matchConditions": [skip, condition("creates", "request.operation == 'CREATE'")]});
+    configure(&server, MUTATING, "m", &hook("/change", given.clone())).await;
+    let kept = server.get(&format!("{MUTATING}/m")).await.expect(200);
+    assert_eq!(kept["webhooks"][0]["matchConditions"], given["matchConditions"]);
+    let make = async |name: &str| server.post(CONFIG_MAPS, &config_map(name, json!({"k": "v"}))).await;
+    assert_eq!(make("changed").await.expect(201)["data"], json!({"k": "v", "changed": "yes"}));
+    assert_eq!(make("skip-me").await.expect(201)["data"], json!({"k": "v"}));
+    assert_eq!(hooks.paths(), ["/change"]);
+    // Another condition is in force at once.
+    let other =
+        json!({"webhooks": hook("/change", json!({"matchConditions": [condition("none", "false")]}))});
+    server.patch(&format!("{MUTATING}/m"), "merge-patch+json", &other).await.expect(200);
+    let kept = server.get(&format!("{MUTATING}/m")).await.expect(200);
+    assert_eq!(kept["webhooks"][0]["matchConditions"], json!([condition("none", "false")]));
+    assert_eq!(make("untouched").await.expect(201)["data"], json!({"k": "v"}));
+    server.delete(&format!("{MUTATING}/m")).await.expect(200);
+    // A validating one sees what mutation made, both objects, who asks, and what they may do.
+    for (expression, asked) in [
+        ("object.data.k == 'w' && oldObject.data.k == 'v'", true),
+        ("object.data.k == 'v'", false),
+        (
+            "request.userInfo.username == 'tester' && request.name == 'changed' && !has(request.subResource)",
+            true,
+        ),
+        ("'system:masters' in request.userInfo.groups && request.requestKind.kind == 'ConfigMap'", true),
+        ("authorizer.requestResource.check('delete').allowed()", true),
+        (
+            "authorizer.serviceAccount('default', 'default').group('').resource('secrets').check('get').allowed()",
+            false,
+        ),
+        ("request.dryRun == true && request.options.fieldManager == 'me'", true),
+        ("namespaceObject == null", true),
+        // One that is false counts, whatever the others are.
+        ("object.nope == 1", false),
+    ] {
+        let mut conditions = vec![condition("c", expression)];
+        if expression.contains("nope") {
+            conditions.push(condition("d", "false"));
+        }
+        configure(&server, VALIDATING, "v", &hook("/deny", json!({"matchConditions": conditions}))).await;
+        let path = format!("{CONFIG_MAPS}/changed?dryRun=All&fieldManager=me");
+        let answer = server.patch(&path, "merge-patch+json", &json!({"data": {"k": "w"}})).await;
+        assert_eq!(answer.code, if asked { 400 } else { 200 }, "{expression}: {}", answer.text());
+        server.delete(&format!("{VALIDATING}/v")).await.expect(200);
+    }
+}
+
+#[tokio::test]
+async fn conditions_that_fail_follow_the_failure_policy() {
+    let hooks = Webhooks::start(|_, _| Reply::Review(json!({"allowed": false}))).await;
+    let server = start().await;
+    // More than the budget, though no condition costs too much for one.
+    let costly = "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]";
+    let costly = (0..4).fold("true".to_owned(), |inner, n| format!("{costly}.all(x{n}, {inner})"));
+    let costly: Vec<Value> = (0..60).map(|n| condition(&format!("c{n}"), &costly)).collect();
+    let nope = "expression 'object.nope == 1' resulted in error: no such key: nope";
+    let twice = json!([condition("a", "object.nope == 1"), condition("b", "object.nope == 1 ")]);
+    for (conditions, why) in [
+        (json!([condition("a", "object.nope == 1"), condition("b", "true")]), nope.to_owned()),
+        (twice, format!("[{nope}, {}]", nope.replace("== 1'", "== 1 '"))),
+        (
+            costly.into(),
+            "validation failed due to running out of cost budget, no further validation rules will be run"
+                .to_owned(),
+        ),
+    ] {
+        for (policy, code) in [("Fail", 403), ("Ignore", 201)] {
+            for path in [MUTATING, VALIDATING] {
+                let more = json!({"matchConditions": conditions, "failurePolicy": policy});
+                let hook = hooks.hook("c", "/", rule(&["CREATE"], "", "v1", &["configmaps"]), more);
+                configure(&server, path, "c", &[hook]).await;
+                let dry = format!("{CONFIG_MAPS}?dryRun=All");
+                let told = server.post(&dry, &config_map("m", json!({}))).await.expect(code);
+                if code == 403 {
+                    assert_eq!(told["message"], format!("configmaps \"m\" is forbidden: {why}"));
+                }
+                server.delete(&format!("{path}/c")).await.expect(200);
+            }
+        }
+    }
+    assert_eq!(hooks.asked(), Vec::<Value>::new());
+}
+
+#[tokio::test]
+async fn wrong_conditions_are_refused() {
     let hooks = Webhooks::start(|_, _| allow()).await;
     let server = start().await;
-    let condition = json!({"matchConditions": [{"name": "a", "expression": "false"}]});
-    let hook = hooks.hook("c", "/", rule(&["CREATE"], "", "v1", &["configmaps"]), condition);
-    let made = server.post(VALIDATING, &json!({"metadata": {"name": "c"}, "webhooks": [hook]})).await;
-    assert!(
-        made.warnings()[0].contains("webhooks[0].matchConditions: has no effect"),
-        "{:?}",
-        made.warnings()
-    );
-    made.expect(201);
+    for path in [MUTATING, VALIDATING] {
+        let refused = async |conditions: Value| {
+            let more = json!({"matchConditions": conditions});
+            let hook = hooks.hook("c", "/", rule(&["CREATE"], "", "v1", &["configmaps"]), more);
+            let refused =
+                server.post(path, &json!({"metadata": {"name": "c"}, "webhooks": [hook]})).await.expect(422);
+            let causes = refused["details"]["causes"].as_array().unwrap().iter();
+            causes.map(|c| format!("{}: {}", c["field"], c["message"]).replace('"', "")).collect::<Vec<_>>()
+        };
+        let at = "webhooks[0].matchConditions";
+        let found = refused(json!([condition("a", "... [] bad expression")])).await;
+        assert!(found[0].starts_with(&format!("{at}[0].expression: Invalid value: \\... [] bad expression\\: compilation failed: ERROR: <input>:1:1: Syntax error:")), "{found:?}");
+        assert_eq!(
+            refused(json!([condition("a", "1 + 1"), condition("a", "object.a"), condition("", " ")])).await,
+            [
+                format!("{at}[1].name: Duplicate value: \\a\\"),
+                format!("{at}[2].name: Required value"),
+                format!("{at}[2].expression: Required value"),
+                format!("{at}[0].expression: Invalid value: \\1 + 1\\: must evaluate to bool but got int"),
+                format!("{at}[1].expression: Invalid value: \\object.a\\: must evaluate to bool but got dyn"),
+            ]
+        );
+        let found = refused(json!([condition("a", "params.a == 1 && variables.b == 1")])).await;
+        for name in ["params", "variables"] {
+            assert!(
+                found[0].contains(&format!("undeclared reference to '{name}' (in container '')")),
+                "{found:?}"
+            );
+        }
+        let many: Vec<Value> = (0..65).map(|n| condition(&format!("c{n}"), "true")).collect();
+        assert_eq!(refused(many.into()).await, [format!("{at}: Too many: 65: must have at most 64 items")]);
+    }
 }
 
 const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";

@@ -180,6 +180,8 @@ fn variables_may_have_names_with_dots() {
         .with("variables.a", Type::Int);
     assert_eq!(env.compile("variables.a + 1").unwrap().value_type(), &Type::Int);
     assert!(env.compile("variables.a + 1").unwrap().names("variables.a"));
+    let program = env.compile("[variables.a, 1].size() > 1").unwrap();
+    assert_eq!((program.variables().collect::<Vec<_>>(), program.depth()), (vec!["variables.a"], 4));
     assert_eq!(
         env.compile("variables.b").unwrap_err().issues[0].message,
         "undefined field 'b'",

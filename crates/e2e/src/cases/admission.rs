@@ -1,9 +1,9 @@
-//! Quotas, limits and the security of Pods as kubectl shows them.
+//! Quotas, limits, the security of Pods and policies as kubectl shows them.
 
 use super::pod;
 use crate::{Case, Scope};
 use anyhow::{Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 pub const CASES: &[Case] = &[
     Case { name: "a_quota_counts_and_refuses", run: quota },
@@ -13,6 +13,7 @@ pub const CASES: &[Case] = &[
     Case { name: "a_namespace_holds_pods_to_a_standard", run: security },
     Case { name: "claims_in_use_stay", run: claims },
     Case { name: "a_runtime_class_must_be_there", run: runtime_class },
+    Case { name: "policies_refuse_warn_and_change", run: policies },
 ];
 
 /// What kubectl says, warnings included.
@@ -232,5 +233,54 @@ fn runtime_class(scope: &Scope<'_>) -> Result<()> {
     object["spec"]["runtimeClassName"] = made["metadata"]["name"].clone();
     scope.apply(&object)?;
     scope.event("b", "FailedCreatePodSandBox", "no runtime for \"kata\"")?;
+    Ok(())
+}
+
+/// Policies of expressions for the Deployments of one namespace.
+fn policies(scope: &Scope<'_>) -> Result<()> {
+    let account = scope.get(&["serviceaccount", "default"])?;
+    let (namespace, uid) = (&account["metadata"]["namespace"], account["metadata"]["uid"].as_str());
+    let name = format!("policy-{}", uid.unwrap_or_default());
+    let matching = json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+        "resourceRules": [{"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["deployments"]}]});
+    let policy = |kind: &str, spec: Value| json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": name}, "spec": spec});
+    let limits = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "limits"}, "data": {"replicas": "5"}});
+    scope.apply(&limits)?;
+    scope.apply(&policy("ValidatingAdmissionPolicy", json!({"matchConstraints": matching,
+        "paramKind": {"apiVersion": "v1", "kind": "ConfigMap"},
+        "variables": [{"name": "most", "expression": "int(params.data.replicas)"}],
+        "validations": [{"expression": "object.spec.replicas <= variables.most", "messageExpression": "'at most ' + string(variables.most)"},
+            {"expression": "object.spec.nope == 1 || true"}]})))?;
+    let binding = |action: &str| {
+        let params = json!({"name": "limits", "parameterNotFoundAction": "Deny"});
+        let spec = json!({"policyName": name, "validationActions": [action], "paramRef": params});
+        scope.apply(&policy("ValidatingAdmissionPolicyBinding", spec))
+    };
+    binding("Deny")?;
+    let many = ["create", "deployment", "many", "--image=busybox", "--replicas=6"];
+    let refused = scope.kubectl_fails(&many)?;
+    let text = format!("ValidatingAdmissionPolicy '{name}' with binding '{name}' denied request: at most 5");
+    ensure!(refused.contains(&text), "{refused}");
+    scope.wait_for(&format!("validatingadmissionpolicy/{name}"), "{.status.observedGeneration}=1")?;
+    let told = scope.kubectl(&["describe", "validatingadmissionpolicy", &name])?;
+    ensure!(told.contains("undefined field 'nope'"), "{told}");
+    binding("Warn")?;
+    let warned = said(scope, &many)?;
+    ensure!(
+        warned.contains("Warning: Validation failed for ValidatingAdmissionPolicy")
+            && warned.contains("deployment.apps/many created"),
+        "{warned}"
+    );
+    scope.apply(&policy("MutatingAdmissionPolicy", json!({"matchConstraints": matching, "reinvocationPolicy": "Never",
+        "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": "Object{spec: Object.spec{replicas: 0}}"}}]})))?;
+    scope.apply(&policy("MutatingAdmissionPolicyBinding", json!({"policyName": name})))?;
+    scope.kubectl(&["label", "deployment", "many", "a=b"])?;
+    let replicas = scope.jsonpath(&["deployment", "many"], "{.spec.replicas}")?;
+    ensure!(replicas == "0", "{replicas}");
+    for kind in ["mutatingadmissionpolicy", "validatingadmissionpolicy"] {
+        let shown = scope.kubectl(&["get", kind, &name, "--output=wide"])?;
+        ensure!(shown.contains(&name), "{shown}");
+        scope.kubectl(&["delete", &format!("{kind}binding/{name}"), &format!("{kind}/{name}")])?;
+    }
     Ok(())
 }

@@ -5,8 +5,11 @@
 mod hook;
 mod review;
 
+use super::expressions::{CONDITIONS_BUDGET, Input, Match, Scope};
+use super::matching::{Subject, Version};
+use super::versions::{Objects, objects, shown, take_over};
 use super::{Admission, Plugin, ready};
-use crate::convert;
+use crate::auth::authz::Union;
 use crate::proxy::Dialer;
 use crate::reader::Reader;
 use crate::resources;
@@ -16,8 +19,7 @@ use hook::Hook;
 use parking_lot::RwLock;
 use review::{Verdict, review, verdict};
 use serde_json::Value;
-use skeg_api::{Gvr, Kind, Reason, Status, decode, meta, patch};
-use std::collections::BTreeSet;
+use skeg_api::{Gvr, Kind, Reason, Status, meta, patch};
 use std::sync::Arc;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
@@ -28,28 +30,17 @@ const WAITING_MAX: usize = 150;
 /// Objects that say which webhooks there are are not shown to any: nobody could repair a bad one.
 const EXEMPT: &str = "admissionregistration.k8s.io";
 
-/// What of the metadata only the server sets.
-const KEPT: [&str; 8] = [
-    "namespace",
-    "uid",
-    "creationTimestamp",
-    "resourceVersion",
-    "generation",
-    "deletionTimestamp",
-    "deletionGracePeriodSeconds",
-    "managedFields",
-];
-
 /// What both plugins share.
 pub struct Shared {
     dialer: Option<Arc<dyn Dialer>>,
+    authorizer: Arc<Union>,
     waiting: Semaphore,
 }
 
 impl Shared {
     /// Without a dialer this host's own connections are used.
-    pub fn new(dialer: Option<Arc<dyn Dialer>>) -> Arc<Self> {
-        Arc::new(Shared { dialer, waiting: Semaphore::new(WAITING_MAX) })
+    pub fn new(dialer: Option<Arc<dyn Dialer>>, authorizer: Arc<Union>) -> Arc<Self> {
+        Arc::new(Shared { dialer, authorizer, waiting: Semaphore::new(WAITING_MAX) })
     }
 }
 
@@ -63,30 +54,8 @@ struct Webhooks {
     shared: Arc<Shared>,
 }
 
-/// How far the mutation of one write has come.
-#[derive(Default)]
-pub struct Reinvocation {
-    /// Another round was asked for.
-    pub wanted: bool,
-    /// This is it.
-    pub is_again: bool,
-    /// Webhooks that were asked and want to see later changes.
-    invoked: BTreeSet<String>,
-    /// Those of them to ask again.
-    due: BTreeSet<String>,
-    /// The object when the last webhook had been asked.
-    seen: Option<Value>,
-}
-
-impl Reinvocation {
-    /// Something has changed after these were asked.
-    fn require(&mut self) {
-        self.due.append(&mut self.invoked);
-    }
-}
-
-/// A webhook and the kind in whose version it is asked, if that is another than the write's.
-type Asked = (Arc<Hook>, Option<Arc<Kind>>);
+/// A webhook and in which version it is asked.
+type Asked = (Arc<Hook>, Version);
 
 /// Why a webhook lets a write not pass.
 enum Failure {
@@ -147,9 +116,9 @@ impl Webhooks {
         if hooks.is_empty() || &*a.kind.gvk.group == EXEMPT {
             return Ok(Vec::new());
         }
-        let mut asked = Vec::new();
+        let (mut asked, subject) = (Vec::new(), Subject::new(a, server));
         for hook in hooks.iter() {
-            asked.extend(hook.matches(a, server)?.map(|row| (hook.clone(), row)));
+            asked.extend(hook.matching.matches(&subject)?.map(|version| (hook.clone(), version)));
         }
         Ok(asked)
     }
@@ -164,21 +133,42 @@ impl Webhooks {
         })
     }
 
+    /// Whether a webhook's conditions let it be asked about a write as it is now.
+    async fn is_wanted(&self, a: &Admission<'_>, hook: &Hook, row: &Kind) -> Result<bool, Status> {
+        let Some(server) = a.server.filter(|_| !hook.conditions.is_empty()) else { return Ok(true) };
+        let objects = objects(server, a, row).await?;
+        let input = Input::new(a, server, &self.shared.authorizer, row, objects);
+        let scope = Scope::new(&input, None, &[], CONDITIONS_BUDGET).without_namespace();
+        match hook.conditions.look(&scope) {
+            Match::Yes => Ok(true),
+            Match::No => Ok(false),
+            Match::Error(why) if hook.ignores_failure => {
+                tracing::debug!(webhook = hook.name, why, "not asked: its conditions fail");
+                Ok(false)
+            }
+            Match::Error(why) => Err(a.forbid(why)),
+        }
+    }
+
     async fn mutate(&self, a: &mut Admission<'_>) -> Result<(), Status> {
         let Some(server) = a.server else { return Ok(()) };
         let asked = self.asked(a)?;
         if asked.is_empty() {
             return Ok(());
         }
-        let _place = self.place()?;
-        if a.reinvocation.is_again && a.object.as_deref() != a.reinvocation.seen.as_ref() {
-            a.reinvocation.require();
-        }
-        for (hook, row) in asked {
-            if a.reinvocation.is_again && !a.reinvocation.due.contains(&hook.uid) {
+        let mut place = None;
+        let is_again = a.reinvocation.is_again;
+        a.reinvocation.webhooks.begin(is_again, a.object.as_deref());
+        for (hook, version) in asked {
+            let row = version.as_deref().unwrap_or(a.kind);
+            if is_again && !a.reinvocation.webhooks.is_due(&hook.uid)
+                || !self.is_wanted(a, &hook, row).await?
+            {
                 continue;
             }
-            let row = row.as_deref().unwrap_or(a.kind);
+            if place.is_none() {
+                place = Some(self.place()?);
+            }
             let changed = match change(server, a, &hook, row).await {
                 Ok(changed) => changed,
                 Err(failure) => match failure.refusal(&hook, a) {
@@ -187,20 +177,25 @@ impl Webhooks {
                 },
             };
             if changed {
-                a.reinvocation.require();
+                a.reinvocation.webhooks.changed();
                 a.reinvocation.wanted = true;
             }
             if hook.reinvokes {
-                a.reinvocation.invoked.insert(hook.uid.clone());
+                a.reinvocation.webhooks.interested(hook.uid.clone());
             }
         }
-        a.reinvocation.seen = a.object.as_deref().cloned();
+        a.reinvocation.webhooks.end(a.object.as_deref());
         Ok(())
     }
 
     async fn validate(&self, a: &mut Admission<'_>) -> Result<(), Status> {
         let Some(server) = a.server else { return Ok(()) };
-        let asked = self.asked(a)?;
+        let mut asked = Vec::new();
+        for (hook, version) in self.asked(a)? {
+            if self.is_wanted(a, &hook, version.as_deref().unwrap_or(a.kind)).await? {
+                asked.push((hook, version));
+            }
+        }
         if asked.is_empty() {
             return Ok(());
         }
@@ -244,14 +239,7 @@ async fn call(
     let client = hook.client.as_ref().as_ref();
     let client = client.map_err(|why| Failure::Call(format!("could not get REST client: {why}")))?;
     let uid = server.seams().random.uuid();
-    let object = match a.object.as_deref() {
-        Some(object) => Some(shown(server, a, row, object).await.map_err(Failure::Status)?),
-        None => None,
-    };
-    let old = match a.old {
-        Some(old) => Some(shown(server, a, row, old).await.map_err(Failure::Status)?),
-        None => None,
-    };
+    let Objects { object, old } = objects(server, a, row).await.map_err(Failure::Status)?;
     let body = review(a, (hook, row), &uid, object.as_deref(), old.as_deref());
     let answer = client.post(server, body, hook.seconds).await;
     let answer = answer.map_err(|why| Failure::Call(format!("failed to call webhook: {why}")))?;
@@ -281,54 +269,10 @@ async fn change(
             hook.name
         ))));
     };
-    let internal = |why: String| Failure::Status(Status::internal(why));
     let mut patched = shown(server, a, row, object).await.map_err(Failure::Status)?.into_owned();
-    patch::json_patch(&mut patched, &document).map_err(|status| internal(status.message))?;
-    // Subresources carry kinds of their own, which are small and checked where they are used.
-    if a.kind.subresource(a.subresource).is_none_or(|sub| sub.gvk.is_none()) {
-        decode::check(&row.schema, &mut patched).map_err(|error| internal(error.to_string()))?;
-        if row.gvk != a.kind.gvk {
-            translate(server, row, a.kind, &mut patched).await.map_err(Failure::Status)?;
-        }
-        for field in KEPT {
-            meta::keep(&mut patched, object, field);
-        }
-        a.kind.default(&mut patched);
-    }
-    let changed = patched != *object;
-    if let Some(object) = a.object.as_deref_mut().filter(|_| changed) {
-        *object = patched;
-    }
-    Ok(changed)
-}
-
-/// An object as a webhook sees it: in the version of the rule that matched.
-async fn shown<'o>(
-    server: &Arc<ApiServer>,
-    a: &Admission<'_>,
-    row: &Kind,
-    object: &'o Value,
-) -> Result<std::borrow::Cow<'o, Value>, Status> {
-    if row.gvk == a.kind.gvk || a.kind.subresource(a.subresource).is_some_and(|sub| sub.gvk.is_some()) {
-        return Ok(std::borrow::Cow::Borrowed(object));
-    }
-    let mut translated = object.clone();
-    translate(server, a.kind, row, &mut translated).await?;
-    Ok(std::borrow::Cow::Owned(translated))
-}
-
-/// Between two versions of one kind: by its webhook, or by way of the stored one.
-async fn translate(
-    server: &Arc<ApiServer>,
-    from: &Kind,
-    to: &Kind,
-    object: &mut Value,
-) -> Result<(), Status> {
-    let Some(served) = server.served(&from.gvk.group, &from.gvk.version, &from.plural) else { return Ok(()) };
-    if from.conversion().is_none() {
-        convert::to_storage(from, &served.stored, object);
-    }
-    convert::read(server, to, &served.stored, std::slice::from_mut(object)).await
+    patch::json_patch(&mut patched, &document)
+        .map_err(|status| Failure::Status(Status::internal(status.message)))?;
+    take_over(server, a, row, patched).await.map_err(Failure::Status)
 }
 
 pub struct MutatingAdmissionWebhook(Webhooks);

@@ -1,13 +1,13 @@
 //! What a webhook is asked and what it answers: `admission.k8s.io` AdmissionReview.
 //! Upstream counterpart: `k8s.io/apiserver/pkg/admission/plugin/webhook/request`.
 
-use super::hook::{Hook, namespace};
-use crate::admission::{Admission, Options};
+use super::hook::Hook;
+use crate::admission::{Admission, request};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use skeg_api::{Kind, Reason, Status};
 
 #[derive(Serialize)]
@@ -18,28 +18,15 @@ struct Review<'a> {
     request: Request<'a>,
 }
 
+/// What is told of the request, with its objects.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Request<'a> {
     uid: &'a str,
-    kind: Value,
-    resource: Value,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    sub_resource: &'a str,
-    request_kind: Value,
-    request_resource: Value,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    request_sub_resource: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    name: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    namespace: &'a str,
-    operation: &'static str,
-    user_info: Value,
     object: Option<&'a Value>,
     old_object: Option<&'a Value>,
-    dry_run: bool,
-    options: Value,
+    #[serde(flatten)]
+    rest: Value,
 }
 
 /// The review of a write for one webhook, its objects in the version of `row`.
@@ -50,57 +37,9 @@ pub fn review(
     object: Option<&Value>,
     old_object: Option<&Value>,
 ) -> Bytes {
-    let kind = |row: &Kind| {
-        let own = (&*row.gvk.group, &*row.gvk.version, &*row.gvk.kind);
-        let (group, version, kind) = row.subresource(a.subresource).and_then(|sub| sub.gvk).unwrap_or(own);
-        json!({"group": group, "version": version, "kind": kind})
-    };
-    let resource = |row: &Kind| json!({"group": &*row.gvk.group, "version": &*row.gvk.version, "resource": &*row.plural});
-    let request = Request {
-        uid,
-        kind: kind(row),
-        resource: resource(row),
-        sub_resource: a.subresource,
-        request_kind: kind(a.kind),
-        request_resource: resource(a.kind),
-        request_sub_resource: a.subresource,
-        name: a.name,
-        namespace: namespace(a),
-        operation: a.operation.as_str(),
-        user_info: user(a),
-        object,
-        old_object,
-        dry_run: a.dry_run,
-        options: match a.options {
-            Options::None => Value::Null,
-            Options::Write(options) => {
-                let kind = if a.operation == crate::admission::Operation::Create {
-                    "CreateOptions"
-                } else {
-                    "UpdateOptions"
-                };
-                options.to_value(kind)
-            }
-            Options::Delete(options) => options.to_value(),
-        },
-    };
+    let request = Request { uid, object, old_object, rest: request::of(a, row) };
     let api_version = format!("admission.k8s.io/{}", hook.version);
     serde_json::to_vec(&Review { kind: "AdmissionReview", api_version, request }).unwrap_or_default().into()
-}
-
-fn user(a: &Admission<'_>) -> Value {
-    let who = a.identity;
-    let mut user = json!({"username": who.user()});
-    if !who.uid().is_empty() {
-        user["uid"] = who.uid().into();
-    }
-    if !who.groups().is_empty() {
-        user["groups"] = who.groups().into();
-    }
-    if !who.extra().is_empty() {
-        user["extra"] = json!(who.extra());
-    }
-    user
 }
 
 /// What a webhook decided.
