@@ -81,3 +81,86 @@ fn declared(kind: &Arc<Kind>) -> Option<Arc<Declared>> {
     let lookup = |reference: &str| types.get(reference.rsplit('/').next().unwrap_or_default());
     Schema::with_references(types.get(&name)?, &lookup).declare(&kind.gvk.kind).map(Arc::new)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use skeg_api::Kinds;
+
+    fn told(snapshot: &Snapshot, kind: &Kind, expression: &str) -> String {
+        let rule = json!({"apiGroups": [&*kind.gvk.group], "apiVersions": [&*kind.gvk.version], "resources": [&*kind.plural]});
+        let spec = json!({"matchConstraints": {"resourceRules": [rule]}, "validations": [{"expression": expression}]});
+        let found = warnings(&json!({"spec": spec}), snapshot);
+        found
+            .first()
+            .map(|found| found["warning"].as_str().unwrap_or_default().to_owned())
+            .unwrap_or_default()
+    }
+
+    #[test]
+    fn every_kind_has_its_type() {
+        let snapshot = Kinds::new(skeg_api::builtin::builtin()).snapshot();
+        let stored: Vec<_> = snapshot.iter().filter(|kind| kind.storage.is_some()).collect();
+        assert!(stored.len() > 50);
+        for kind in stored {
+            let name = kind.gvk.display();
+            let right = format!("object.metadata.labels['a'] == 'b' && object.kind == '{}'", kind.gvk.kind);
+            assert_eq!(told(&snapshot, kind, &right), "", "{name}");
+            let wrong = told(&snapshot, kind, "object.metadata.nope == 1");
+            assert!(
+                wrong.starts_with(&format!("{name}: ERROR: <input>:1:16: undefined field 'nope'")),
+                "{wrong}"
+            );
+        }
+    }
+
+    #[test]
+    fn types_reach_into_what_kinds_are_made_of() {
+        let snapshot = Kinds::new(skeg_api::builtin::builtin()).snapshot();
+        for (group, resource, expression, wrong) in [
+            (
+                "apps",
+                "deployments",
+                "object.spec.template.spec.containers.all(c, c.resources.limits['cpu'] == '1' && c.ports.all(p, p.containerPort > 1024))",
+                "",
+            ),
+            (
+                "apps",
+                "deployments",
+                "object.spec.strategy.rollingUpdate.maxSurge == 1 || object.spec.strategy.rollingUpdate.maxSurge == '10%'",
+                "",
+            ),
+            (
+                "apps",
+                "deployments",
+                "object.spec.replicas == 'x'",
+                "found no matching overload for '_==_' applied to '(int, string)'",
+            ),
+            (
+                "apps",
+                "deployments",
+                "object.spec.template.spec.containers.all(c, c.nope)",
+                "undefined field 'nope'",
+            ),
+            (
+                "apiextensions.k8s.io",
+                "customresourcedefinitions",
+                "object.spec.versions.all(v, v.schema.openAPIV3Schema.type == 'object')",
+                "",
+            ),
+            (
+                "",
+                "configmaps",
+                "object.data['a'] == 1",
+                "found no matching overload for '_==_' applied to '(string, int)'",
+            ),
+        ] {
+            let kind = snapshot.by_gvr(&Gvr::new(group, "v1", resource)).unwrap();
+            let found = told(&snapshot, kind, expression);
+            assert!(
+                if wrong.is_empty() { found.is_empty() } else { found.contains(wrong) },
+                "{expression}: {found}"
+            );
+        }
+    }
+}
