@@ -130,7 +130,7 @@ impl Custom {
         errors.extend(demands.rules.check(new, old, ""));
         let Some(validations) = &demands.validations else { return Vec::new() };
         if errors.iter().any(hides_rules) {
-            errors.push(FieldError::invalid(Path::root(), "null", NOT_CHECKED));
+            errors.push(FieldError::invalid(Path::root(), Value::Null, NOT_CHECKED));
             return Vec::new();
         }
         let found = validations.check(new, old);

@@ -12,7 +12,7 @@ use crate::cache::Entry;
 use crate::server::ApiServer;
 use bytes::Bytes;
 use serde_json::{Map, Value};
-use skeg_api::{Kind, Status, autoscaling};
+use skeg_api::{Kind, Status, autoscaling, meta};
 use std::sync::Arc;
 
 /// `(events.k8s.io/v1, core v1)` names of the fields that differ.
@@ -86,7 +86,13 @@ pub async fn read(
     objects: &mut [Value],
 ) -> Result<(), Status> {
     match kind.conversion() {
-        Some(conversion) => webhook::convert(server, conversion, kind, objects).await?,
+        Some(conversion) => {
+            let own = stored.gvk.api_version();
+            for object in objects.iter_mut().filter(|object| meta::api_version(object) != own) {
+                fit_own(server, kind, object);
+            }
+            webhook::convert(server, conversion, kind, objects).await?;
+        }
         None => objects.iter_mut().for_each(|object| from_storage(kind, stored, object)),
     }
     Ok(())
@@ -102,6 +108,17 @@ pub fn to_storage(kind: &Kind, stored: &Kind, object: &mut Value) {
     convert(rule(kind, stored), stored, object, |(requested, core)| (requested, core));
     if rule(kind, stored) == Rule::Rename {
         fit(stored, object);
+    }
+}
+
+/// Brings an object that was stored in a version of another day into the form of that version, if there
+/// still is one.
+fn fit_own(server: &ApiServer, kind: &Kind, object: &mut Value) {
+    let version = meta::api_version(object).rsplit('/').next().unwrap_or_default().to_owned();
+    let snapshot = server.kinds().snapshot();
+    let is_own = |row: &&Arc<Kind>| row.storage == kind.storage && *row.gvk.version == *version;
+    if let Some(row) = snapshot.all().find(is_own) {
+        fit(row, object);
     }
 }
 

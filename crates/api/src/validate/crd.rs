@@ -6,7 +6,7 @@ use super::admission::client_config;
 use super::at::{At, Errors};
 use super::{structural, validations};
 use crate::crd::{self, COLUMN_FORMATS, COLUMN_TYPES};
-use crate::field::FieldError;
+use crate::field::{ErrorKind, FieldError};
 use crate::jsonpath::JsonPath;
 use crate::kinds::Strategy;
 use crate::{meta, names};
@@ -230,7 +230,7 @@ fn keep_new(found: &mut Errors, before: &[At<'_>]) {
     found.0.retain(|error| {
         let same = |was: &FieldError| {
             (was.kind, &was.value, &was.detail) == (error.kind, &error.value, &error.detail)
-                && (error.value.is_some() || was.path == error.path)
+                && (error.kind != ErrorKind::Forbidden || was.path == error.path)
         };
         !known.0.iter().any(same)
     });

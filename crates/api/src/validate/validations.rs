@@ -5,7 +5,7 @@
 use super::at::{At, Errors};
 use crate::crd::{Compiler, RULES, Rule, Validations, has_rules};
 use crate::field::{ErrorKind, FieldError, Path};
-use serde_json::{Value, json};
+use serde_json::Value;
 use skeg_cel::{DEFINITION_ESTIMATE_LIMIT, RULE_ESTIMATE_LIMIT, Schema};
 
 /// The most expensive rules that are named where all together cost too much.
@@ -101,7 +101,7 @@ impl Walk<'_> {
                     let cost = program.estimated_cost().max.saturating_mul(calls);
                     self.cost(item.at("rule"), "estimated rule cost", cost);
                 }
-                Err(why) => self.errors.invalid(item.at("rule"), shown(item.value), why.as_str()),
+                Err(why) => self.errors.push(fault(item.at("rule"), item.value, why)),
             }
             match &rule.message_program {
                 Some(Ok(program)) => {
@@ -109,7 +109,7 @@ impl Walk<'_> {
                     self.cost(item.at("messageExpression"), "estimated messageExpression cost", cost);
                 }
                 Some(Err(why)) => {
-                    self.errors.invalid(item.at("messageExpression"), shown(item.value), why.as_str());
+                    self.errors.push(fault(item.at("messageExpression"), item.value, why));
                 }
                 None => {}
             }
@@ -173,12 +173,22 @@ fn constants(at: &At<'_>, errors: &mut Errors) {
     }
 }
 
-/// A rule as upstream's errors show it.
-fn shown(rule: &Value) -> Value {
-    let text = |field: &str| rule.get(field).and_then(Value::as_str).unwrap_or_default();
+/// An error that shows the whole rule, as upstream's do: by the names of Go's struct, in their order.
+fn fault(path: Path, rule: &Value, why: &str) -> FieldError {
+    let text =
+        |field: &str| rule.get(field).filter(|value| value.is_string()).cloned().unwrap_or_else(|| "".into());
     let or_null = |field: &str| rule.get(field).cloned().unwrap_or_default();
-    json!({"Rule": text("rule"), "Message": text("message"), "MessageExpression": text("messageExpression"),
-        "Reason": or_null("reason"), "FieldPath": text("fieldPath"), "OptionalOldSelf": or_null("optionalOldSelf")})
+    let shown = format!(
+        "{{\"Rule\":{},\"Message\":{},\"MessageExpression\":{},\"Reason\":{},\"FieldPath\":{},\"OptionalOldSelf\":{}}}",
+        text("rule"),
+        text("message"),
+        text("messageExpression"),
+        or_null("reason"),
+        text("fieldPath"),
+        or_null("optionalOldSelf")
+    );
+    let shown = shown.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026");
+    FieldError { kind: ErrorKind::Invalid, path, value: None, detail: format!("{shown}: {why}") }
 }
 
 fn over(what: &str, cost: u64, limit: u64) -> String {

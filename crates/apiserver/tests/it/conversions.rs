@@ -205,6 +205,19 @@ async fn objects_of_several_stored_versions_are_listed_in_one() {
     );
     let list = s.get(V1).await.expect(200);
     assert!(list["items"].as_array().unwrap().iter().all(|item| item["spec"]["hostPort"].is_string()));
+    // A default that came later is that of the version in which the object is stored.
+    change(&s, "hosts.example.com", |d| {
+        for (index, default) in [(0, "of v1"), (1, "of v2")] {
+            d["spec"]["versions"][index]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["late"] =
+                json!({"type": "string", "default": default});
+        }
+    })
+    .await;
+    for path in [V1, V2] {
+        let list = s.get(path).await.expect(200);
+        let late = |index: usize| list["items"][index]["spec"]["late"].clone();
+        assert_eq!((late(0), late(1)), (json!("of v1"), json!("of v2")), "{path}");
+    }
     let mut watch = s.watch(&format!("{V2}?watch=true")).await;
     for name in ["a", "b"] {
         let event = watch.next().await.unwrap();

@@ -53,7 +53,7 @@ async fn rules_are_evaluated() {
         (
             "<nil>",
             "FieldValueInvalid",
-            "Invalid value: \"null\": some validation rules were not checked because the object was invalid; correct the existing errors to complete validation"
+            "Invalid value: null: some validation rules were not checked because the object was invalid; correct the existing errors to complete validation"
         )
     );
     assert_eq!(told.len(), 2);

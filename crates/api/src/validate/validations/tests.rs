@@ -1,4 +1,5 @@
 use super::*;
+use serde_json::json;
 
 /// The errors about a schema whose `spec` has these properties.
 fn errors(properties: Value) -> Vec<String> {
@@ -14,21 +15,21 @@ fn faults_of_rules_read_as_upstreams() {
     for (rule, expected) in [
         (json!({"rule": "self == 1"}), vec![]),
         (
-            json!({"rule": "self.z == 1"}),
+            json!({"rule": "self.z > 1"}),
             vec![
-                "rule: Invalid value: {\"FieldPath\":\"\",\"Message\":\"\",\"MessageExpression\":\"\",\"OptionalOldSelf\":null,\"Reason\":null,\"Rule\":\"self.z == 1\"}: compilation failed: ERROR: <input>:1:5: type 'int' does not support field selection\n | self.z == 1\n | ....^",
+                "rule: Invalid value: {\"Rule\":\"self.z \\u003e 1\",\"Message\":\"\",\"MessageExpression\":\"\",\"Reason\":null,\"FieldPath\":\"\",\"OptionalOldSelf\":null}: compilation failed: ERROR: <input>:1:5: type 'int' does not support field selection\n | self.z > 1\n | ....^",
             ],
         ),
         (
             json!({"rule": "1", "message": "m"}),
             vec![
-                "rule: Invalid value: {\"FieldPath\":\"\",\"Message\":\"m\",\"MessageExpression\":\"\",\"OptionalOldSelf\":null,\"Reason\":null,\"Rule\":\"1\"}: cel expression must evaluate to a bool",
+                "rule: Invalid value: {\"Rule\":\"1\",\"Message\":\"m\",\"MessageExpression\":\"\",\"Reason\":null,\"FieldPath\":\"\",\"OptionalOldSelf\":null}: cel expression must evaluate to a bool",
             ],
         ),
         (
             json!({"rule": "true", "messageExpression": "1"}),
             vec![
-                "messageExpression: Invalid value: {\"FieldPath\":\"\",\"Message\":\"\",\"MessageExpression\":\"1\",\"OptionalOldSelf\":null,\"Reason\":null,\"Rule\":\"true\"}: messageExpression must evaluate to a string",
+                "messageExpression: Invalid value: {\"Rule\":\"true\",\"Message\":\"\",\"MessageExpression\":\"1\",\"Reason\":null,\"FieldPath\":\"\",\"OptionalOldSelf\":null}: messageExpression must evaluate to a string",
             ],
         ),
         (
