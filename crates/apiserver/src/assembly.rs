@@ -8,7 +8,7 @@ use crate::auth::authn::Credentials;
 use crate::auth::authz::Union;
 use crate::auth::impersonation;
 use crate::auth::token::{KeyError, Signer};
-use crate::bootstrap::{self, BootstrapError, aggregation, api_services};
+use crate::bootstrap::{self, BootstrapError, aggregation, api_services, flowcontrol};
 use crate::discovery::Discovery;
 use crate::health::Health;
 use crate::hooks::{Authenticator, Authorizer, Endpoint, Hooks, Nobody, Seams};
@@ -110,6 +110,7 @@ pub async fn open(
     server.tasks().0.spawn(aggregation::run(server.clone()));
     bootstrap::maintain(&server, &setup.bootstrap, authorities);
     server.tasks().0.spawn(api_services::run(server.clone()));
+    server.tasks().0.spawn(flowcontrol::run(server.clone()));
     server.tasks().0.spawn(allocate::objects::run(server.clone()));
     if let Some(aggregator) = aggregator.get() {
         server.tasks().0.spawn(aggregator::run(server.clone(), aggregator.clone()));

@@ -3,33 +3,27 @@
 //! kept until the table changes.
 //! Upstream counterpart: `k8s.io/apiserver/pkg/endpoints/discovery`, `kube-openapi/pkg/handler3`.
 
-use crate::aggregator::{Aggregator, Remote, Remotes, merge_v2};
-use crate::bootstrap::api_services::{group_priority, version_priority};
+mod groups;
+mod openapi;
+
+use crate::aggregator::{Aggregator, Remotes};
 use crate::hooks::{Call, Endpoint};
 use crate::local::{Body, empty};
 use crate::negotiate::{self, Encoding, Offer, Output};
-use crate::query::Query;
 use crate::request::RequestInfo;
 use bytes::Bytes;
-use flate2::read::GzDecoder;
 use futures_util::future::BoxFuture;
+use groups::{Version, groups};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, Response, StatusCode};
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use skeg_api::kinds::Snapshot;
-use skeg_api::{GroupVersion, Kind, Kinds, Status, openapi};
+use skeg_api::{GroupVersion, Kind, Kinds, Status};
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::sync::Arc;
 
 const AGGREGATED: [&str; 2] = ["v2", "v2beta1"];
-/// How clients ask for OpenAPI v2 in protobuf, and how they are answered: their form is no media type.
-const GNOSTIC_ASKED: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
-const GNOSTIC: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
-/// OpenAPI documents whose URL carries their hash never change.
-const IMMUTABLE: &str = "public, immutable, max-age=31536000";
-
 /// The paths that exist beside groups, for the list at `/`.
 const PATHS: [&str; 13] = [
     "/.well-known/openid-configuration",
@@ -121,7 +115,7 @@ impl Discovery {
             return Ok(negotiate::respond(StatusCode::OK, output, document.encoded(output)?));
         }
         if let Some(rest) = path.strip_prefix("/openapi/") {
-            return openapi(&documents, rest, &info.query, headers);
+            return openapi::serve(&documents, rest, &info.query, headers);
         }
         Err(Status::no_route())
     }
@@ -227,222 +221,9 @@ fn mark(headers: &mut HeaderMap, etag: &str, media: &str, control: &'static str)
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(control));
 }
 
-fn openapi(
-    documents: &Documents,
-    rest: &str,
-    query: &str,
-    headers: &HeaderMap,
-) -> Result<Response<Body>, Status> {
-    if rest == "v3" {
-        let bytes: Bytes = documents.v3_index().into();
-        let document = Document { etag: etag(&bytes), bytes };
-        return cached(headers, &document, "application/json", "no-cache, private", Output::default());
-    }
-    let gzip = Output::negotiate(headers, Offer::PLAIN).is_ok_and(|output| output.gzip);
-    if rest == "v2" {
-        let (packed, media) = match asks_for_gnostic(headers) {
-            Some(true) => (
-                documents.packed("v2 gnostic", || {
-                    Some((documents.v2(openapi::v2_gnostic, openapi::gnostic_of), None))
-                }),
-                GNOSTIC,
-            ),
-            Some(false) => (
-                documents.packed(rest, || {
-                    Some((documents.v2(openapi::v2_document, |v| v.to_string().into_bytes()), None))
-                }),
-                "application/json",
-            ),
-            None => {
-                let mut response = Response::new(empty());
-                *response.status_mut() = StatusCode::NOT_ACCEPTABLE;
-                return Ok(response);
-            }
-        };
-        let document = packed.ok_or_else(Status::no_route)?;
-        return Ok(unpacked(headers, &document, media, "no-cache, private", gzip));
-    }
-    let gv = match rest.strip_prefix("v3/").map(|rest| rest.split('/').collect::<Vec<_>>()).as_deref() {
-        Some(["api", version]) => GroupVersion::new("", version),
-        Some(["apis", group, version]) => GroupVersion::new(group, version),
-        _ => return Err(Status::no_route()),
-    };
-    let hash = openapi::v3_hash(&documents.snapshot, &gv).ok_or_else(Status::no_route)?;
-    let query = Query::parse(query);
-    let asked = query.get("hash");
-    if asked.is_some_and(|asked| asked != hash) {
-        let mut response = Response::new(empty());
-        *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
-        if let Ok(value) = HeaderValue::from_str(&format!("/openapi/{rest}?hash={hash}")) {
-            response.headers_mut().insert(header::LOCATION, value);
-        }
-        return Ok(response);
-    }
-    let make = || Some((openapi::v3_document(&documents.snapshot, &gv)?, Some(hash.clone())));
-    let document = documents.packed(rest, make).ok_or_else(Status::no_route)?;
-    let control = if asked.is_some() { IMMUTABLE } else { "no-cache, private" };
-    Ok(unpacked(headers, &document, "application/json", control, gzip))
-}
-
-/// Whether clients of OpenAPI v2 prefer it in protobuf; nothing where they take neither form.
-fn asks_for_gnostic(headers: &HeaderMap) -> Option<bool> {
-    let accept = match accept(headers) {
-        "" => "*/*",
-        accept => accept,
-    };
-    negotiate::clauses(accept).iter().find_map(|clause| match clause.takes("application/json") {
-        true => Some(false),
-        false => [GNOSTIC_ASKED, GNOSTIC].iter().any(|media| clause.takes(media)).then_some(true),
-    })
-}
-
-/// Sends a compressed document, as it is to whom can read it so.
-fn unpacked(
-    headers: &HeaderMap,
-    document: &Document,
-    media: &str,
-    control: &'static str,
-    gzip: bool,
-) -> Response<Body> {
-    let mut response = if same_etag(headers, &document.etag) {
-        not_modified()
-    } else if gzip {
-        negotiate::respond_packed(Output::default(), document.bytes.clone())
-    } else {
-        let mut plain = Vec::new();
-        // What was compressed here decompresses.
-        let _ = GzDecoder::new(&document.bytes[..]).read_to_end(&mut plain);
-        negotiate::respond(StatusCode::OK, Output::default(), plain.into())
-    };
-    mark(response.headers_mut(), &document.etag, media, control);
-    if gzip {
-        response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
-    }
-    response
-}
-
-impl Documents {
-    /// The index of OpenAPI v3, with the documents of other servers, which are theirs to send.
-    fn v3_index(&self) -> Vec<u8> {
-        let own = openapi::v3_index(&self.snapshot);
-        if self.remotes.is_empty() {
-            return own;
-        }
-        let mut index: Value = serde_json::from_slice(&own).unwrap_or_default();
-        for remote in self.remotes.values() {
-            let path = remote.root().trim_start_matches('/').to_owned();
-            match &remote.learned.lock().openapi_v3 {
-                Some(entry) => index["paths"][path] = entry.clone(),
-                None => {
-                    index["paths"].as_object_mut().map(|paths| paths.remove(&path));
-                }
-            }
-        }
-        index.to_string().into_bytes()
-    }
-
-    /// The document of OpenAPI v2, with what other servers add to it.
-    fn v2(&self, own: fn(&Snapshot) -> Vec<u8>, encode: fn(&Value) -> Vec<u8>) -> Vec<u8> {
-        let others: Vec<_> =
-            self.remotes.values().filter_map(|remote| remote.learned.lock().openapi_v2.clone()).collect();
-        if others.is_empty() {
-            return own(&self.snapshot);
-        }
-        let mut document: Value =
-            serde_json::from_slice(&openapi::v2_document(&self.snapshot)).unwrap_or_default();
-        for other in others {
-            merge_v2(&mut document, &other);
-        }
-        encode(&document)
-    }
-
-    fn packed(
-        &self,
-        name: &str,
-        make: impl FnOnce() -> Option<(Vec<u8>, Option<String>)>,
-    ) -> Option<Arc<Document>> {
-        if let Some(document) = self.packed.lock().get(name) {
-            return Some(document.clone());
-        }
-        let (bytes, hash) = make()?;
-        let etag = hash.unwrap_or_else(|| etag(&bytes));
-        let document = Arc::new(Document { bytes: negotiate::gzip(&bytes), etag });
-        self.packed.lock().insert(name.to_owned(), document.clone());
-        Some(document)
-    }
-}
-
 fn etag(bytes: &[u8]) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
     digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect()
-}
-
-/// Group, then versions, the preferred one first.
-type Groups = Vec<(String, Vec<(String, Version)>)>;
-
-/// Who serves a version of a group.
-enum Version {
-    /// This server: the kinds.
-    Own(Vec<Arc<Kind>>),
-    Other(Arc<Remote>),
-}
-
-fn groups(snapshot: &Snapshot, remotes: &Remotes) -> Groups {
-    let mut map: BTreeMap<&str, BTreeMap<&str, Version>> = BTreeMap::new();
-    for kind in snapshot.iter() {
-        let versions = map.entry(&*kind.gvk.group).or_default();
-        let version = versions.entry(&*kind.gvk.version).or_insert_with(|| Version::Own(Vec::new()));
-        if let Version::Own(kinds) = version {
-            kinds.push(kind.clone());
-        }
-    }
-    for ((group, version), remote) in remotes {
-        map.entry(group).or_default().insert(version, Version::Other(remote.clone()));
-    }
-    let mut groups: Vec<_> = map
-        .into_iter()
-        .map(|(group, versions)| {
-            let (own, place) = group_priority(group);
-            let all = versions.values().map(|version| match version {
-                Version::Own(_) => own,
-                Version::Other(remote) => remote.group_priority,
-            });
-            let priority = all.max().unwrap_or_default();
-            let mut versions: Vec<_> = versions
-                .into_iter()
-                .map(|(name, version)| {
-                    let priority = match &version {
-                        Version::Own(_) => version_priority(group, name),
-                        Version::Other(remote) => remote.version_priority,
-                    };
-                    let (stage, major, minor) = version_rank(name);
-                    ((-priority, stage, -major, -minor), (name.to_owned(), version))
-                })
-                .collect();
-            versions.sort_by(|(a, (a_name, _)), (b, (b_name, _))| (a, a_name).cmp(&(b, b_name)));
-            let versions: Vec<_> = versions.into_iter().map(|(_, version)| version).collect();
-            ((-priority, place), (group.to_owned(), versions))
-        })
-        .collect();
-    groups.sort_by(|(a, (a_name, _)), (b, (b_name, _))| (a, a_name).cmp(&(b, b_name)));
-    groups.into_iter().map(|(_, group)| group).collect()
-}
-
-/// Stable before beta before alpha before names of no such form; then by numbers.
-fn version_rank(version: &str) -> (u8, i64, i64) {
-    let Some(rest) = version.strip_prefix('v') else { return (3, 0, 0) };
-    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-    let Ok(major) = rest[..digits].parse() else { return (3, 0, 0) };
-    let minor = |tail: &str| tail.parse().ok();
-    match &rest[digits..] {
-        "" => (0, major, 0),
-        tail => match (tail.strip_prefix("beta").and_then(minor), tail.strip_prefix("alpha").and_then(minor))
-        {
-            (Some(minor), _) => (1, major, minor),
-            (_, Some(minor)) => (2, major, minor),
-            _ => (3, 0, 0),
-        },
-    }
 }
 
 fn documents(snapshot: Arc<Snapshot>, remotes: Arc<Remotes>) -> Documents {
@@ -667,15 +448,5 @@ mod tests {
         discovery.kinds.insert(kind("later.io", "Y", "ys", true));
         assert_eq!(ask(&discovery, "/apis", &again).0, 200);
         assert_eq!(ask(&discovery, "/apis/later.io/v1", &[]).0, 200);
-    }
-
-    #[test]
-    fn versions_sort_as_upstreams() {
-        let mut versions = ["v1alpha1", "v1", "v2beta1", "v10", "foo", "v2", "v1beta2"];
-        versions.sort_by_key(|v| {
-            let (stage, major, minor) = version_rank(v);
-            (stage, -major, -minor)
-        });
-        assert_eq!(versions, ["v10", "v2", "v1", "v2beta1", "v1beta2", "v1alpha1", "foo"]);
     }
 }

@@ -9,6 +9,7 @@ pub mod assembly;
 pub mod auth;
 pub mod bootstrap;
 pub mod cache;
+mod conditions;
 pub mod convert;
 mod crds;
 pub mod discovery;

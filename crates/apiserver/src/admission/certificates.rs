@@ -3,20 +3,14 @@
 
 use super::{Admission, Operation, Plugin, ready};
 use crate::auth::authz::{SUPERUSERS, Union, question};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use futures_util::future::BoxFuture;
-use rustls_pki_types::CertificateSigningRequestDer;
-use rustls_pki_types::pem::PemObject;
 use serde_json::Value;
 use skeg_api::Status;
+use skeg_api::csr::{self, CLIENT as CLIENT_SIGNER};
 use std::sync::Arc;
-use x509_parser::certification_request::X509CertificationRequest;
-use x509_parser::prelude::FromDer;
 
 const GROUP: &str = "certificates.k8s.io";
 const REQUESTS: &str = "certificatesigningrequests";
-const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
 
 fn signer(request: &Value) -> &str {
     request["spec"]["signerName"].as_str().unwrap_or_default()
@@ -93,26 +87,16 @@ impl Plugin for CertificateSubjectRestriction {
     fn validate<'a>(&'a self, request: &'a mut Admission<'_>) -> BoxFuture<'a, Result<(), Status>> {
         let bears = request.operation == Operation::Create && request.is(GROUP, REQUESTS, "");
         let asked = request.object.as_deref().filter(|object| bears && signer(object) == CLIENT_SIGNER);
-        let result =
-            match asked.map(|object| organizations(object["spec"]["request"].as_str().unwrap_or_default())) {
-                Some(None) => {
-                    Err(request.forbid("failed to parse CSR: PEM block type must be CERTIFICATE REQUEST"))
-                }
-                Some(Some(groups)) if groups.iter().any(|group| group == SUPERUSERS) => Err(request
-                    .forbid(format!("use of {CLIENT_SIGNER} signer with {SUPERUSERS} group is not allowed"))),
-                _ => Ok(()),
-            };
+        let asked =
+            asked.map(|object| csr::Request::decode(object["spec"]["request"].as_str().unwrap_or_default()));
+        let result = match asked {
+            Some(Err(why)) => Err(request.forbid(format!("failed to parse CSR: {why}"))),
+            Some(Ok(asked)) if asked.organizations.iter().any(|group| group == SUPERUSERS) => Err(request
+                .forbid(format!("use of {CLIENT_SIGNER} signer with {SUPERUSERS} group is not allowed"))),
+            _ => Ok(()),
+        };
         ready(result)
     }
-}
-
-/// The groups that a request in base64 and PEM asks for.
-fn organizations(request: &str) -> Option<Vec<String>> {
-    let pem = STANDARD.decode(request).ok()?;
-    let der = CertificateSigningRequestDer::from_pem_slice(&pem).ok()?;
-    let (_, parsed) = X509CertificationRequest::from_der(&der).ok()?;
-    let subject = &parsed.certification_request_info.subject;
-    Some(subject.iter_organization().filter_map(|name| name.as_str().ok().map(str::to_owned)).collect())
 }
 
 #[cfg(test)]
@@ -122,6 +106,8 @@ mod tests {
     use crate::auth::rbac::tests::user;
     use crate::reader::fake::Fake;
     use crate::resources;
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
     use serde_json::json;
 
     fn write(

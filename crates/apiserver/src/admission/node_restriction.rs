@@ -9,7 +9,7 @@ use crate::reader::Reader;
 use crate::resources;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
-use skeg_api::{Status, meta};
+use skeg_api::{Status, csr, meta};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -59,6 +59,7 @@ impl NodeRestriction {
                 }
                 own_name(node, a, "can only access node lease with the same name as the requesting node")
             }
+            ("certificates.k8s.io", "certificatesigningrequests") => signing_request(node, a),
             ("storage.k8s.io", "csinodes") => {
                 own_name(node, a, "can only access CSINode with the same name as the requesting node")
             }
@@ -180,6 +181,24 @@ impl NodeRestriction {
         }
         Ok(())
     }
+}
+
+/// A node asks for certificates of its own name.
+fn signing_request(node: &str, a: &Admission<'_>) -> Result<(), Status> {
+    let Some(object) = a.object.as_deref().filter(|_| a.operation == Operation::Create) else {
+        return Ok(());
+    };
+    let text = |field: &str| object["spec"][field].as_str().unwrap_or_default();
+    if ![csr::KUBELET_SERVING, csr::KUBELET_CLIENT].contains(&text("signerName")) {
+        return Ok(());
+    }
+    let asked = csr::Request::decode(text("request"));
+    let asked = asked.map_err(|why| a.forbid(format!("unable to parse csr: {why}")))?;
+    let wanted = format!("system:node:{node}");
+    if asked.common_name == wanted {
+        return Ok(());
+    }
+    Err(a.forbid(format!("can only create a node CSR with CN={wanted}")))
 }
 
 fn token_audiences(spec: &Value) -> BTreeSet<&str> {
@@ -336,5 +355,34 @@ mod tests {
         assert!(!check(Create, ("", "serviceaccounts", "token"), token("mine", "bank"), None));
         assert!(!check(Create, ("", "serviceaccounts", "token"), token("other", "vault"), None));
         assert!(!check(Create, ("", "serviceaccounts", "token"), token("gone", "vault"), None));
+    }
+
+    #[test]
+    fn a_node_asks_for_certificates_of_its_own_name() {
+        let plugin = NodeRestriction::new(Arc::new(Fake::default()));
+        let pem = include_str!("../../../api/testdata/request-node.pem");
+        let ask = |node: &str, signer: &str, pem: &str| {
+            let request = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, pem);
+            let object =
+                json!({"metadata": {"name": "r"}, "spec": {"signerName": signer, "request": request}});
+            let kind = kind("certificates.k8s.io", "X", "certificatesigningrequests", false);
+            let identity = user(&format!("system:node:{node}"), &["system:nodes"]);
+            let case = Case {
+                operation: Operation::Create,
+                kind,
+                subresource: "",
+                identity,
+                object: Some(object),
+                old: None,
+            };
+            let mut case = case;
+            case.run(&plugin).err().map(|status| status.message).unwrap_or_default()
+        };
+        for signer in [csr::KUBELET_CLIENT, csr::KUBELET_SERVING] {
+            assert_eq!(ask("n1", signer, pem), "");
+            assert!(ask("n2", signer, pem).contains("can only create a node CSR with CN=system:node:n2"));
+            assert!(ask("n1", signer, "x").contains("unable to parse csr: "));
+        }
+        assert_eq!(ask("n2", csr::CLIENT, pem), "");
     }
 }

@@ -4,17 +4,17 @@
 
 use super::remote::{Learned, Remote};
 use super::{Aggregator, documents, relay};
-use crate::bootstrap::api_services::local_condition;
+use crate::bootstrap::api_services::{PATH as API_SERVICES, local_condition};
+use crate::conditions;
 use crate::hooks::Seams;
 use crate::identity::Identity;
-use crate::local::{empty, send};
+use crate::local::empty;
 use crate::resources;
 use crate::server::ApiServer;
 use futures_util::future::join_all;
-use http::{HeaderMap, Method, Request, header};
+use http::{HeaderMap, Request, header};
 use http_body_util::{BodyExt, Limited};
 use serde_json::{Value, json};
-use skeg_api::meta;
 use skeg_base::Backoff;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -112,37 +112,10 @@ async fn settle_local(server: &Arc<ApiServer>) -> Result<(), String> {
     for bytes in server.seams().reader.list(&resources::API_SERVICES, "") {
         let object: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         if !object["spec"]["service"].is_object() {
-            write(server, object, local_condition()).await?;
+            conditions::set(server, API_SERVICES, object, local_condition()).await?;
         }
     }
     Ok(())
-}
-
-/// Writes the condition, if it is another.
-async fn write(server: &Arc<ApiServer>, mut object: Value, mut condition: Value) -> Result<(), String> {
-    let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    let before = conditions.iter().find(|before| before["type"] == condition["type"]);
-    let same = |field: &str| before.is_some_and(|before| before[field] == condition[field]);
-    if ["status", "reason", "message"].into_iter().all(same) {
-        return Ok(());
-    }
-    let since = match before.filter(|_| same("status")) {
-        Some(before) => before["lastTransitionTime"].clone(),
-        None => meta::format_time(server.clock().now_seconds()).into(),
-    };
-    condition["lastTransitionTime"] = since;
-    let mut all: Vec<Value> = conditions.iter().filter(|c| c["type"] != condition["type"]).cloned().collect();
-    all.push(condition);
-    object["status"]["conditions"] = all.into();
-    let path = format!("/apis/apiregistration.k8s.io/v1/apiservices/{}/status", meta::name(&object));
-    match send(&server.loopback(), Method::PUT, &path, object.to_string()).await {
-        // Whoever was first, or deleted it, wakes this loop.
-        Err(why) if !(why.starts_with("409") || why.starts_with("404")) => {
-            tracing::warn!(name = meta::name(&object), why, "availability not written, will be retried");
-            Err(why)
-        }
-        _ => Ok(()),
-    }
 }
 
 impl Aggregator {
@@ -179,7 +152,7 @@ impl Aggregator {
             let object = server.seams().reader.get(&resources::API_SERVICES, "", &remote.name);
             let object = object.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
             let written = match object.filter(|object| object["spec"]["service"].is_object()) {
-                Some(object) => write(server, object, condition).await,
+                Some(object) => conditions::set(server, API_SERVICES, object, condition).await,
                 None => Ok(()),
             };
             // Without a way there is nobody to ask: a change of it is told.

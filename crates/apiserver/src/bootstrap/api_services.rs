@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) const PATH: &str = "/apis/apiregistration.k8s.io/v1/apiservices";
 const MANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
 /// Its own APIServices name a server that does not register itself.
 const OWN_GROUP: &str = "apiregistration.k8s.io";
@@ -142,7 +143,7 @@ async fn settle(server: &Arc<ApiServer>, snapshot: &Snapshot) -> Result<(), supe
     });
     let service = server.loopback();
     for object in gone {
-        let path = format!("/apis/apiregistration.k8s.io/v1/apiservices/{}", meta::name(object));
+        let path = format!("{PATH}/{}", meta::name(object));
         // What was taken over meanwhile is not deleted.
         let options = json!({"preconditions": {"resourceVersion": meta::resource_version(object)}});
         if let Err(why) = crate::local::send(&service, http::Method::DELETE, &path, options.to_string()).await

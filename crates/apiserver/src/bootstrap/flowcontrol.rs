@@ -4,10 +4,16 @@
 //! Upstream counterpart: `k8s.io/apiserver/pkg/apis/flowcontrol/bootstrap`, `pkg/registry/flowcontrol/ensurer`.
 
 use super::{Wanted, replaced};
+use crate::conditions;
 use crate::resources;
+use crate::server::ApiServer;
 use serde_json::{Value, json};
 use skeg_api::meta;
+use skeg_base::Backoff;
+use std::sync::Arc;
+use std::time::Duration;
 
+const SCHEMAS_PATH: &str = "/apis/flowcontrol.apiserver.k8s.io/v1/flowschemas";
 const API_VERSION: &str = "flowcontrol.apiserver.k8s.io/v1";
 const AUTO_UPDATE: &str = "apf.kubernetes.io/autoupdate-spec";
 /// The levels that cannot be given to the administrator, and their schemas.
@@ -141,7 +147,53 @@ fn schema((name, level, precedence, by, subjects, rules): &Schema) -> Value {
     if !by.is_empty() {
         spec["distinguisherMethod"] = json!({"type": by});
     }
-    object("FlowSchema", name, &spec)
+    let mut object = object("FlowSchema", name, &spec);
+    object["status"] = json!({"conditions": [dangling(level, true)]});
+    object
+}
+
+/// Whether the level of a schema is there, in upstream's words.
+fn dangling(level: &str, exists: bool) -> Value {
+    let (status, reason, verdict) = if exists {
+        ("False", "Found", "and it exists")
+    } else {
+        ("True", "NotFound", "but there is no such object")
+    };
+    let what = "This FlowSchema references the PriorityLevelConfiguration object named";
+    json!({"type": "Dangling", "status": status, "reason": reason, "message": format!("{what} {level:?} {verdict}"),
+        "lastTransitionTime": null})
+}
+
+/// Keeps the conditions of schemas true, until the server stops.
+pub async fn run(server: Arc<ApiServer>) {
+    let reader = &server.seams().reader;
+    let mut schemas = reader.changes(&resources::FLOW_SCHEMAS);
+    let mut levels = reader.changes(&resources::PRIORITY_LEVELS);
+    let (_, stop) = server.tasks();
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+    loop {
+        schemas.borrow_and_update();
+        levels.borrow_and_update();
+        let mut again = None;
+        for bytes in reader.list(&resources::FLOW_SCHEMAS, "") {
+            let schema: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+            let level = schema["spec"]["priorityLevelConfiguration"]["name"].as_str().unwrap_or_default();
+            let condition = dangling(level, reader.get(&resources::PRIORITY_LEVELS, "", level).is_some());
+            if conditions::set(&server, SCHEMAS_PATH, schema, condition).await.is_err() {
+                again = Some(again.unwrap_or_else(|| backoff.next()));
+            }
+        }
+        if again.is_none() {
+            backoff.reset();
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            changed = schemas.changed() => if changed.is_err() { return },
+            changed = levels.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(again.unwrap_or_default()), if again.is_some() => {}
+        }
+    }
 }
 
 pub(super) fn wanted() -> impl Iterator<Item = Wanted> {

@@ -7,7 +7,7 @@
 
 pub mod aggregation;
 pub mod api_services;
-mod flowcontrol;
+pub mod flowcontrol;
 pub mod rbac;
 
 use crate::cache::ROOT;

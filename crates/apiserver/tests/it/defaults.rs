@@ -25,6 +25,30 @@ async fn flow_control_and_the_range_of_services_are_there_and_come_back() {
          kube-system-service-accounts probes service-accounts system-leader-election system-node-high system-nodes \
          workload-leader-election"
     );
+    for schema in schemas["items"].as_array().unwrap() {
+        let condition = &schema["status"]["conditions"][0];
+        assert_eq!(
+            (&condition["type"], &condition["status"]),
+            (&json!("Dangling"), &json!("False")),
+            "{schema}"
+        );
+        assert!(condition["lastTransitionTime"].is_string());
+    }
+    let mine = json!({"apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "FlowSchema", "metadata": {"name": "mine"},
+        "spec": {"priorityLevelConfiguration": {"name": "mine"}, "matchingPrecedence": 1000}});
+    cluster.create(&format!("{flow}/flowschemas"), mine).await;
+    let dangling =
+        |status: &'static str| move |_: u16, now: &Value| now["status"]["conditions"][0]["status"] == status;
+    let path = format!("{flow}/flowschemas/mine");
+    let now = until(&cluster, &path, &[], dangling("True")).await;
+    assert_eq!(
+        now["status"]["conditions"][0]["message"],
+        "This FlowSchema references the PriorityLevelConfiguration object named \"mine\" but there is no such object"
+    );
+    let level = json!({"apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "PriorityLevelConfiguration",
+        "metadata": {"name": "mine"}, "spec": {"type": "Limited", "limited": {"limitResponse": {"type": "Reject"}}}});
+    cluster.create(&format!("{flow}/prioritylevelconfigurations"), level).await;
+    until(&cluster, &path, &[], dangling("False")).await;
     let range = "/apis/networking.k8s.io/v1/servicecidrs/kubernetes";
     let got = cluster.get(&admin, range).await.expect(200);
     assert_eq!(
