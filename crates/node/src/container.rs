@@ -196,9 +196,9 @@ pub fn termination_path(ctx: &Context, pod: &Pod, container: &str, attempt: u32)
 fn mounts(ctx: &Context, inputs: &Inputs<'_>, lookup: &BTreeMap<&str, &str>) -> Result<Vec<Mount>, String> {
     let Inputs { pod, container, .. } = inputs;
     let mut out = Vec::new();
-    let bind = |destination: &str, source: PathBuf, read_only: bool, propagation: Propagation| Mount {
+    let mount_at = |destination: &str, source, read_only: bool, propagation: Propagation| Mount {
         destination: destination.into(),
-        source: MountSource::Bind(source),
+        source,
         read_only,
         recursive_read_only: false,
         propagation,
@@ -225,8 +225,14 @@ fn mounts(ctx: &Context, inputs: &Inputs<'_>, lookup: &BTreeMap<&str, &str>) -> 
         };
         let read_only = mount.read_only == Some(true) || volumes::is_read_only(pod, &mount.name);
         let recursive_read_only = machine::status::is_recursive(mount);
-        out.push(Mount { recursive_read_only, ..bind(&mount.mount_path, source, read_only, propagation) });
+        out.push(Mount {
+            recursive_read_only,
+            ..mount_at(&mount.mount_path, source, read_only, propagation)
+        });
     }
+    let bind = |destination: &str, source: PathBuf, read_only: bool, propagation: Propagation| {
+        mount_at(destination, MountSource::Bind(source), read_only, propagation)
+    };
     if let Some(device) = container.volume_devices.iter().flatten().next() {
         return Err(format!("volume device \"{}\" cannot be attached on this node", device.name));
     }

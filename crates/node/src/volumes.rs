@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use skeg_api::predicates::pod_limits;
 use skeg_api::quantity::Quantity;
 use skeg_base::Timestamp;
+use skeg_runtime::MountSource;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -427,20 +428,23 @@ pub fn is_read_only(pod: &Pod, volume_name: &str) -> bool {
     volumes.any(|v| v.name == volume_name && v.host_path.is_none() && v.empty_dir.is_none())
 }
 
-/// The host path that a mount of this volume shows, after its subPath.
+/// What a mount of this volume shows, after its subPath.
 pub fn mount_source(
     ctx: &Context,
     pod: &Pod,
     volume_name: &str,
     sub_path: Option<&str>,
-) -> Result<PathBuf, String> {
+) -> Result<MountSource, String> {
     let spec = machine::spec(pod);
     let volume = spec.volumes.iter().flatten().find(|v| v.name == volume_name);
     let volume = volume.ok_or_else(|| format!("volume \"{volume_name}\" not found"))?;
     let path = volume_path(ctx, pod, volume);
     match sub_path.filter(|s| !s.is_empty()) {
-        None => Ok(path),
-        Some(sub) => sub_path_source(&path, sub)
+        None => Ok(MountSource::Bind(path)),
+        // Its containers may change the volume at any moment: the runtime resolves the path where it
+        // mounts it, and what is checked here is told in time.
+        Some(sub) => make_sub_path(&path, sub)
+            .map(|()| MountSource::BindBeneath { root: path, path: sub.into() })
             .map_err(|e| format!("failed to prepare subPath for volumeMount \"{volume_name}\": {e}")),
     }
 }
@@ -453,8 +457,8 @@ fn leaves_volume(sub: &Path) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, why)
 }
 
-/// Resolves `sub` inside `volume` without leaving it, making directories that are missing.
-fn sub_path_source(volume: &Path, sub: &str) -> io::Result<PathBuf> {
+/// Makes the directories of `sub` that are missing, with the mode of the volume, without leaving it.
+fn make_sub_path(volume: &Path, sub: &str) -> io::Result<()> {
     let sub = Path::new(sub);
     if !sub.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
         return Err(leaves_volume(sub));
@@ -475,20 +479,25 @@ fn sub_path_source(volume: &Path, sub: &str) -> io::Result<PathBuf> {
             other => other.into(),
         })
     };
+    let mode = Mode::from_raw_mode(rustix::fs::fstat(&root)?.st_mode & 0o7777);
     let mut made = PathBuf::new();
     let mut at = open(Path::new("."))?;
     for part in sub.components().filter(|c| matches!(c, Component::Normal(_))) {
         made.push(part);
         at = match open(&made) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                rustix::fs::mkdirat(&at, Path::new(part.as_os_str()), Mode::from_raw_mode(0o750))?;
+                let part = Path::new(part.as_os_str());
+                rustix::fs::mkdirat(&at, part, Mode::RWXU)?;
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let new = rustix::fs::openat(&at, part, flags, Mode::empty())?;
+                // Not by the call that makes it, which the process's umask bears on.
+                rustix::fs::fchmod(&new, mode)?;
                 open(&made)?
             }
             other => other?,
         };
     }
-    use std::os::fd::AsRawFd;
-    fs::read_link(format!("/proc/self/fd/{}", at.as_raw_fd()))
+    Ok(())
 }
 
 fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
@@ -770,11 +779,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let volume = dir.path().join("v");
         fs::create_dir(&volume).unwrap();
-        let found = sub_path_source(&volume, "x/y").unwrap();
-        assert_eq!(found, volume.canonicalize().unwrap().join("x/y"));
+        fs::set_permissions(&volume, fs::Permissions::from_mode(0o2777)).unwrap();
+        make_sub_path(&volume, "x/y").unwrap();
+        assert_eq!(fs::metadata(volume.join("x/y")).unwrap().mode() & 0o7777, 0o2777, "as its volume's");
         symlink("/etc", volume.join("out")).unwrap();
         for sub in ["out", "out/passwd", "../w", "/etc"] {
-            let error = sub_path_source(&volume, sub).unwrap_err().to_string();
+            let error = make_sub_path(&volume, sub).unwrap_err().to_string();
             assert!(error.starts_with(&format!("subPath {sub:?} leads out of the volume: ")), "{error}");
         }
     }

@@ -75,10 +75,8 @@ pub fn build(plan: &mut Plan<'_>) -> Step {
     let mut binds: Vec<Option<Bind>> = plan.mounts.iter().map(|_| None).collect();
     let mut open = |wanted: fn(Propagation) -> bool| -> Step {
         for (bind, mount) in binds.iter_mut().zip(plan.mounts) {
-            if let MountSource::Bind(source) = &mount.source
-                && wanted(mount.propagation)
-            {
-                *bind = Some(open_source(source, mount)?);
+            if wanted(mount.propagation) {
+                *bind = open_source(mount)?;
             }
         }
         Ok(())
@@ -121,11 +119,26 @@ pub fn build(plan: &mut Plan<'_>) -> Step {
     Ok(())
 }
 
-fn open_source(source: &Path, mount: &Mount) -> Step<Bind> {
-    let what = || format!("failed to mount {} to {}", source.display(), mount.destination.display());
-    let tree = sys::open_tree(libc::AT_FDCWD, source, sys::OPEN_TREE_CLONE | sys::AT_RECURSIVE).at(what)?;
-    let metadata = fs::metadata(format!("/proc/self/fd/{}", tree.as_raw_fd())).at(what)?;
-    Ok(Bind { tree, is_dir: metadata.is_dir() })
+/// None for what is made, not bound.
+fn open_source(mount: &Mount) -> Step<Option<Bind>> {
+    let flags = sys::OPEN_TREE_CLONE | sys::AT_RECURSIVE;
+    let to = mount.destination.display();
+    let tree = match &mount.source {
+        MountSource::Tmpfs { .. } => return Ok(None),
+        MountSource::Bind(source) => sys::open_tree(libc::AT_FDCWD, source, flags)
+            .at(|| format!("failed to mount {} to {to}", source.display()))?,
+        MountSource::BindBeneath { root, path } => {
+            let what = || format!("failed to mount {} of {} to {to}", path.display(), root.display());
+            let root = sys::open_path(root).at(what)?;
+            let resolve = sys::RESOLVE_BENEATH | sys::RESOLVE_NO_MAGICLINKS;
+            // What was found is what is mounted: nothing is looked up a second time.
+            let found = sys::openat2(root.as_raw_fd(), path, libc::O_PATH, 0, resolve).at(what)?;
+            sys::open_tree(found.as_raw_fd(), Path::new(""), flags | sys::AT_EMPTY_PATH).at(what)?
+        }
+    };
+    let metadata = fs::metadata(format!("/proc/self/fd/{}", tree.as_raw_fd()))
+        .at(|| format!("look at the source of {to}"))?;
+    Ok(Some(Bind { tree, is_dir: metadata.is_dir() }))
 }
 
 /// Mounts the layers and makes them the root directory.
@@ -327,7 +340,7 @@ fn place(mount: &Mount, bind: Option<Bind>) -> Step {
         return refuse(format!("{} cannot be mounted because it is inside /proc", path.display()));
     }
     match (&mount.source, bind) {
-        (MountSource::Bind(_), Some(Bind { tree, is_dir })) => {
+        (MountSource::Bind(_) | MountSource::BindBeneath { .. }, Some(Bind { tree, is_dir })) => {
             let propagation = match mount.propagation {
                 Propagation::Private => libc::MS_PRIVATE,
                 Propagation::HostToContainer => libc::MS_SLAVE,
@@ -349,7 +362,9 @@ fn place(mount: &Mount, bind: Option<Bind>) -> Step {
             let target = PathBuf::from(format!("/proc/self/fd/{}", target.as_raw_fd()));
             sys::mount("tmpfs", &target, "tmpfs", flags, &format!("mode=1777{size}")).at(what)
         }
-        (MountSource::Bind(_), None) => refuse(format!("mount {} has no source", path.display())),
+        (MountSource::Bind(_) | MountSource::BindBeneath { .. }, None) => {
+            refuse(format!("mount {} has no source", path.display()))
+        }
     }
 }
 

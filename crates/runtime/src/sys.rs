@@ -18,7 +18,7 @@ pub fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(Error::last_os_error()) } else { Ok(result) }
 }
 
-fn check_long(result: libc::c_long) -> io::Result<libc::c_long> {
+pub fn check_long(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(Error::last_os_error()) } else { Ok(result) }
 }
 
@@ -29,6 +29,7 @@ fn own(fd: libc::c_long) -> OwnedFd {
 
 pub const OPEN_TREE_CLONE: u32 = 1;
 pub const AT_RECURSIVE: u32 = 0x8000;
+pub const AT_EMPTY_PATH: u32 = 0x1000;
 const OPEN_TREE_CLOEXEC: u32 = libc::O_CLOEXEC as u32;
 
 /// A descriptor of the mount at `path`; with [`OPEN_TREE_CLONE`] a detached copy of it.
@@ -71,7 +72,7 @@ pub const MOUNT_ATTR_RDONLY: u64 = 1;
 
 /// Changes a mount, or with `recursive` all mounts below it too.
 pub fn mount_setattr(mount: &OwnedFd, recursive: bool, attr: &MountAttr) -> io::Result<()> {
-    let flags = libc::AT_EMPTY_PATH as u32 | if recursive { AT_RECURSIVE } else { 0 };
+    let flags = AT_EMPTY_PATH | if recursive { AT_RECURSIVE } else { 0 };
     // SAFETY: `attr` is a valid struct of the size passed.
     let result = unsafe {
         libc::syscall(
@@ -120,6 +121,7 @@ struct OpenHow {
 
 pub const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
 pub const RESOLVE_NO_SYMLINKS: u64 = 0x04;
+pub const RESOLVE_BENEATH: u64 = 0x08;
 pub const RESOLVE_IN_ROOT: u64 = 0x10;
 
 /// `openat2(2)`: opens `path` under `dir` with limits on how it may be resolved.

@@ -114,6 +114,11 @@ pub struct Mount {
 pub enum MountSource {
     /// A file or directory of the host.
     Bind(PathBuf),
+    /// What `path` leads to inside the directory `root`, whatever links others put there meanwhile.
+    BindBeneath {
+        root: PathBuf,
+        path: PathBuf,
+    },
     Tmpfs {
         size_bytes: Option<u64>,
     },

@@ -17,6 +17,7 @@ pub const CASES: &[Case] = &[
     Case { name: "sidecars", run: sidecars },
     Case { name: "termination_with_grace", run: termination },
     Case { name: "lifecycle_hooks", run: lifecycle_hooks },
+    Case { name: "a_start_is_interrupted", run: a_start_is_interrupted },
     Case { name: "termination_message", run: termination_message },
     Case { name: "active_deadline", run: active_deadline },
     Case { name: "terminals", run: terminals },
@@ -262,6 +263,15 @@ fn lifecycle_hooks(scope: &Scope<'_>) -> Result<()> {
     let failed =
         scope.kubectl(&["get", "events", "--field-selector=reason=FailedPreStopHook", "-o", "name"])?;
     ensure!(!failed.contains("event"), "{failed}");
+    // Whoever deletes it again with a shorter grace does not wait for the hook.
+    hooked["metadata"]["name"] = "patient".into();
+    hooked["spec"]["terminationGracePeriodSeconds"] = 3600.into();
+    hooked["spec"]["containers"][0]["lifecycle"] =
+        json!({"preStop": {"exec": {"command": ["sleep", "1000"]}}});
+    started(scope, &hooked)?;
+    scope.kubectl(&["delete", "pod", "patient", "--wait=false"])?;
+    scope.event("patient", "Killing", "")?;
+    scope.kubectl(&["delete", "pod", "patient", "--grace-period=1", "--timeout=40s"])?;
     // A hook that uses the whole grace leaves two seconds to end in.
     hooked["metadata"]["name"] = "greedy".into();
     hooked["spec"]["terminationGracePeriodSeconds"] = 1.into();
@@ -275,6 +285,34 @@ fn lifecycle_hooks(scope: &Scope<'_>) -> Result<()> {
     started(scope, &hooked)?;
     scope.kubectl(&["delete", "pod", "greedy", "--timeout=40s"])?;
     ensure!(std::fs::read_to_string(out.join("late"))? == "late\n");
+    Ok(())
+}
+
+/// A Pod that leaves while a container of it starts is not kept by what it waits for.
+fn a_start_is_interrupted(scope: &Scope<'_>) -> Result<()> {
+    let mut hooked = pod("starting", &[("main", "sleep 1000"), ("next", "sleep 1000")]);
+    hooked["spec"]["containers"][0]["lifecycle"] =
+        json!({"postStart": {"exec": {"command": ["sleep", "1000"]}}});
+    scope.apply(&hooked)?;
+    scope.event("starting", "Started", "")?;
+    let held = status(scope, "starting")?["containerStatuses"][1]["state"].clone();
+    ensure!(held["waiting"].is_object(), "the hook holds the next container up: {held}");
+    scope.kubectl(&["delete", "pod", "starting", "--timeout=40s"])?;
+    // A registry that takes the request and never answers.
+    let silent = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+    let mut pulling = pod("pulling", &[("main", "true")]);
+    pulling["spec"]["containers"][0]["image"] = format!("{}/x:1", silent.local_addr()?).into();
+    for by in ["a deletion", "its deadline"] {
+        if by == "its deadline" {
+            pulling["spec"]["activeDeadlineSeconds"] = 2.into();
+        }
+        scope.apply(&pulling)?;
+        scope.event("pulling", "Pulling", "")?;
+        if by == "its deadline" {
+            scope.wait_for("pod/pulling", "{.status.reason}=DeadlineExceeded")?;
+        }
+        scope.kubectl(&["delete", "pod", "pulling", "--timeout=20s"])?;
+    }
     Ok(())
 }
 

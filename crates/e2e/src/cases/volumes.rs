@@ -183,6 +183,15 @@ fn mount_options(scope: &Scope<'_>) -> Result<()> {
             {"name": "host", "mountPath": "/outer", "readOnly": true},
             {"name": "host", "mountPath": "/all", "readOnly": true, "recursiveReadOnly": "Enabled"},
         ]);
+        // What is made for a subPath is as open as its volume.
+        let mut user = pod("user", &[("main", "touch /own/x && sleep 1000")]);
+        user["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}]);
+        user["spec"]["securityContext"] = json!({"runAsUser": 1001, "runAsGroup": 1001, "fsGroup": 3000});
+        user["spec"]["containers"][0]["volumeMounts"] =
+            json!([{"name": "data", "mountPath": "/own", "subPath": "a/b"}]);
+        started(scope, &user)?;
+        let shown = scope.kubectl(&["exec", "user", "--", "stat", "-c", "%a %g", "/own", "/own/x"])?;
+        ensure!(shown == "2777 3000\n644 3000\n", "{shown}");
         mounts["spec"]["containers"][1]["securityContext"] = json!({"privileged": true});
         mounts["spec"]["containers"][1]["volumeMounts"] =
             json!([{"name": "host", "mountPath": "/both", "mountPropagation": "Bidirectional"}]);

@@ -23,6 +23,10 @@ const CRASH_BACKOFF_RESET: Duration = Duration::from_secs(600);
 pub const EVICTED: &str = "Evicted";
 /// What their containers get to end, whatever the Pod asks for.
 pub const EVICTION_GRACE_SECONDS: i64 = 1;
+/// The grace of a Pod that names none, which defaults fill in.
+pub const DEFAULT_GRACE_SECONDS: i64 = 30;
+/// What a sidecar gets at least, whatever those before it have used.
+pub const SIDECAR_GRACE_MIN_SECONDS: i64 = 2;
 /// What containers get whose Pod somebody removed without waiting for them.
 pub const REMOVED_GRACE_SECONDS: i64 = 1;
 
@@ -40,6 +44,8 @@ pub struct Memory {
     /// The status that says the Pod is terminal is stored.
     pub terminal_stored: bool,
     pub resize: resize::Resize,
+    /// Since when the Pod is on its way out: its containers share one grace.
+    pub ending_since: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -34,6 +34,8 @@ pub struct Plan {
     pub actions: Vec<Action>,
     /// Plan again then, if nothing happens before.
     pub wake_at: Option<Timestamp>,
+    /// The Pod is on its way out: what is being started is started no further.
+    pub ending: bool,
 }
 
 impl Plan {
@@ -60,7 +62,8 @@ pub fn plan(pod: &Pod, gone: bool, memory: &Memory, now: Timestamp) -> Plan {
     }
     let leaving = gone || is_deleting(pod);
     if leaving || is_finished(pod, memory) {
-        wind_down(pod, gone, leaving, memory, &mut plan);
+        plan.ending = true;
+        wind_down(pod, gone, leaving, memory, now, &mut plan);
         return plan;
     }
     match &memory.sandbox {
@@ -154,7 +157,15 @@ fn containers(spec: &PodSpec, memory: &Memory, now: Timestamp, plan: &mut Plan) 
     }
     if begun || gate_open {
         for container in &spec.containers {
+            let before = plan.actions.len();
             one(spec, container, false, memory, now, plan);
+            // Its postStart hook holds the next ones up: what they need may be its doing.
+            let hooked = container.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some());
+            let busy = memory.container(&container.name).and_then(|known| known.busy);
+            let starts = matches!(plan.actions.get(before), Some(Action::Start { .. }));
+            if hooked && (starts || busy == Some(Busy::Starting)) {
+                break;
+            }
         }
     }
 }
@@ -203,9 +214,21 @@ fn one(
     }
 }
 
+/// What a Pod gives its containers to end in, in seconds.
+pub fn own_grace(spec: &PodSpec) -> i64 {
+    spec.termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE_SECONDS)
+}
+
+/// What the containers that ended before left of the Pod's grace; never so little that nobody could
+/// end in it.
+fn left_of(whole: i64, memory: &Memory, now: Timestamp) -> i64 {
+    let spent = memory.ending_since.map_or(0, |since| now.as_second() - since.as_second());
+    (whole - spent).max(whole.min(SIDECAR_GRACE_MIN_SECONDS))
+}
+
 /// Ends what still runs: main containers together, then sidecars one by one in reverse order;
 /// then the sandbox, then, for a Pod that is being deleted, the object.
-fn wind_down(pod: &Pod, gone: bool, leaving: bool, memory: &Memory, plan: &mut Plan) {
+fn wind_down(pod: &Pod, gone: bool, leaving: bool, memory: &Memory, now: Timestamp, plan: &mut Plan) {
     let spec = spec(pod);
     let grace = match &memory.ended {
         _ if gone => Some(REMOVED_GRACE_SECONDS),
@@ -235,7 +258,8 @@ fn wind_down(pod: &Pod, gone: bool, leaving: bool, memory: &Memory, plan: &mut P
         }
         if let Some(last) = sidecars.iter().rev().find(|c| alive(&c.name)) {
             if idle_and_alive(&last.name) {
-                plan.stop(&last.name, "Stopping container", grace);
+                let whole = grace.unwrap_or_else(|| own_grace(spec));
+                plan.stop(&last.name, "Stopping container", Some(left_of(whole, memory, now)));
             }
             return;
         }
@@ -349,6 +373,47 @@ mod tests {
         check(&pod, &ready(), 0, &["start a", "start b"]);
         let starting = ContainerMemory { busy: Some(Busy::Starting), ..Default::default() };
         check(&pod, &with(ready(), &[("a", starting), ("b", running())]), 0, &[]);
+    }
+
+    #[test]
+    fn a_post_start_hook_holds_the_next_containers_up() {
+        let hook = json!({"postStart": {"exec": {"command": ["true"]}}});
+        let pod =
+            pod(json!({"containers": [{"name": "a"}, {"name": "b", "lifecycle": hook}, {"name": "c"}]}));
+        check(&pod, &ready(), 0, &["start a", "start b"]);
+        let starting = || ContainerMemory { busy: Some(Busy::Starting), ..Default::default() };
+        check(&pod, &with(ready(), &[("a", starting()), ("b", starting())]), 0, &[]);
+        check(&pod, &with(ready(), &[("a", starting()), ("b", running())]), 0, &["start c"]);
+        // One that ended and waits for its restart holds nobody up.
+        check(&pod, &with(ready(), &[("a", running()), ("b", exited(1))]), 0, &["start b"]);
+        let waits = ContainerMemory { retry_at: Some(at(9)), ..Default::default() };
+        check(&pod, &with(ready(), &[("a", running()), ("b", waits)]), 0, &["start c"]);
+    }
+
+    #[test]
+    fn sidecars_share_the_grace_of_their_pod() {
+        let mut pod = pod(json!({
+            "terminationGracePeriodSeconds": 10,
+            "initContainers": [{"name": "s", "restartPolicy": "Always"}],
+            "containers": [{"name": "a"}]
+        }));
+        let grace = |pod: &Pod, now: i64, memory: Memory| {
+            let plan = plan(pod, false, &memory, at(now));
+            assert!(plan.ending);
+            let [Action::Stop { grace, .. }] = &plan.actions[..] else { panic!("{plan:?}") };
+            *grace
+        };
+        let memory = || Memory {
+            ended: Some(Ended { phase: "Failed", reason: "DeadlineExceeded".into(), message: String::new() }),
+            ending_since: Some(at(100)),
+            ..with(ready(), &[("a", exited(0)), ("s", running())])
+        };
+        assert_eq!(grace(&pod, 104, memory()), Some(6));
+        assert_eq!(grace(&pod, 110, memory()), Some(2), "time to end in");
+        pod.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(100)));
+        pod.metadata.deletion_grace_period_seconds = Some(1);
+        assert_eq!(grace(&pod, 110, memory()), Some(1), "no more than all have");
+        assert!(!plan(&self::pod(json!({"containers": [{"name": "a"}]})), false, &ready(), at(0)).ending);
     }
 
     #[test]

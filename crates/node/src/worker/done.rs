@@ -37,6 +37,8 @@ pub(super) enum Done {
 
 pub(super) enum StartOutcome {
     Running(Run),
+    /// The Pod left before there was a container.
+    Interrupted,
     /// The image could not be obtained.
     Image(ImageFailure),
     /// `CreateContainerConfigError` and the like: nothing was created.
@@ -167,6 +169,7 @@ impl Loop {
                 }
                 self.worker.runtime_changed.store(true, Ordering::Release);
             }
+            StartOutcome::Interrupted => {}
             StartOutcome::Image(failure) => {
                 let wait = |reason: &str, message: String| Waiting { reason: reason.to_owned(), message };
                 if failure.pulled {

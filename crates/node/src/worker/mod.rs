@@ -40,8 +40,7 @@ use stop::Stop;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-
-const DEFAULT_GRACE_SECONDS: i64 = 30;
+use tokio_util::sync::CancellationToken;
 
 /// The rest of the agent's handle on a Pod's worker.
 pub struct Worker {
@@ -207,6 +206,8 @@ struct Loop {
     status_writing: bool,
     status_due: Option<Instant>,
     status_backoff: Backoff,
+    /// What is being started is started no further.
+    ending: CancellationToken,
     finishing: bool,
     finished: bool,
     allocation: Allocation,
@@ -287,6 +288,7 @@ impl Loop {
             status_writing: false,
             status_due: None,
             status_backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(30)),
+            ending: CancellationToken::new(),
             finishing: false,
             finished: false,
             allocation: Allocation::default(),
@@ -347,6 +349,10 @@ impl Loop {
             self.event(EventType::Normal, &ended.reason.clone(), &ended.message.clone());
             self.memory.ended = Some(ended.clone());
             plan = machine::plan::plan(&self.pod, self.gone, &self.memory, now);
+        }
+        if plan.ending {
+            self.memory.ending_since.get_or_insert(now);
+            self.ending.cancel();
         }
         for action in plan.actions {
             self.act(action);
@@ -439,6 +445,7 @@ impl Loop {
             pod_ips: self.memory.pod_ips.clone(),
             qos_class: self.qos_class,
             old_run,
+            ending: self.ending.clone(),
         };
         let container = name.to_owned();
         self.ops
@@ -453,7 +460,7 @@ impl Loop {
         if let Some((_, probes)) = self.probes.get_mut(name) {
             probes.keep_readiness();
         }
-        let own = machine::spec(&self.pod).termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE_SECONDS);
+        let own = machine::plan::own_grace(machine::spec(&self.pod));
         let stop = Stop {
             ctx: self.ctx.clone(),
             worker: self.worker.clone(),

@@ -13,6 +13,7 @@ use skeg_runtime as runtime;
 use skeg_runtime::ContainerState;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 /// One start of one container.
 pub(super) struct Start {
@@ -28,6 +29,8 @@ pub(super) struct Start {
     pub(super) qos_class: &'static str,
     /// A run whose remains can go now.
     pub(super) old_run: Option<Run>,
+    /// The Pod is on its way out.
+    pub(super) ending: CancellationToken,
 }
 
 impl Start {
@@ -38,20 +41,27 @@ impl Start {
 
     pub(super) async fn run(self) -> StartOutcome {
         let ctx = &self.ctx;
+        if self.ending.is_cancelled() {
+            return StartOutcome::Interrupted;
+        }
         let not_created =
             |reason: &'static str, message: String| StartOutcome::NotCreated { reason, message };
         let spec = machine::spec(&self.pod);
         let mut references = References::of_container(&self.container);
         references.secrets.extend(spec.image_pull_secrets.iter().flatten().map(|r| r.name.clone()));
-        let sources = match references.fetch(ctx, &self.pod).await {
-            Ok(sources) => sources,
-            Err(error) => return not_created("CreateContainerConfigError", error.to_string()),
+        let fetched = self.ending.run_until_cancelled(references.fetch(ctx, &self.pod));
+        let sources = match fetched.await {
+            None => return StartOutcome::Interrupted,
+            Some(Ok(sources)) => sources,
+            Some(Err(error)) => return not_created("CreateContainerConfigError", error.to_string()),
         };
         let image_name = text(&self.container.image);
         let pulling = || self.event(EventType::Normal, "Pulling", &format!("Pulling image \"{image_name}\""));
-        let obtained = match image::obtain(&ctx.images, spec, &self.container, &sources, pulling).await {
-            Ok(obtained) => obtained,
-            Err(failure) => return StartOutcome::Image(failure),
+        let obtained = image::obtain(&ctx.images, spec, &self.container, &sources, pulling);
+        let obtained = match self.ending.run_until_cancelled(obtained).await {
+            None => return StartOutcome::Interrupted,
+            Some(Ok(obtained)) => obtained,
+            Some(Err(failure)) => return StartOutcome::Image(failure),
         };
         self.event(EventType::Normal, "Pulled", &obtained.message);
         let target = match self.target.clone().transpose() {
@@ -143,7 +153,9 @@ impl Start {
                 pod_ip: self.pod_ips.first().map(String::as_str).unwrap_or_default(),
             };
             let forever = Duration::from_secs(24 * 3600);
-            if let Err(why) = hook::lifecycle(&place, handler, forever).await {
+            // A container whose Pod leaves is stopped, whatever its hook still does.
+            let hook = self.ending.run_until_cancelled(hook::lifecycle(&place, handler, forever));
+            if let Some(Err(why)) = hook.await {
                 tracing::debug!(container = self.container.name, why, "postStart hook failed");
                 return StartOutcome::HookFailed { run, message: "PostStartHook failed".to_owned() };
             }

@@ -65,9 +65,10 @@ impl Stop {
                         break;
                     }
                     () = wait_exit(ctx, uid, id) => return Ok(()),
+                    // The hook itself ends with the whole grace.
+                    () = tokio::time::sleep_until(deadline), if deadline < began + whole => break,
                     Ok(()) = shorter.changed() => {
                         deadline = self.shortened(*shorter.borrow_and_update(), began, deadline);
-                        if deadline <= Instant::now() { break; }
                     }
                 }
             }
@@ -105,11 +106,9 @@ impl Stop {
     }
 
     fn shortened(&self, grace: Option<i64>, began: Instant, deadline: Instant) -> Instant {
-        match grace.and_then(|g| u64::try_from(g).ok()) {
-            Some(seconds) if self.leaving || seconds == 0 => {
-                deadline.min(began + Duration::from_secs(seconds))
-            }
-            _ => deadline,
-        }
+        let Some(seconds) = grace.and_then(|g| u64::try_from(g).ok()) else { return deadline };
+        // A Pod that is deleted while a container of it is stopped for another reason begins to count now.
+        let from = if self.leaving || seconds == 0 { began } else { Instant::now() };
+        deadline.min(from + Duration::from_secs(seconds))
     }
 }

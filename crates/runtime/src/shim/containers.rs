@@ -189,15 +189,19 @@ impl Shim {
                 self.execs.remove(&pid);
                 self.send(token, &Message::Exited { code });
                 self.close_when_written(token);
-            } else if let Some(id) =
-                self.containers.values().find(|c| c.pid == pid).map(|c| c.config.id.clone())
-            {
+            } else if let Some(id) = self.holder_of(pid) {
                 self.on_notes(&id);
                 if self.containers.get(&id).is_some_and(|c| c.status.state != ContainerState::Exited) {
                     self.ended(&id, code, signal);
                 }
             }
         }
+    }
+
+    /// The container whose process this is. Exited ones had it once: the kernel gives it out again.
+    fn holder_of(&self, pid: i32) -> Option<String> {
+        let holds = |c: &&Container| c.pid == pid && c.status.state != ContainerState::Exited;
+        self.containers.values().find(holds).map(|c| c.config.id.clone())
     }
 
     /// Records the end of a container, then tells of it.

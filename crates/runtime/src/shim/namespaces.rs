@@ -2,6 +2,7 @@
 //! of a shared PID namespace.
 
 use super::Step;
+use crate::caps;
 use crate::protocol::{Context, Failure, FailureKind};
 use crate::sys;
 use crate::sys::Fork;
@@ -82,11 +83,12 @@ pub(super) fn make_shm(dir: &Path, host: &OwnedFd) -> Step<OwnedFd> {
     made.at(|| "make the Pod's /dev/shm".into())
 }
 
-/// Starts the first process of the Pod's shared PID namespace.
-pub(super) fn start_init() -> Step<(i32, OwnedFd)> {
+/// Starts the first process of the Pod's shared PID namespace. `dir` is a directory of the sandbox.
+pub(super) fn start_init(dir: &Path) -> Step<(i32, OwnedFd)> {
+    let kinds = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
     // SAFETY: single-threaded; the child never leaves `init_main`.
-    match unsafe { sys::clone3(libc::CLONE_NEWPID, None) }.at(|| "make the Pod's PID namespace".into())? {
-        Fork::Child => init_main(),
+    match unsafe { sys::clone3(kinds, None) }.at(|| "make the Pod's PID namespace".into())? {
+        Fork::Child => init_main(dir),
         Fork::Parent { pid, .. } => {
             let path = format!("/proc/{pid}/ns/pid");
             let ns = File::open(&path).at(|| format!("open {path}"))?;
@@ -95,10 +97,63 @@ pub(super) fn start_init() -> Step<(i32, OwnedFd)> {
     }
 }
 
+/// Gives away what a container that may trace this process could reach through it: the host's
+/// files by its root, capabilities, the supervisor's arguments and environment.
+fn seclude(dir: &Path) -> io::Result<()> {
+    fs::write("/proc/self/comm", "skeg-init")?;
+    forget_texts()?;
+    sys::mount("", Path::new("/"), "", libc::MS_REC | libc::MS_PRIVATE, "")?;
+    let flags = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    sys::mount("skeg-init", dir, "tmpfs", flags, "mode=555,size=4k")?;
+    std::env::set_current_dir(dir)?;
+    sys::pivot_to_cwd()?;
+    caps::bound(caps::Set::default())?;
+    sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1)?;
+    // Upstream's pause container runs as this user.
+    const PAUSE: libc::c_ulong = 65535;
+    // SAFETY: no memory is involved; the calls change this process alone.
+    unsafe {
+        sys::check_long(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))?;
+        sys::check_long(libc::syscall(libc::SYS_setresgid, PAUSE, PAUSE, PAUSE))?;
+        sys::check_long(libc::syscall(libc::SYS_setresuid, PAUSE, PAUSE, PAUSE))?;
+    }
+    caps::apply(caps::Set::default())?;
+    // A change of the user clears it.
+    sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong).map(drop)
+}
+
+/// Overwrites this process's arguments, but for its own name, and its environment.
+fn forget_texts() -> io::Result<()> {
+    const NAME: &[u8] = b"skeg-init";
+    // `proc_pid_stat(5)`: the name in parentheses is the second field, and these follow at the end.
+    const ARG_START: usize = 48;
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    let (_, rest) = stat.rsplit_once(')').ok_or(io::ErrorKind::InvalidData)?;
+    let fields: Vec<usize> = rest.split_whitespace().skip(ARG_START - 3).flat_map(str::parse).collect();
+    let [arg_start, arg_end, env_start, env_end, ..] = fields[..] else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    for (start, end, text) in [(arg_start, arg_end, NAME), (env_start, env_end, &[][..])] {
+        let len = end.saturating_sub(start);
+        if start == 0 || len < text.len() {
+            continue;
+        }
+        // SAFETY: the kernel says that this is the writable memory of the arguments or of the
+        // environment of this process, which is single-threaded and reads neither any more.
+        unsafe {
+            std::ptr::write_bytes(start as *mut u8, 0, len);
+            std::ptr::copy_nonoverlapping(text.as_ptr(), start as *mut u8, text.len());
+        }
+    }
+    Ok(())
+}
+
 /// Reaps, until the supervisor goes.
-fn init_main() -> ! {
-    let _ = fs::write("/proc/self/comm", "skeg-init");
-    let _ = sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong);
+fn init_main(dir: &Path) -> ! {
+    if seclude(dir).is_err() {
+        // SAFETY: ends this process, which is a copy of the supervisor.
+        unsafe { libc::_exit(1) };
+    }
     // SAFETY: the supervisor's descriptors are copies that nobody here uses; waiting touches no
     // memory but locals.
     unsafe {

@@ -69,7 +69,7 @@ pub(super) fn set_up(layout: Layout, uid: String) -> Step<Option<Box<Shim>>> {
     enter_namespaces(config)?;
     let shm = if config.host_ipc { None } else { Some(make_shm(&layout.sandbox(&uid), &host_mounts)?) };
     let (init, pod_pids) = match config.share_process_namespace && !config.host_pid {
-        true => start_init().map(|(pid, ns)| (Some(pid), Some(ns)))?,
+        true => start_init(&layout.sandbox(&uid)).map(|(pid, ns)| (Some(pid), Some(ns)))?,
         false => (None, None),
     };
 

@@ -237,6 +237,67 @@ async fn containers_of_a_pod_share_what_they_should() {
     host.finish().await;
 }
 
+/// Others may change what a volume holds between the look at a path and its mount.
+#[tokio::test]
+async fn a_path_beneath_a_volume_stays_in_it() {
+    let host = Host::new("beneath").await;
+    let volume = host.path("volume");
+    std::fs::create_dir_all(volume.join("in/deep")).unwrap();
+    std::fs::write(volume.join("in/deep/f"), "inside\n").unwrap();
+    std::os::unix::fs::symlink("in", volume.join("near")).unwrap();
+    std::os::unix::fs::symlink("/", volume.join("out")).unwrap();
+    host.sandbox("u1", |_| ()).await;
+    let with = |id: &str, path: &str| {
+        let mut config = host.container(id, &["cat", "/data/f"]);
+        config.mounts.push(Mount {
+            destination: "/data".into(),
+            source: MountSource::BindBeneath { root: volume.clone(), path: path.into() },
+            read_only: false,
+            recursive_read_only: false,
+            propagation: Propagation::Private,
+        });
+        config
+    };
+    host.run("u1", with("a", "near/deep")).await;
+    host.wait_exit("u1", "a").await;
+    assert_eq!(host.log("a"), "inside\n");
+    for (id, path) in [("b", "out"), ("c", "out/etc"), ("d", "in/../../volume")] {
+        let error = host.runtime.create_container("u1", with(id, path)).await.unwrap_err();
+        assert!(error.to_string().contains(&format!("failed to mount {path} of ")), "{error}");
+    }
+    host.finish().await;
+}
+
+/// The kernel gives a process number out again; its end is the new container's, not the old one's.
+#[tokio::test]
+async fn a_process_number_used_again_is_the_new_containers() {
+    const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
+    const TRIES: usize = 300;
+    let host = Host::new("reuse").await;
+    host.sandbox("u1", |_| ()).await;
+    let first = host.run("u1", host.container("m", &["cat", "/etc/passwd"])).await;
+    let number = first.pid.expect("a running container has a process");
+    host.wait_exit("u1", "m").await;
+    let mut used = 0;
+    // Others on this host start processes too: some tries miss. Ids of both sides of the old one.
+    for at in 0..TRIES {
+        let id = format!("{}{at}", if at % 2 == 0 { "a" } else { "z" });
+        std::fs::write(LAST_PID, (number - 1).to_string()).unwrap();
+        let next = host.run("u1", host.container(&id, &["cat", "/etc/passwd"])).await;
+        host.wait_exit("u1", &id).await;
+        if next.pid == Some(number) {
+            used += 1;
+        } else {
+            host.runtime.remove_container("u1", &id).await.unwrap();
+        }
+        if used == 4 {
+            break;
+        }
+    }
+    assert!(used > 0, "the number never came again");
+    host.finish().await;
+}
+
 #[tokio::test]
 async fn shared_and_host_process_namespaces() {
     let host = Host::new("pids").await;
@@ -249,6 +310,23 @@ async fn shared_and_host_process_namespaces() {
         !String::from_utf8_lossy(&out.output).contains("sleep 3333"),
         "what a container leaves behind ends"
     );
+    // Whoever may trace the first process finds nothing of the host in it.
+    let mut tracer = host.container(
+        "tracer",
+        &["sh", "-c", "tr '\\0' ' ' < /proc/1/cmdline; echo; wc -c < /proc/1/environ | tr -d 0; ls /proc/1/root | wc -l; \
+            grep -E 'Cap|Uid' /proc/1/status; echo x > /proc/1/root/x || echo kept"],
+    );
+    tracer.security.privileged = true;
+    host.run("u1", tracer).await;
+    host.wait_exit("u1", "tracer").await;
+    let log = host.log("tracer");
+    assert!(log.starts_with("skeg-init "), "{log}");
+    assert!(
+        log.contains("\n0\n") && log.ends_with("kept\n"),
+        "an empty root, nothing can be put there: {log}"
+    );
+    assert_eq!(log.matches("\t0000000000000000\n").count(), 5, "no capability of any kind: {log}");
+    assert!(log.contains("Uid:\t65535\t"), "{log}");
     host.sandbox("u2", |c| {
         c.host_pid = true;
         c.host_network = true;
