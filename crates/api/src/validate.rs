@@ -11,6 +11,7 @@ mod autoscaling;
 mod batch;
 mod certificates;
 mod container;
+mod conversion;
 mod core;
 mod crd;
 mod dra;

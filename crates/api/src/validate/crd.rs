@@ -2,16 +2,13 @@
 //! may say is in [`structural`].
 //! Upstream counterpart: `apiextensions-apiserver/pkg/apis/apiextensions/validation`.
 
-use super::admission::client_config;
 use super::at::{At, Errors};
-use super::{structural, validations};
+use super::{conversion, structural, validations};
 use crate::crd::{self, COLUMN_FORMATS, COLUMN_TYPES};
 use crate::field::{ErrorKind, FieldError};
 use crate::jsonpath::JsonPath;
 use crate::kinds::Strategy;
 use crate::{meta, names};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -62,7 +59,7 @@ fn validate(value: &Value) -> Vec<FieldError> {
         errors.need(&accepted, field);
     }
     check_names(&accepted, &mut errors);
-    conversion(&spec.child("conversion"), &mut errors);
+    conversion::check(&spec.child("conversion"), &mut errors);
     errors.0
 }
 
@@ -305,44 +302,6 @@ fn selectable(version: &At<'_>, errors: &mut Errors) {
     }
 }
 
-/// The fields of a webhook are named as upstream's errors name them: without the `webhook` around them.
-fn conversion(at: &At<'_>, errors: &mut Errors) {
-    errors.one_of(at, "strategy", &["None", "Webhook"]);
-    let webhook = at.child("webhook");
-    let client = At::new(webhook.value.get("clientConfig"), at.at("webhookClientConfig"));
-    let path = at.at("conversionReviewVersions");
-    let versions = webhook.list("conversionReviewVersions");
-    if at.str("strategy") != "Webhook" {
-        let why = "should not be set when strategy is not set to Webhook";
-        if !client.value.is_null() {
-            errors.forbidden(client.path, why);
-        }
-        if !versions.is_empty() {
-            errors.forbidden(path, why);
-        }
-        return;
-    }
-    match client.value {
-        Value::Null => errors.required(client.path, "required when strategy is set to Webhook"),
-        _ => client_config(&client, errors),
-    }
-    if versions.is_empty() {
-        return errors.required(path, "");
-    }
-    for (index, version) in versions.iter().enumerate() {
-        let name = version.as_str().unwrap_or_default();
-        if versions[..index].contains(version) {
-            errors.invalid(path.index(index), name, "duplicate version");
-        } else {
-            errors.each(&path.index(index), name, names::is_dns1035_label(name));
-        }
-    }
-    if !versions.iter().any(|version| version == "v1" || version == "v1beta1") {
-        let given = Value::Array(versions.to_vec());
-        errors.invalid(path, given, "must include at least one of v1, v1beta1");
-    }
-}
-
 fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
     let (new, old) = (At::root(new), At::root(old));
@@ -360,9 +319,7 @@ fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     errors.immutable(&spec.child("names"), &was.child("names"), "plural");
     errors.extend(stored_versions(new.value));
     errors.extend(schemas(new.value, Some(old.value)));
-    if authority(new.value) != authority(old.value) {
-        errors.extend(bundle(new.value));
-    }
+    errors.extend(conversion::authority(new.value, Some(old.value)));
     errors.0
 }
 
@@ -392,33 +349,8 @@ fn stored_versions(definition: &Value) -> Vec<FieldError> {
 
 fn validate_create(new: &Value) -> Vec<FieldError> {
     let mut errors = schemas(new, None);
-    errors.extend(bundle(new));
+    errors.extend(conversion::authority(new, None));
     errors
-}
-
-const AUTHORITY: &str = "/spec/conversion/webhook/clientConfig/caBundle";
-
-fn authority(definition: &Value) -> &str {
-    definition.pointer(AUTHORITY).and_then(Value::as_str).unwrap_or_default()
-}
-
-/// What a conversion webhook's authority must be: certificates.
-fn bundle(definition: &Value) -> Vec<FieldError> {
-    let bundle = authority(definition);
-    let pem = STANDARD.decode(bundle).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    let is_some = pem.is_some_and(|pem| {
-        let blocks = pem.split("-----BEGIN CERTIFICATE-----").skip(1);
-        let body = |block: &str| {
-            block.split("-----END CERTIFICATE-----").next().map(|body| body.replace(['\r', '\n'], ""))
-        };
-        blocks.filter_map(body).any(|body| !body.is_empty() && STANDARD.decode(body).is_ok())
-    });
-    if bundle.is_empty() || is_some {
-        return Vec::new();
-    }
-    let path =
-        At::root(definition).at("spec").child("conversion").child("webhookClientConfig").child("caBundle");
-    vec![FieldError::invalid(path, bundle, "data does not contain any valid RSA or ECDSA certificates")]
 }
 
 fn warnings(new: &Value, _old: Option<&Value>) -> Vec<String> {
