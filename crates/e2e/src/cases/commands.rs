@@ -238,7 +238,9 @@ fn local(scope: &Scope<'_>) -> Result<()> {
         &kuberc,
     ])?;
     ensure!(scope.kubectl(&["kuberc", "view", &kuberc])?.contains("maps"));
-    ensure!(scope.kubectl(&["maps", "-o", "name", &kuberc])?.contains("pre-map"));
+    let mut alias = std::process::Command::new(scope.cluster.kubectl_command().get_program());
+    alias.args(["maps", "-o", "name", &kuberc, "-n", &scope.namespace]).env("KUBECONFIG", &config);
+    ensure!(text(&["maps"], &alias.output()?)?.contains("pre-map"));
     let plugin = format!("{dir}/kubectl-greet");
     std::fs::write(&plugin, "#!/bin/sh\necho greetings\n")?;
     std::fs::set_permissions(&plugin, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;

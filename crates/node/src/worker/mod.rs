@@ -94,7 +94,7 @@ impl Worker {
             // They may have come just now.
             *self.references.lock() = References::of_pod(machine::spec(&pod));
         }
-        self.grace.send_replace(pod.metadata.deletion_grace_period_seconds);
+        self.set_grace(pod.metadata.deletion_grace_period_seconds);
         self.mail.lock().pod = pod;
         self.notify.notify_one();
     }
@@ -137,12 +137,17 @@ impl Worker {
     pub fn gone(&self) {
         self.mail.lock().gone = true;
         // Whoever removed it did not want to wait.
-        self.grace.send_replace(Some(0));
+        self.set_grace(Some(0));
         self.notify.notify_one();
     }
 
     pub fn is_gone(&self) -> bool {
         self.mail.lock().gone
+    }
+
+    /// Tells stops that are under way of another grace, and of nothing else.
+    fn set_grace(&self, grace: Option<i64>) {
+        self.grace.send_if_modified(|now| std::mem::replace(now, grace) != grace);
     }
 
     /// The Pod takes more than it may.
