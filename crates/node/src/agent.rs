@@ -285,7 +285,9 @@ impl Agent {
     /// Gives Pods the sizes they ask for, one after the other, as far as there is room.
     fn try_resizes(&self) {
         let _turn = self.admission.lock();
-        let Some(node) = self.nodes.get("", &self.ctx.config.name) else { return };
+        let Some(node) = self.nodes.get("", &self.ctx.config.name) else {
+            return self.waiting.store(true, Ordering::Release);
+        };
         let counted = |w: &Arc<Worker>| !w.is_gone() && w.memory().ended.is_none() && admit::counts(&w.pod());
         let workers: Vec<Arc<Worker>> = self.workers().into_iter().filter(counted).collect();
         let mut allocated: Vec<Arc<Pod>> = workers.iter().map(|w| w.allocated_pod()).collect();
@@ -322,6 +324,17 @@ impl Agent {
     }
 
     async fn follow_resizes(self: Arc<Self>, cancel: CancellationToken) {
+        let weak = Arc::downgrade(&self);
+        self.nodes.subscribe(move |change: Change<'_, NodeObject>| {
+            if let Some(agent) = weak.upgrade().filter(|agent| *change.key().name == *agent.ctx.config.name) {
+                agent.room_changed();
+            }
+        });
+        // Before all Pods are known, there only seems to be room.
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = async { tokio::join!(self.nodes.synced(), self.ctx.pods.synced()); } => {}
+        }
         loop {
             let waits = self.waiting.load(Ordering::Acquire);
             tokio::select! {
