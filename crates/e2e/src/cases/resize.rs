@@ -41,7 +41,7 @@ pub fn waits_over_a_restart(scope: &Scope<'_>) -> Result<()> {
         one["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": format!("{millis}m")}});
         started(scope, &one)?;
     }
-    let wanted = [("main", json!({"requests": {"cpu": format!("{}m", millis / 2)}}))];
+    let wanted = [("main", json!({"requests": {"cpu": format!("{}m", millis / 2 + 1)}}))];
     resize(scope, "grows", &wanted)?;
     let waits = || {
         eventually("the resize waits", || {
@@ -80,6 +80,7 @@ pub fn resized(scope: &Scope<'_>, pod: &str, containers: &[(&str, Value)]) -> Re
             ["PodResizePending", "PodResizeInProgress"].iter().all(|c| condition(&status, c).is_none());
         Ok(Some(status).filter(|_| all && quiet))
     })
+    .with_context(|| format!("{}", status(scope, pod).unwrap_or_default()))
 }
 
 /// What a container's own cgroup says: memory limit and CPU quota.
