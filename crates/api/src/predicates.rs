@@ -519,6 +519,23 @@ mod tests {
     }
 
     #[test]
+    fn a_resize_of_the_pod_itself_counts_the_larger() {
+        let counted = |asked: &str, status: Value| {
+            let spec = json!({"containers": [{"name": "a"}], "resources": {"requests": {"cpu": asked}}});
+            let mut pod = pod(spec);
+            pod.status = serde_json::from_value(status).unwrap();
+            shown(&pod_requests(&pod))
+        };
+        let has = json!({"allocatedResources": {"cpu": "2"}, "resources": {"requests": {"cpu": "2"}}});
+        assert_eq!(counted("1", json!({})), ["cpu=1"]);
+        assert_eq!(counted("1", has.clone()), ["cpu=2"]);
+        assert_eq!(counted("3", has.clone()), ["cpu=3"]);
+        let mut never = has;
+        never["conditions"] = json!([{"type": "PodResizePending", "status": "True", "reason": "Infeasible"}]);
+        assert_eq!(counted("3", never), ["cpu=2"]);
+    }
+
+    #[test]
     fn host_ports_conflict_by_address() {
         let ports = |ports: Value| host_ports(&pod(json!({"containers": [{"name": "a", "ports": ports}]})));
         let any = ports(json!([{"containerPort": 80, "hostPort": 80}]));

@@ -1,7 +1,9 @@
 //! Starts the node and keeps one worker per Pod: who is born, who hears of what, who is left over
 //! from before. Upstream counterpart: `kubelet.go`'s sync loop.
 
-use crate::machine::resize::{self, Allocation};
+mod resizes;
+
+use crate::machine::resize::Allocation;
 use crate::machine::{self, Ended};
 use crate::worker::{self, Birth, Worker};
 use crate::{
@@ -15,7 +17,7 @@ use skeg_client::{Change, EventType, Informer, Recorder, object_ref};
 use skeg_runtime::{Event, SandboxStatus};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, oneshot};
@@ -23,8 +25,6 @@ use tokio_util::sync::CancellationToken;
 
 /// How often local storage is measured, as upstream's kubelet does.
 const STORAGE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
-/// How often a resize is tried that waits for room, where nothing tells of any: upstream's interval.
-const RESIZE_RETRY: Duration = Duration::from_secs(180);
 const INDEX_NODE: &str = "spec.nodeName";
 
 /// The running node agent.
@@ -273,64 +273,6 @@ impl Agent {
             worker.gone();
         }
         self.room_changed();
-    }
-
-    /// Who waits for room may have it now.
-    fn room_changed(&self) {
-        if self.waiting.load(Ordering::Acquire) {
-            self.resize.notify_one();
-        }
-    }
-
-    /// Gives Pods the sizes they ask for, one after the other, as far as there is room.
-    fn try_resizes(&self) {
-        let _turn = self.admission.lock();
-        let Some(node) = self.nodes.get("", &self.ctx.config.name) else { return };
-        let counted = |w: &Arc<Worker>| !w.is_gone() && w.memory().ended.is_none() && admit::counts(&w.pod());
-        let workers: Vec<Arc<Worker>> = self.workers().into_iter().filter(counted).collect();
-        let mut allocated: Vec<Arc<Pod>> = workers.iter().map(|w| w.allocated_pod()).collect();
-        let mut asking = Vec::new();
-        for (i, worker) in workers.iter().enumerate() {
-            if worker.resizes() && !machine::is_deleting(&worker.pod()) {
-                asking.push((i, worker.pod(), worker.pending()));
-            } else {
-                worker.set_pending(None);
-            }
-        }
-        asking.sort_by_cached_key(|(i, desired, pending)| {
-            let pending = pending.as_ref();
-            resize::order(&resize::Asking { desired, allocated: &allocated[*i], pending })
-        });
-        let mut waiting = false;
-        for (i, desired, pending) in asking {
-            let others = allocated.iter().enumerate().filter(|(other, _)| *other != i);
-            match admit::resize(&desired, &node, others.map(|(_, pod)| pod)) {
-                Ok(()) => {
-                    workers[i].allocate(&desired);
-                    allocated[i] = desired;
-                }
-                Err((reason, message)) => {
-                    waiting |= reason == admit::DEFERRED;
-                    let since = pending.filter(|p| p.reason == reason).map(|p| p.since);
-                    let since = since.unwrap_or_else(|| self.ctx.clock.now());
-                    let generation = desired.metadata.generation;
-                    workers[i].set_pending(Some(resize::Pending { reason, message, generation, since }));
-                }
-            }
-        }
-        self.waiting.store(waiting, Ordering::Release);
-    }
-
-    async fn follow_resizes(self: Arc<Self>, cancel: CancellationToken) {
-        loop {
-            let waits = self.waiting.load(Ordering::Acquire);
-            tokio::select! {
-                () = cancel.cancelled() => return,
-                () = self.resize.notified() => {}
-                () = tokio::time::sleep(RESIZE_RETRY), if waits => {}
-            }
-            self.try_resizes();
-        }
     }
 
     async fn follow_runtime(self: Arc<Self>, cancel: CancellationToken) {

@@ -115,10 +115,20 @@ fn cgroup2_guest(_: &Scope<'_>) -> Result<()> {
     limited["spec"]["containers"][0]["resources"] = json!({"limits": {"memory": "64Mi", "cpu": "500m"}});
     scope.apply(&limited)?;
     scope.wait_ready("limited")?;
-    let group = "$(find /sys/fs/cgroup -path '*/skeg-*/pod*' -name memory.max -exec grep -lx 67108864 {} + | head -n 1 | xargs dirname)";
+    let group = guest.run("find /sys/fs/cgroup -path '*/skeg-*/pod*' -name memory.max -exec grep -lx 67108864 {} + | head -n 1 | xargs dirname")?;
     let limits = guest.run(&format!("cat {group}/memory.max {group}/cpu.max"))?;
     ensure!(limits == "67108864\n50000 100000", "{limits}");
     ensure!(scope.exec("limited", &["echo", "hello"])?.trim() == "hello");
+    for (cpu, memory, quota, bytes) in
+        [("800m", "96Mi", 80_000, 96 << 20), ("300m", "32Mi", 30_000, 32 << 20)]
+    {
+        let sizes =
+            json!({"requests": {"cpu": cpu, "memory": memory}, "limits": {"cpu": cpu, "memory": memory}});
+        super::resize::resize(&scope, "limited", &[("main", sizes.clone())])?;
+        super::resize::resized(&scope, "limited", &[("main", sizes)])?;
+        let limits = guest.run(&format!("cat {group}/memory.max {group}/cpu.max {group}/../cpu.max"))?;
+        ensure!(limits == format!("{bytes}\n{quota} 100000\n{quota} 100000"), "{limits}");
+    }
 
     let mut hungry = pod("hungry", &[("main", "exec tail /dev/zero")]);
     hungry["spec"]["restartPolicy"] = "Never".into();

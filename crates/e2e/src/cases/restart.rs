@@ -13,6 +13,7 @@ pub const CASES: &[Case] = &[
     Case { name: "containers_outlive_the_server", run: containers_outlive },
     Case { name: "kills_during_a_rollout", run: kills_during_a_rollout },
     Case { name: "statuses_are_kept_true", run: statuses_are_kept_true },
+    Case { name: "a_resize_waits_over_a_restart", run: super::resize::waits_over_a_restart },
 ];
 
 /// What the API tells of each web Pod, and by which link it is connected.

@@ -79,10 +79,9 @@ pub fn plan(pod: &Pod, gone: bool, memory: &Memory, now: Timestamp) -> Plan {
         Volumes::Failed { retry_at } => plan.wake(*retry_at),
         _ => {}
     }
-    if memory.sandbox == Sandbox::Ready && memory.volumes == Volumes::Ready {
-        if !resizes(pod, memory, now, &mut plan) {
-            containers(spec, memory, now, &mut plan);
-        }
+    let ready = memory.sandbox == Sandbox::Ready && memory.volumes == Volumes::Ready;
+    if ready && !resizes(pod, memory, now, &mut plan) {
+        containers(spec, memory, now, &mut plan);
     }
     plan
 }

@@ -378,6 +378,44 @@ async fn a_container_joins_the_processes_of_another() {
 }
 
 #[tokio::test]
+async fn a_pod_is_resized_while_it_runs() {
+    let host = Host::new("resize").await;
+    let of = |quota: i64, memory_mib: i64| Resources {
+        cpu_quota_us: Some(quota),
+        cpu_period_us: Some(100_000),
+        memory_limit_bytes: Some(memory_mib << 20),
+        ..Resources::default()
+    };
+    host.sandbox("u1", |c| c.resources = of(10_000, 64)).await;
+    let config = ContainerConfig { resources: of(10_000, 64), ..host.container("a", &["sleep", "1000"]) };
+    host.run("u1", config).await;
+    let read = |group: &str, files: [&str; 2]| {
+        let of = |root: PathBuf| {
+            let dir = root.join(format!("skeg-{}/podu1/{group}", host.id));
+            files.iter().find_map(|file| std::fs::read_to_string(dir.join(file)).ok())
+        };
+        cgroup_roots().into_iter().find_map(of)
+    };
+    let memory = |group: &str| -> i64 {
+        let text = read(group, ["memory.limit_in_bytes", "memory.max"]).unwrap();
+        text.trim().parse::<i64>().unwrap() >> 20
+    };
+    let quota = |group: &str| read(group, ["cpu.cfs_quota_us", "cpu.max"]).unwrap();
+    let room = memory("") - 64;
+    host.runtime.update_sandbox("u1", of(30_000, 96)).await.unwrap();
+    host.runtime.update_resources("u1", "a", of(30_000, 96)).await.unwrap();
+    assert_eq!((memory("") - room, memory("a/")), (96, 96));
+    assert!(quota("").starts_with("30000") && quota("a/").starts_with("30000"));
+    host.runtime.update_resources("u1", "a", of(5_000, 32)).await.unwrap();
+    host.runtime.update_sandbox("u1", of(5_000, 32)).await.unwrap();
+    assert_eq!((memory("") - room, memory("a/")), (32, 32));
+    assert!(quota("").starts_with("5000") && quota("a/").starts_with("5000"));
+    let gone = host.runtime.update_sandbox("none", of(5_000, 32)).await.unwrap_err();
+    assert!(matches!(gone, Error::NoSandbox(_)));
+    host.finish().await;
+}
+
+#[tokio::test]
 async fn out_of_memory() {
     let host = Host::new("oom").await;
     // The Pod's own limit is what its containers may have together.
