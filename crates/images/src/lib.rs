@@ -19,6 +19,7 @@ pub use registries::Registries;
 pub use registry::Credential;
 pub use store::{Images, ImagesConfig};
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Why an image operation failed. Callers branch on the variant.
@@ -86,4 +87,6 @@ pub struct Image {
     pub config: ImageConfig,
     /// One of its references was imported: that reference resolves locally until it is removed.
     pub pinned: bool,
+    /// Those of `tags` and `repo_digests` that are pinned.
+    pub pinned_names: BTreeSet<String>,
 }

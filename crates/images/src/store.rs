@@ -202,13 +202,19 @@ impl Images {
     fn image(&self, state: &State, id: &str, pinned: Option<bool>) -> Option<Image> {
         let record = state.images.get(id)?;
         let (mut tags, mut repo_digests, mut any_pinned) = (Vec::new(), BTreeSet::new(), false);
+        let mut pinned_names = BTreeSet::new();
         for (name, target) in state.references.iter().filter(|(_, t)| t.id == id) {
             any_pinned |= target.pinned;
             if let Ok(reference) = Reference::parse(name) {
-                if reference.tag.is_some() {
-                    tags.push(Reference { digest: None, ..reference.clone() }.to_string());
+                let by_digest = format!("{}@{}", reference.name(), target.digest);
+                let by_tag = Reference { digest: None, ..reference.clone() }.to_string();
+                if target.pinned {
+                    pinned_names.extend([by_tag.clone(), by_digest.clone()]);
                 }
-                repo_digests.insert(format!("{}@{}", reference.name(), target.digest));
+                if reference.tag.is_some() {
+                    tags.push(by_tag);
+                }
+                repo_digests.insert(by_digest);
             }
         }
         tags.dedup();
@@ -220,6 +226,7 @@ impl Images {
             layers: record.chain.iter().rev().map(|chain| self.layer_path(chain)).collect(),
             config: record.config.clone(),
             pinned: pinned.unwrap_or(any_pinned),
+            pinned_names,
         })
     }
 

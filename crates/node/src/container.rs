@@ -329,6 +329,7 @@ mod tests {
             layers: vec![],
             config,
             pinned: false,
+            pinned_names: Default::default(),
         };
         for (own, args, expected) in
             [(&[][..], &[][..], "e c"), (&[], &["a"], "e a"), (&["x"], &[], "x"), (&["x"], &["a"], "x a")]

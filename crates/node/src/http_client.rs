@@ -27,8 +27,24 @@ impl Target<'_> {
     pub fn url(&self) -> String {
         let scheme = if self.https { "https" } else { "http" };
         let slash = if self.path.starts_with('/') { "" } else { "/" };
-        format!("{scheme}://{}{slash}{}", authority(self.host, self.port), self.path)
+        format!("{scheme}://{}{slash}{}", authority(self.host, self.port), escaped(self.path))
     }
+}
+
+/// A path and query as they may stand in a request: without a fragment, and with whatever people
+/// write there escaped.
+fn escaped(path: &str) -> String {
+    let path = path.split('#').next().unwrap_or_default();
+    let mut out = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        match byte {
+            b' ' | b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' | 0..=0x1f | 0x7f.. => {
+                out.push_str(&format!("%{byte:02X}"));
+            }
+            _ => out.push(char::from(byte)),
+        }
+    }
+    out
 }
 
 fn authority(host: &str, port: u16) -> String {
@@ -301,6 +317,7 @@ mod tests {
             "/deep/start" => to("next"),
             "/deep/next" => to("/end?x=1"),
             "/end" => (if request.uri().query() == Some("x=1") { 200 } else { 500 }, vec![]),
+            "/x%20y" => (if request.uri().query() == Some("a=%22b%22") { 200 } else { 500 }, vec![]),
             "/sick" => to("/fails"),
             "/away" => to("http://192.0.2.1/"),
             "/nowhere" => (302, vec![]),
@@ -308,9 +325,14 @@ mod tests {
             _ => (503, vec![]),
         })
         .await;
-        for (path, expected) in
-            [("/deep/start", 200), ("/sick", 503), ("/away", 302), ("/nowhere", 302), ("/end", 500)]
-        {
+        for (path, expected) in [
+            ("/deep/start", 200),
+            ("/sick", 503),
+            ("/away", 302),
+            ("/nowhere", 302),
+            ("/end", 500),
+            ("/x y?a=\"b\"#c", 200),
+        ] {
             assert_eq!(get(&target(port, path, &[]), "test").await.unwrap().0, expected, "{path}");
         }
         let error = get(&target(port, "/loop", &[]), "test").await.unwrap_err();

@@ -357,6 +357,7 @@ mod tests {
             layers: Vec::new(),
             config: Default::default(),
             pinned: false,
+            pinned_names: Default::default(),
         };
         let named = largest((1..=60).map(image).collect());
         assert_eq!(named.len(), 50, "upstream's nodeStatusMaxImages");

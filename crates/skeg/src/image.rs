@@ -76,8 +76,8 @@ fn table(images: &[Image]) -> String {
     for image in images {
         let names = if image.tags.is_empty() { &image.repo_digests } else { &image.tags };
         let id = image.id.trim_start_matches("sha256:").chars().take(12).collect::<String>();
-        let pinned = if image.pinned { "yes" } else { "" };
         rows.extend(names.iter().map(|name| {
+            let pinned = if image.pinned_names.contains(name) { "yes" } else { "" };
             [name.clone(), id.clone(), HumanBytes(image.size_bytes).to_string(), pinned.to_owned()]
         }));
     }
@@ -126,4 +126,29 @@ async fn show(mut progress: watch::Receiver<Progress>) {
         }
     }
     shown.values().for_each(ProgressBar::abandon);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_name_is_pinned_by_itself() {
+        let image = Image {
+            id: "sha256:0123456789abcdef".into(),
+            repo_digests: vec!["r/a@sha256:1".into()],
+            tags: vec!["r/a:1".into(), "r/b:1".into()],
+            size_bytes: 1024,
+            layers: vec![],
+            config: Default::default(),
+            pinned: true,
+            pinned_names: ["r/a:1".to_owned()].into(),
+        };
+        assert_eq!(
+            table(&[image]),
+            "REFERENCE   IMAGE ID       SIZE       PINNED\n\
+             r/a:1       0123456789ab   1.00 KiB   yes\n\
+             r/b:1       0123456789ab   1.00 KiB\n"
+        );
+    }
 }

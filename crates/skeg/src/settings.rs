@@ -105,9 +105,15 @@ impl Settings {
 
     pub fn save(&self, instance: &Instance) -> Result<()> {
         let path = instance.path("settings.json");
+        let text = serde_json::to_vec_pretty(self)?;
+        // A cluster that is started as it was needs no room on its disk for that.
+        if std::fs::read(&path).is_ok_and(|now| now == text) {
+            return Ok(());
+        }
         let unfinished = instance.path("settings.json.new");
-        std::fs::write(&unfinished, serde_json::to_vec_pretty(self)?)?;
-        std::fs::rename(unfinished, path).context("settings.json")
+        std::fs::write(&unfinished, text)
+            .and_then(|()| std::fs::rename(&unfinished, &path))
+            .with_context(|| format!("write {}", path.display()))
     }
 }
 
@@ -153,13 +159,11 @@ pub fn resolve(flags: &Up, instance: &Instance) -> Result<Settings> {
         pod_cidr: flags
             .pod_cidr
             .or(file.pod_cidr)
-            .map_or_else(|| kept_or(|kept| kept.pod_cidr, "10.42.0.0/16"), Ok)?
-            .trunc(),
+            .map_or_else(|| kept_or(|kept| kept.pod_cidr, "10.42.0.0/16"), Ok)?,
         service_cidr: flags
             .service_cidr
             .or(file.service_cidr)
-            .map_or_else(|| kept_or(|kept| kept.service_cidr, "10.43.0.0/16"), Ok)?
-            .trunc(),
+            .map_or_else(|| kept_or(|kept| kept.service_cidr, "10.43.0.0/16"), Ok)?,
         registries: flags.registries.clone().or(file.registries).map(std::path::absolute).transpose()?,
         max_pods: flags.max_pods.or(file.max_pods).unwrap_or(110),
         seccomp_default: file.seccomp_default.unwrap_or(true),
@@ -201,6 +205,15 @@ fn check(settings: &Settings) -> Result<()> {
     }
     if services.prefix_len() > 27 || services.prefix_len() < 12 {
         refuse!("--service-cidr {services}: a range between /12 and /27 is needed");
+    }
+    for (flag, range) in [("--pod-cidr", pods), ("--service-cidr", services)] {
+        if range.addr() != range.network() {
+            refuse!("{flag} {range}: the range begins at {}", range.trunc());
+        }
+        let first = range.network();
+        if first.is_multicast() || first.is_loopback() || first.octets()[0] == 0 || first.octets()[0] >= 240 {
+            refuse!("{flag} {range}: no host can have an address of it: name a private range");
+        }
     }
     if pods.contains(&services) || services.contains(&pods) {
         refuse!("--pod-cidr {pods} and --service-cidr {services} overlap: choose ranges that do not");
@@ -252,6 +265,15 @@ mod tests {
                 "overlap",
             ),
             (Up { pod_cidr: cidr("10.0.0.0/30"), ..Up::default() }, "--pod-cidr"),
+            (
+                Up { pod_cidr: cidr("10.0.0.5/16"), ..Up::default() },
+                "--pod-cidr 10.0.0.5/16: the range begins at 10.0.0.0/16",
+            ),
+            (Up { pod_cidr: cidr("224.0.0.0/16"), ..Up::default() }, "--pod-cidr 224.0.0.0/16: no host"),
+            (
+                Up { service_cidr: cidr("127.0.0.0/16"), ..Up::default() },
+                "--service-cidr 127.0.0.0/16: no host",
+            ),
             (Up { service_cidr: cidr("10.0.0.0/30"), ..Up::default() }, "--service-cidr"),
             (Up { node_name: Some("Not_A_Name".into()), ..Up::default() }, "--node-name"),
             (Up { max_pods: Some(0), ..Up::default() }, "--max-pods"),

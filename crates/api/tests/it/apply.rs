@@ -274,6 +274,13 @@ proptest! {
                     // An object that was left without entries is another matter.
                     prop_assume!(live.is_none() || !model.owners.is_empty());
                     let result = apply(live.as_ref(), &object(fields), &request, schema.root());
+                    // Of a map that lost its last part, upstream's owner keeps the map itself, and
+                    // whoever fills it again meets that owner. The model knows parts alone.
+                    let is_of_whole = result.as_ref().is_err_and(|status| {
+                        let causes = status.details.iter().flat_map(|details| &details.causes);
+                        causes.into_iter().any(|cause| !known.contains(&cause.field))
+                    });
+                    prop_assume!(!is_of_whole);
                     match (model.apply(&format!("{manager} {}", Operation::Apply.as_str()), fields, *force), result) {
                         (Ok(()), Ok(result)) => live = Some(result),
                         (Err(expected), Err(status)) => {
