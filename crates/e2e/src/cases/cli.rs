@@ -48,8 +48,7 @@ fn wrong_use(scope: &Scope<'_>) -> Result<()> {
     let server = view("{.clusters[0].cluster.server}")?;
     let listen = server.trim_start_matches("https://");
     let pods = scope.cluster.kubectl(&["get", "nodes", "-o", "jsonpath={.items[0].spec.podCIDR}"])?;
-    let service = scope.jsonpath(&["service", "kubernetes"], "{.spec.clusterIP}")?;
-    let services = format!("{service}/24");
+    let services = scope.cluster.flag("--service-cidr")?;
     let port = format!("127.0.0.1:{}", free_port()?);
     let free = ["--pod-cidr=10.252.0.0/16", "--service-cidr=10.253.0.0/24"];
     let config = |name: &str, text: &str| -> Result<String> {

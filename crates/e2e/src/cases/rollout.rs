@@ -105,6 +105,10 @@ fn recreate_never_mixes(scope: &Scope<'_>) -> Result<()> {
     let old = scope.get(&["pods", "-l", "app=web"])?["items"].as_array().context("Pods")?.clone();
     let old_hash = hash(&old[0]);
     let mut watch = Watch::start(scope, &["pods", "-l", "app=web", "--output-watch-events"])?;
+    // It must be there before they go.
+    for _ in &old {
+        watch.next()?.context("the old Pods")?;
+    }
     scope.kubectl(&["set", "env", "deployment/web", "COLOR=green"])?;
     let mut gone = 0;
     let mut ready = BTreeSet::new();
@@ -297,6 +301,7 @@ fn revision_history_limit(scope: &Scope<'_>) -> Result<()> {
     scope.apply(&web)?;
     scope.rolled_out("web")?;
     let mut sets = Watch::start(scope, &["replicasets", "-l", "app=web", "--output-watch-events"])?;
+    sets.next()?.context("the first set")?;
     for color in ["blue", "green", "red"] {
         scope.kubectl(&["set", "env", "deployment/web", &format!("COLOR={color}")])?;
         scope.rolled_out("web")?;
