@@ -141,7 +141,11 @@ async fn run_nft(args: &[&str], input: String) -> Result<std::result::Result<Vec
             .spawn()
             .map_err(Error::io(missing))?;
         if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(input.as_bytes()).map_err(Error::io("write to nft"))?;
+            match stdin.write_all(input.as_bytes()) {
+                // It ended before it had read everything, and says why itself.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                written => written.map_err(Error::io("write to nft"))?,
+            }
         }
         let output = child.wait_with_output().map_err(Error::io(missing))?;
         let why = || String::from_utf8_lossy(&output.stderr).lines().take(3).collect::<Vec<_>>().join(" ");

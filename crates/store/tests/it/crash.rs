@@ -511,8 +511,8 @@ fn failing_process() {
         store.write(create("/before", "v")).await.unwrap();
         println!("acked /before");
         *FAILING.lock().unwrap() = Some(file.into_string().unwrap());
-        // Enough for several checkpoints.
-        for batch in 0..200 {
+        // Enough for several checkpoints, however late the first one is.
+        for batch in 0..2000 {
             let keys = (0..64).map(|n| format!("/k{batch}-{n}"));
             let writes = keys.map(|key| {
                 let store = &store;
