@@ -14,7 +14,7 @@ use crate::local::{Body, BoxError, empty};
 use crate::query::Query;
 use crate::request::{Attributes, Decision, RequestInfo};
 use crate::resources;
-use crate::server::forbidden;
+use crate::server::{ApiServer, forbidden};
 use futures_util::future::BoxFuture;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
@@ -32,7 +32,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsConnector;
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -356,6 +356,34 @@ fn dial_failed(error: String) -> Status {
     Status::new(500, Reason::Empty, format!("error dialing backend: {error}"))
 }
 
+/// Sends one request over a stream of its own. The connection lives on for what the request turns
+/// into, holds its slot as long, and ends with the server.
+pub(crate) async fn exchange<S>(
+    server: &ApiServer,
+    slot: OwnedSemaphorePermit,
+    stream: S,
+    request: Request<Body>,
+) -> hyper::Result<Response<Incoming>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (tasks, stop) = server.tasks();
+    let stop = stop.clone();
+    tasks.spawn(async move {
+        let _slot = slot;
+        tokio::select! {
+            ended = connection.with_upgrades() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a relayed connection ended");
+                }
+            }
+            () = stop.cancelled() => {}
+        }
+    });
+    sender.send_request(request).await
+}
+
 impl Streams {
     async fn log(&self, call: &Call, query: &Query, pod: &Value) -> Result<Response<Body>, Status> {
         let options = log_options(query, &call.info.name)?;
@@ -399,28 +427,12 @@ impl Streams {
         let slot = slot
             .map_err(|_| Status::too_many_requests("too many streams are open, please try again later", 1))?;
         let connected = tokio::time::timeout(DIAL_TIMEOUT, self.connect(backend)).await;
-        let (mut sender, connection) = match connected {
-            Ok(Ok(stream)) => {
-                let client = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
-                client.map_err(|error| failed(error.to_string()))?
-            }
+        let stream = match connected {
+            Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(failed(error.to_string())),
             Err(_) => return Err(failed("timeout".into())),
         };
-        let (tasks, stop) = call.server.tasks();
-        let stop = stop.clone();
-        tasks.spawn(async move {
-            let _slot = slot;
-            tokio::select! {
-                ended = connection.with_upgrades() => {
-                    if let Err(error) = ended {
-                        tracing::debug!(%error, "connection to a node ended");
-                    }
-                }
-                () = stop.cancelled() => {}
-            }
-        });
-        sender.send_request(request).await.map_err(|error| failed(error.to_string()))
+        exchange(&call.server, slot, stream, request).await.map_err(|error| failed(error.to_string()))
     }
 
     async fn connect(&self, backend: &Backend) -> io::Result<Box<dyn Connection>> {

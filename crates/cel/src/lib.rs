@@ -55,5 +55,5 @@ pub use parser::{DEPTH_MAX, TEXT_MAX};
 pub use program::{Evaluation, Program};
 pub use schema::{Declared, Schema};
 pub use time::Timestamp;
-pub use types::{ObjectType, Type, escape, unescape};
+pub use types::{KEYWORDS, ObjectType, Type, escape, unescape};
 pub use value::{Key, List, Map, Struct, Text, Value};

@@ -216,7 +216,7 @@ impl fmt::Display for Type {
 }
 
 /// Words that no field may have in an expression, so that a property of that name is escaped.
-const KEYWORDS: &[&str] = &[
+pub const KEYWORDS: &[&str] = &[
     "true",
     "false",
     "null",

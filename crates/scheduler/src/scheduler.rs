@@ -386,14 +386,7 @@ impl Shared {
         }
         let message = format!("binding rejected: running Bind plugin \"DefaultBinder\": {error}");
         tracing::debug!(pod = %candidate.info.key, message);
-        let about = object_ref(&*candidate.pod);
-        self.recorder.event_of(
-            "Scheduling",
-            &about,
-            EventType::Warning,
-            "FailedScheduling",
-            truncated(&message),
-        );
+        self.tell_failure(candidate, &message);
         if let Some(status) = self.new_status(candidate, "SchedulerError", &message, Nomination::Keep) {
             self.send_status(candidate, status).await;
         }
@@ -415,17 +408,16 @@ impl Shared {
         self.wake.notify_one();
     }
 
+    fn tell_failure(&self, candidate: &Candidate, message: &str) {
+        let about = object_ref(&*candidate.pod);
+        let message = truncated(message);
+        self.recorder.event_of("Scheduling", &about, EventType::Warning, "FailedScheduling", message);
+    }
+
     fn report(&self, candidate: &Candidate, unfit: &FitError) {
         let message = unfit.to_string();
         tracing::debug!(pod = %candidate.info.key, message, "unschedulable");
-        let about = object_ref(&*candidate.pod);
-        self.recorder.event_of(
-            "Scheduling",
-            &about,
-            EventType::Warning,
-            "FailedScheduling",
-            truncated(&message),
-        );
+        self.tell_failure(candidate, &message);
     }
 
     fn set_status(

@@ -264,37 +264,12 @@ fn policy(spec: &At<'_>, errors: &mut Errors) {
         let name = variable.str("name");
         if name.trim().is_empty() {
             errors.required(variable.at("name"), "name is not specified");
-        } else if !names::is_c_identifier(name).is_empty() || RESERVED.contains(&name) {
+        } else if !names::is_c_identifier(name).is_empty() || skeg_cel::KEYWORDS.contains(&name) {
             errors.invalid(variable.at("name"), name, "name is not a valid CEL identifier");
         }
         expression(&variable, "expression", "expression is not specified", errors);
     }
 }
-
-/// Words of the expression language.
-const RESERVED: &[&str] = &[
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
 
 fn match_resources(at: &At<'_>, errors: &mut Errors) {
     affinity::label_selector(at.get("namespaceSelector"), errors);

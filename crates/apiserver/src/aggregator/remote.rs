@@ -6,7 +6,6 @@ use crate::proxy::{connect, relay::endpoint};
 use crate::server::ApiServer;
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
@@ -122,21 +121,6 @@ impl Aggregator {
             Ok(stream) => stream.map_err(|error| format!("dial tcp {address}: {error}"))?,
             Err(_) => return Err(format!("dial tcp {address}: i/o timeout")),
         };
-        let client = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
-        let (mut sender, connection) = client.map_err(|error| error.to_string())?;
-        let (tasks, stop) = server.tasks();
-        let stop = stop.clone();
-        tasks.spawn(async move {
-            let _slot = slot;
-            tokio::select! {
-                ended = connection.with_upgrades() => {
-                    if let Err(error) = ended {
-                        tracing::debug!(%error, "connection to another API server ended");
-                    }
-                }
-                () = stop.cancelled() => {}
-            }
-        });
-        sender.send_request(request).await.map_err(|error| error.to_string())
+        crate::proxy::exchange(server, slot, stream, request).await.map_err(|error| error.to_string())
     }
 }

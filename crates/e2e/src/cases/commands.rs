@@ -17,6 +17,16 @@ pub const CASES: &[Case] = &[
 /// Changes of the only node: nobody else may need it.
 pub const NODE_CASES: &[Case] = &[Case { name: "a_node_is_cordoned_tainted_and_drained", run: drain }];
 
+/// After the command, the object has the value at the path.
+fn makes(scope: &Scope<'_>, verb: &str, args: &str, of: (&str, &str, &str)) -> Result<()> {
+    let (what, path, expected) = of;
+    let words: Vec<&str> = std::iter::once(verb).chain(args.split(' ')).collect();
+    scope.kubectl(&words).with_context(|| args.to_owned())?;
+    let made = scope.jsonpath(&[what], path)?;
+    ensure!(made == expected, "{verb} {args}: {made:?}, not {expected:?}");
+    Ok(())
+}
+
 /// `kubectl create` with these words makes an object that has the value at the path.
 fn create_each(scope: &Scope<'_>) -> Result<()> {
     let own = scope.namespace.as_str();
@@ -87,9 +97,7 @@ fn create_each(scope: &Scope<'_>) -> Result<()> {
         // A dry run on the server comes first, and leaves nothing for the real one to meet.
         let dry = [&["create", "--dry-run=server", "-o", "name"], &words[..]].concat();
         scope.kubectl(&dry).with_context(|| args.to_owned())?;
-        scope.kubectl(&[&["create"], &words[..]].concat()).with_context(|| args.to_owned())?;
-        let made = scope.jsonpath(&[what], path)?;
-        ensure!(made == expected, "create {args}: {made:?}, not {expected:?}");
+        makes(scope, "create", args, (what, path, expected))?;
     }
     for what in [
         format!("clusterrole/{role}"),
@@ -135,10 +143,7 @@ fn set_each(scope: &Scope<'_>) -> Result<()> {
         ("selector service/web app=other", "service/web", "{.spec.selector.app}", "other"),
         ("subject rolebinding/reads --user=john", "rolebinding/reads", "{.subjects[1].name}", "john"),
     ] {
-        let words: Vec<&str> = args.split(' ').collect();
-        scope.kubectl(&[&["set"], &words[..]].concat())?;
-        let made = scope.jsonpath(&[what], path)?;
-        ensure!(made == expected, "set {args}: {made:?}, not {expected:?}");
+        makes(scope, "set", args, (what, path, expected))?;
     }
     Ok(())
 }
