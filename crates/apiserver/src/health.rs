@@ -97,7 +97,11 @@ impl Health {
         results.push((
             "store",
             match asked {
-                Ok(Ok(_)) => Ok(()),
+                Ok(Ok(_)) => match store.trouble().borrow().as_ref() {
+                    // A restart would not mend it.
+                    Some(why) if endpoint != "livez" => Err(format!("writes fail: {why}")),
+                    _ => Ok(()),
+                },
                 Ok(Err(error)) => Err(error.to_string()),
                 Err(_) => Err("no answer in time".to_owned()),
             },

@@ -344,20 +344,25 @@ impl Network {
     pub async fn purge(&self) -> Result<()> {
         self.stop.cancel();
         let _rules = self.rules.lock().await;
-        nft(rules::remove(&self.ground.table)).await?;
-        let (bridge, state_dir) = (self.ground.bridge.clone(), self.config.state_dir.clone());
-        blocking(move || {
-            links::remove_ports_except(&bridge, &BTreeSet::new())?;
-            links::remove(&bridge)?;
-            match std::fs::remove_dir_all(&state_dir) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    Err(Error::io(format!("remove {}", state_dir.display()))(e))
-                }
-                _ => Ok(()),
-            }
-        })
-        .await
+        purge(&self.config.id, &self.config.state_dir).await
     }
+}
+
+/// Removes everything of an instance from the host, also of one whose settings are lost.
+pub async fn purge(id: &str, state_dir: &Path) -> Result<()> {
+    nft(rules::remove(&table_name(id)?)).await?;
+    let (bridge, state_dir) = (bridge_name(id), state_dir.to_owned());
+    blocking(move || {
+        links::remove_ports_except(&bridge, &BTreeSet::new())?;
+        links::remove(&bridge)?;
+        match std::fs::remove_dir_all(&state_dir) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io(format!("remove {}", state_dir.display()))(e))
+            }
+            _ => Ok(()),
+        }
+    })
+    .await
 }
 
 impl Drop for Network {

@@ -128,12 +128,12 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Down { purge } => down::down(&instance, purge),
         Command::Status => status::status(&instance),
         Command::Kubeconfig => {
-            print!("{}", instance.kubeconfig()?);
+            crate::print(&instance.kubeconfig()?);
             Ok(())
         }
         Command::Image(command) => image::image(&instance, command),
         Command::Version => {
-            println!("skeg {} (Kubernetes {KUBERNETES_VERSION})", env!("CARGO_PKG_VERSION"));
+            crate::say!("skeg {} (Kubernetes {KUBERNETES_VERSION})", env!("CARGO_PKG_VERSION"));
             Ok(())
         }
     }

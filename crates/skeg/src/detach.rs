@@ -41,7 +41,8 @@ pub fn start(instance: &Instance) -> Result<()> {
     for line in BufReader::new(reader).lines() {
         let line = line?;
         match line.split_once(' ') {
-            Some(("say", text)) => println!("{text}"),
+            // The cluster starts whether anybody reads this or not.
+            Some(("say", text)) => drop(writeln!(std::io::stdout(), "{text}")),
             Some(("ready", _)) => return Ok(()),
             Some(("refused", text)) => return Err(UserError(text.to_owned()).into()),
             Some(("failed", text)) => bail!("{text}"),
@@ -73,10 +74,8 @@ impl Report {
 
     pub fn say(&mut self, text: &str) {
         match &mut self.0 {
-            None => println!("{text}"),
-            Some(pipe) => {
-                let _ = writeln!(pipe, "say {text}");
-            }
+            None => drop(writeln!(std::io::stdout(), "{text}")),
+            Some(pipe) => drop(writeln!(pipe, "say {text}")),
         }
     }
 

@@ -12,17 +12,19 @@ use std::path::Path;
 const STOP_TIMEOUT_MS: u16 = 20_000;
 
 pub fn down(instance: &Instance, purge: bool) -> Result<()> {
-    let existed = instance.data_dir.exists();
     if let Some(pid) = instance.running_pid()? {
         stop(pid).with_context(|| format!("stopping process {pid}"))?;
-        println!("stopped the cluster (process {pid}){}", if purge { "" } else { "; its Pods keep running" });
+        crate::say!(
+            "stopped the cluster (process {pid}){}",
+            if purge { "" } else { "; its Pods keep running" }
+        );
     } else if !purge {
-        println!("no cluster runs in {}", instance.data_dir.display());
+        crate::say!("no cluster runs in {}", instance.data_dir.display());
     }
     if purge {
-        remove(instance).context("removing the cluster; run the command again to finish")?;
+        let existed = remove(instance).context("removing the cluster; run the command again to finish")?;
         if existed {
-            println!(
+            crate::say!(
                 "removed the Pods, links, mounts, cgroups, rules and data of {}",
                 instance.data_dir.display()
             );
@@ -58,29 +60,31 @@ fn ended(pidfd: &OwnedFd, timeout_ms: u16) -> Result<bool> {
     Ok(poll(&mut fds, timeout_ms)? > 0)
 }
 
-fn remove(instance: &Instance) -> Result<()> {
-    if !instance.data_dir.exists() && !instance.run_dir.exists() {
-        return Ok(());
+/// Removes what the host has of it; whether there was anything. The data directory may be gone, or
+/// have been at another place.
+fn remove(instance: &Instance) -> Result<bool> {
+    if !instance.data_dir.exists() && !instance.is_on_host() {
+        return Ok(false);
+    }
+    let former = Settings::load(instance)?.and_then(|settings| settings.former(instance));
+    if let Some(former) = former {
+        remove(&former).with_context(|| format!("what was named after {}", former.data_dir.display()))?;
     }
     instance.create_directories()?;
     // Nobody may start the cluster while it is taken apart.
     let claim = instance.claim()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let settings = Settings::load(instance)?;
     runtime.block_on(async {
         up::open_runtime(instance).await?.purge().await.context("containers")?;
         // Volumes in memory are mounts.
         skeg_node::remove_pod_dir(&instance.path("node/pods")).context("volumes")?;
-        if let Some(settings) = settings {
-            up::open_network(instance, &settings).await?.purge().await.context("network")?;
-        }
-        anyhow::Ok(())
+        skeg_network::purge(&instance.id, &instance.path("network")).await.context("network")
     })?;
     forwarding::give_back(&instance.run_dir)?;
     remove_all(&instance.run_dir)?;
     remove_all(&instance.data_dir)?;
     drop(claim);
-    Ok(())
+    Ok(true)
 }
 
 /// Removes a directory with all that is in it; a mount point stays, empty.

@@ -34,12 +34,12 @@ pub fn image(instance: &Instance, command: Command) -> Result<()> {
         match command {
             Command::Import { path, name } => {
                 for image in images.import(&path, name.as_deref()).await? {
-                    println!("imported {} ({})", image.tags.join(", "), HumanBytes(image.size_bytes));
+                    crate::say!("imported {} ({})", image.tags.join(", "), HumanBytes(image.size_bytes));
                 }
                 Ok(())
             }
             Command::List => {
-                print!("{}", table(&images.list()?));
+                crate::print(&table(&images.list()?).to_string());
                 Ok(())
             }
             Command::Pull { reference } => {
@@ -48,7 +48,7 @@ pub fn image(instance: &Instance, command: Command) -> Result<()> {
                 let pulled = images.pull(&reference, &[], Some(sender)).await;
                 let _ = bars.await;
                 let image = pulled?;
-                println!("pulled {reference} ({}, {})", image.id, HumanBytes(image.size_bytes));
+                crate::say!("pulled {reference} ({}, {})", image.id, HumanBytes(image.size_bytes));
                 Ok(())
             }
             Command::Remove { reference } => images.remove(&reference).await,

@@ -40,6 +40,12 @@ impl Instance {
         Ok(Instance { data_dir, id, run_dir })
     }
 
+    /// Whether the host has something of it: a bridge, or what its supervisors listen on.
+    pub fn is_on_host(&self) -> bool {
+        let bridge = Path::new("/sys/class/net").join(skeg_network::bridge_name(&self.id));
+        self.run_dir.exists() || bridge.exists()
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.data_dir.join(name)
     }

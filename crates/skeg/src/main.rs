@@ -27,6 +27,27 @@ macro_rules! refuse {
     ($($arg:tt)*) => { return Err($crate::UserError(format!($($arg)*)).into()) };
 }
 
+/// Prints a line on standard output. Whoever reads it may stop early, and its disk be full: neither
+/// is a defect of this program.
+#[macro_export]
+macro_rules! say { ($($arg:tt)*) => { $crate::print(&format!("{}\n", format_args!($($arg)*))) }; }
+
+/// What a shell shows for a program that SIGPIPE ends.
+const ENDED_BY_SIGPIPE: i32 = 128 + libc::SIGPIPE;
+
+/// Prints a text on standard output, or ends the program.
+fn print(text: &str) {
+    use std::io::{ErrorKind, Write, stdout};
+    match stdout().write_all(text.as_bytes()).and_then(|()| stdout().flush()) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(ENDED_BY_SIGPIPE),
+        Err(error) => {
+            eprintln!("skeg: cannot write to standard output: {error}");
+            std::process::exit(1);
+        }
+    }
+}
+
 fn main() -> ExitCode {
     // The supervisors and container creators are this same binary, re-executed: they must run
     // before anything here starts a thread or allocates much.

@@ -48,6 +48,9 @@ fn optional_range<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<I
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Settings {
+    /// The directory that these were written for: what the cluster has on its host is named after it.
+    #[serde(default)]
+    pub data_dir: PathBuf,
     pub listen: SocketAddr,
     pub node_name: String,
     pub pod_cidr: Ipv4Net,
@@ -93,6 +96,12 @@ impl Settings {
     /// The first address of the Pod range: the bridge's own.
     pub fn gateway(&self) -> Ipv4Addr {
         nth(self.pod_cidr, 1)
+    }
+
+    /// The instance that the data directory belonged to at another place.
+    pub fn former(&self, instance: &Instance) -> Option<Instance> {
+        let elsewhere = !self.data_dir.as_os_str().is_empty() && !self.data_dir.exists();
+        Instance::at(&self.data_dir).ok().filter(|former| elsewhere && former.id != instance.id)
     }
 
     pub fn load(instance: &Instance) -> Result<Option<Self>> {
@@ -141,7 +150,18 @@ pub fn resolve(flags: &Up, instance: &Instance) -> Result<Settings> {
     let kept_or = |pick: fn(&Settings) -> Ipv4Net, text: &str| {
         kept.as_ref().map(pick).map_or_else(|| default_cidr(text), Ok)
     };
+    if let Some(former) = kept.as_ref().and_then(|kept| kept.former(instance))
+        && former.is_on_host()
+    {
+        refuse!(
+            "--data-dir {} was at {} when the cluster ran last, and its Pods and links are named after that: move it back, or remove them with `skeg down --purge --data-dir {}`",
+            instance.data_dir.display(),
+            former.data_dir.display(),
+            former.data_dir.display()
+        );
+    }
     let settings = Settings {
+        data_dir: instance.data_dir.clone(),
         listen: flags
             .listen
             .or(file.listen)

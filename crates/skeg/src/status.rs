@@ -22,25 +22,25 @@ pub fn status(instance: &Instance) -> Result<()> {
     let Some(pid) = instance.running_pid()? else {
         refuse!("the cluster in {} is stopped: start it with `skeg up`", instance.data_dir.display());
     };
-    println!("running   process {pid}, https://{}", settings.listen);
-    println!("instance  {} in {}", instance.id, instance.data_dir.display());
+    crate::say!("running   process {pid}, https://{}", settings.listen);
+    crate::say!("instance  {} in {}", instance.id, instance.data_dir.display());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let ready = get(instance, &settings, "/readyz?verbose").await?;
         let line = ready.lines().last().unwrap_or_default();
-        println!("api       {line}");
+        crate::say!("api       {line}");
         let nodes: Value = serde_json::from_str(&get(instance, &settings, "/api/v1/nodes").await?)?;
         for node in nodes["items"].as_array().into_iter().flatten() {
             let conditions = node["status"]["conditions"].as_array();
             let ready = conditions
                 .is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"));
             let name = node["metadata"]["name"].as_str().unwrap_or_default();
-            println!("node      {name} {}", if ready { "Ready" } else { "NotReady" });
+            crate::say!("node      {name} {}", if ready { "Ready" } else { "NotReady" });
         }
         let pods: Value = serde_json::from_str(&get(instance, &settings, "/api/v1/pods").await?)?;
         let pods = pods["items"].as_array().map_or(&[][..], Vec::as_slice);
         let running = pods.iter().filter(|pod| pod["status"]["phase"] == "Running").count();
-        println!("pods      {} of {} running", running, pods.len());
+        crate::say!("pods      {} of {} running", running, pods.len());
         Ok(())
     })
 }

@@ -4,7 +4,7 @@ use crate::detach::Report;
 use crate::instance::Instance;
 use crate::settings::Settings;
 use crate::{cli, forwarding, image, logging, preflight, refuse};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use skeg_api::Kinds;
 use skeg_apiserver::pki::{self, Pki};
 use skeg_apiserver::{ApiServer, Identity, assembly, bootstrap};
@@ -114,14 +114,32 @@ async fn serve(
             &cancel,
         )
         .await?;
-    node.registered().await;
-    report.say(&format!(
-        "API ready {} ms · node Ready {} ms",
-        api_ready.as_millis(),
-        started.elapsed().as_millis()
-    ));
-    report.say(&format!("export KUBECONFIG={}", instance.path("kubeconfig").display()));
-    report.ready();
+    let mut trouble = control.store.trouble();
+    let trouble = async {
+        match trouble.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        () = node.registered() => {
+            report.say(&format!(
+                "API ready {} ms · node Ready {} ms",
+                api_ready.as_millis(),
+                started.elapsed().as_millis()
+            ));
+            report.say(&format!("export KUBECONFIG={}", instance.path("kubeconfig").display()));
+            report.ready();
+        }
+        why = trouble => {
+            // What is stored can be read, and writes go on as soon as there is room.
+            let directory = instance.data_dir.display();
+            let error = anyhow!("the cluster runs, but cannot write, so its node is not Ready: {why}; make room on the disk of {directory}");
+            tracing::error!("{error:#}");
+            report.failed(&error);
+        }
+    }
     tokio::select! {
         _ = terminate.recv() => tracing::info!("stopping: SIGTERM"),
         _ = interrupt.recv() => tracing::info!("stopping: SIGINT"),

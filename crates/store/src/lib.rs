@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 pub use memory::Memory;
 pub use sqlite::{Options, Sqlite, Synchronous};
@@ -156,6 +156,11 @@ pub trait Store: Send + Sync + 'static {
 
     /// Forgets all superseded values older than `revision`; keeps what a read at it needs.
     fn compact(&self, revision: Revision) -> BoxFuture<'_, Result<()>>;
+
+    /// Why writes fail at the moment, such as a full disk.
+    fn trouble(&self) -> watch::Receiver<Option<String>> {
+        watch::channel(None).1
+    }
 
     /// Bytes on disk (0 in memory).
     fn size_bytes(&self) -> u64;

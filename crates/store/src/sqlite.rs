@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Writes in one transaction at most.
 const BATCH_MAX: usize = 512;
@@ -95,6 +95,8 @@ struct Shared {
     /// Milliseconds since the epoch of the next expiry, `None` for none; and whether to stop.
     alarm: Mutex<Alarm>,
     alarm_changed: Condvar,
+    /// Why the last batch of writes failed.
+    trouble: watch::Sender<Option<String>>,
 }
 
 #[derive(Default)]
@@ -126,6 +128,7 @@ impl Sqlite {
             compacted: AtomicU64::new(compacted),
             alarm: Mutex::default(),
             alarm_changed: Condvar::new(),
+            trouble: watch::Sender::default(),
         });
         let (write_sender, write_receiver) = mpsc::channel(QUEUE_MAX);
         let (read_sender, mut read_receiver) = mpsc::channel::<Read>(QUEUE_MAX);
@@ -312,6 +315,10 @@ impl Store for Sqlite {
         .boxed()
     }
 
+    fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.shared.trouble.subscribe()
+    }
+
     fn size_bytes(&self) -> u64 {
         [self.path.as_path(), &wal(&self.path)]
             .iter()
@@ -388,6 +395,12 @@ impl Writer {
             return;
         }
         let outcome = self.try_commit(writes.iter().map(|(write, _)| write));
+        let trouble = outcome.as_ref().err().map(ToString::to_string);
+        self.shared.trouble.send_if_modified(|known| {
+            let changed = *known != trouble;
+            *known = trouble;
+            changed
+        });
         match outcome {
             Ok((results, changes)) => {
                 self.publish(changes);

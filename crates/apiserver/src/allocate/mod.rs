@@ -123,6 +123,9 @@ impl Addresses {
         } else {
             drop_node_ports(new, old);
         }
+        if needs_health_port(new) {
+            self.take_health_port(new, &old_ports, &owner, &mut held).await?;
+        }
         let (ips, ports) = (ips_of(new), ports_of(new));
         let gone_ips =
             old_ips.iter().filter(|ip| !ips.contains(ip)).map(|ip| (self.ips.clone(), number(*ip)));
@@ -242,20 +245,34 @@ impl Addresses {
                 new["spec"]["ports"][index]["nodePort"] = number.into();
             }
         }
-        if needs_health_port(new) {
-            match new["spec"]["healthCheckNodePort"].as_i64().unwrap_or(0) {
-                0 => {
-                    let number = held.take_any(&self.ports, owner).await;
-                    let number = number.map_err(|refusal| port_refused(&name, 0, 0, refusal))?;
-                    new["spec"]["healthCheckNodePort"] = u16::try_from(number).unwrap_or_default().into();
-                }
-                given => {
-                    if let Ok(given) = u16::try_from(given)
-                        && own.insert(given)
-                    {
-                        let marked = held.take(&self.ports, u128::from(given), owner).await;
-                        marked.map_err(|refusal| health_refused(&name, given, &refusal))?;
-                    }
+        Ok(())
+    }
+
+    /// The port of a load balancer's health checks, which a Service has also without node ports.
+    async fn take_health_port(
+        &self,
+        new: &mut Value,
+        old: &BTreeSet<u16>,
+        owner: &Bytes,
+        held: &mut Held,
+    ) -> Result<(), Status> {
+        let name = meta::name(new).to_owned();
+        match new["spec"]["healthCheckNodePort"].as_i64().unwrap_or(0) {
+            0 => {
+                let number = held.take_any(&self.ports, owner).await;
+                let number = number.map_err(|refusal| port_refused(&name, 0, 0, refusal))?;
+                new["spec"]["healthCheckNodePort"] = u16::try_from(number).unwrap_or_default().into();
+            }
+            given => {
+                let is_node_port = new["spec"]["ports"]
+                    .as_array()
+                    .is_some_and(|ports| ports.iter().any(|port| port["nodePort"] == given));
+                if let Ok(given) = u16::try_from(given)
+                    && !is_node_port
+                    && !old.contains(&given)
+                {
+                    let marked = held.take(&self.ports, u128::from(given), owner).await;
+                    marked.map_err(|refusal| health_refused(&name, given, &refusal))?;
                 }
             }
         }

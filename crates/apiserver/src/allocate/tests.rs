@@ -45,6 +45,20 @@ impl World {
 }
 
 #[tokio::test]
+async fn a_load_balancer_has_its_health_checked_also_without_node_ports() {
+    let world = world("10.96.0.0/24").await;
+    let spec = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local",
+        "allocateLoadBalancerNodePorts": false, "ports": [{"port": 80}]});
+    let made = world.create("lb", spec.clone()).await.unwrap();
+    let port = made["spec"]["healthCheckNodePort"].clone();
+    assert!(port.as_i64().is_some_and(|port| port > 0) && made["spec"]["ports"][0]["nodePort"].is_null());
+    // It is held like a node port.
+    let mut other = spec;
+    other["healthCheckNodePort"] = port;
+    assert_eq!(world.create("other", other).await.unwrap_err().code, 422);
+}
+
+#[tokio::test]
 async fn addresses_are_given_once() {
     let world = world("10.96.0.0/29").await;
     let mut seen = BTreeSet::new();

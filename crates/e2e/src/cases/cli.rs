@@ -25,6 +25,8 @@ pub const CASES: &[Case] = &[
     Case { name: "instances_run_side_by_side", run: side_by_side },
     Case { name: "down_leaves_pods_and_up_finds_them", run: down_and_up },
     Case { name: "a_purge_gives_the_host_back", run: purge_gives_back },
+    Case { name: "a_data_directory_that_moves_or_goes", run: moved_directory },
+    Case { name: "a_full_disk_is_told_and_got_over", run: full_disk },
 ];
 
 /// The command ends with exit code 2 and one line that has `part`.
@@ -408,4 +410,112 @@ fn purge_gives_back(scope: &Scope<'_>) -> Result<()> {
     ensure!(output.status.success(), "{said}{errors}");
     ensure!(said == "up: 1\npurged: 0 0 files\n", "{said}{errors}");
     Ok(())
+}
+
+/// What the host has of it is named after its path: it goes by the path at which it came.
+fn moved_directory(_: &Scope<'_>) -> Result<()> {
+    let mut cluster = Cluster::prepare()?;
+    let (first, second) = (cluster.data_dir.clone(), cluster.scratch().join("moved"));
+    let (was, is) = (Instance::at(&first)?, Instance::at(&second)?);
+    let nothing = Traces::of_instance(&was)?;
+    cluster.up()?;
+    silent_readers(&cluster)?;
+    cluster.skeg(&["down"])?;
+    fs::rename(&first, &second)?;
+    cluster.data_dir.clone_from(&second);
+    refused(&mut cluster.up_command(), &format!("was at {} when the cluster ran last", first.display()))?;
+    let purge = |at: &std::path::Path| -> Result<bool> {
+        let output = Command::new(&cluster.skeg).args(["down", "--purge", "--data-dir"]).arg(at).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).contains("removed the Pods, links"))
+    };
+    let is_gone = |instance: &Instance| nothing.wait_until_as_before(|| Traces::of_instance(instance));
+    ensure!(purge(&first)? && !purge(&first)?, "what is gone is removed once");
+    is_gone(&was)?;
+    cluster.up()?;
+    cluster.skeg(&["down"])?;
+    fs::remove_dir_all(&second)?;
+    ensure!(purge(&second)?, "without its directory");
+    is_gone(&is)?;
+    // A purge of a moved one takes along what it left under its former name.
+    cluster.up()?;
+    cluster.skeg(&["down"])?;
+    fs::rename(&second, &first)?;
+    ensure!(purge(&first)?);
+    is_gone(&is)?;
+    is_gone(&was)
+}
+
+/// Whoever reads may stop, and what is written to be full.
+fn silent_readers(cluster: &Cluster) -> Result<()> {
+    let status = || {
+        let mut command = Command::new(&cluster.skeg);
+        command.args(["status", "--data-dir"]).arg(&cluster.data_dir).stderr(Stdio::piped());
+        command
+    };
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    let output = status().stdout(writer).spawn()?.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(141) && said.is_empty(), "{:?} {said}", output.status);
+    let full = fs::File::options().write(true).open("/dev/full")?;
+    let output = status().stdout(full).spawn()?.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(
+        output.status.code() == Some(1) && said.starts_with("skeg: cannot write to standard output"),
+        "{said}"
+    );
+    Ok(())
+}
+
+/// A mount that ends with its case.
+struct Mounted(std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").args(["--lazy"]).arg(&self.0).status();
+    }
+}
+
+fn full_disk(_: &Scope<'_>) -> Result<()> {
+    let mut cluster = Cluster::prepare()?;
+    let disk = cluster.scratch().join("disk");
+    fs::create_dir(&disk)?;
+    ensure!(
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=64m", "disk"]).arg(&disk).status()?.success()
+    );
+    let disk = Mounted(disk);
+    cluster.data_dir = disk.0.join("data");
+    cluster.up()?;
+    let filler = disk.0.join("filler");
+    // Until nothing more fits, and what the store has in reserve is used up.
+    let mut file = fs::File::create(&filler)?;
+    let mut fill = || while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {};
+    fill();
+    let large = cluster.scratch().join("large");
+    fs::write(&large, vec![b'x'; 900_000])?;
+    let from_file = format!("--from-file={}", large.display());
+    let refusal =
+        (0..40).find_map(|n| cluster.kubectl(&["create", "configmap", &format!("c{n}"), &from_file]).err());
+    let refusal = refusal.context("writes fail")?.to_string();
+    ensure!(refusal.contains("disk is full"), "{refusal}");
+    let ready = cluster.kubectl(&["get", "--raw", "/readyz?verbose"]).err().context("not ready")?.to_string();
+    ensure!(ready.contains("[-]store failed"), "{ready}");
+    cluster.kubectl(&["get", "--raw", "/livez"])?;
+    cluster.skeg(&["down"])?;
+    fill();
+    // For the log, and for the index that SQLite makes.
+    let file = fs::File::options().write(true).open(&filler)?;
+    file.set_len(file.metadata()?.len() - 65_536)?;
+    let told = cluster.up().err().context("the node cannot be Ready")?.to_string();
+    ensure!(told.contains("cannot write, so its node is not Ready") && told.contains("make room"), "{told}");
+    ensure!(
+        cluster.kubectl(&["get", "configmap", "c0", "-o", "name"])?.contains("c0"),
+        "what is stored is read"
+    );
+    fs::remove_file(&filler)?;
+    cluster.kubectl(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=90s"])?;
+    cluster.kubectl(&["create", "configmap", "again", &from_file])?;
+    cluster.kubectl(&["get", "--raw", "/readyz"])?;
+    cluster.stop()
 }

@@ -5,6 +5,7 @@ use crate::cluster::{eventually, free_port};
 use crate::{Case, Scope};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use std::process::Stdio;
 
 pub const CASES: &[Case] = &[
     Case { name: "containers_of_a_pod_share", run: containers_share },
@@ -15,6 +16,7 @@ pub const CASES: &[Case] = &[
     Case { name: "an_unmeetable_request_waits", run: unmeetable_request },
     Case { name: "init_containers_in_order", run: init_containers },
     Case { name: "sidecars", run: sidecars },
+    Case { name: "sidecars_hear_of_the_end_at_once", run: sidecar_hooks },
     Case { name: "termination_with_grace", run: termination },
     Case { name: "lifecycle_hooks", run: lifecycle_hooks },
     Case { name: "a_start_is_interrupted", run: a_start_is_interrupted },
@@ -206,6 +208,28 @@ fn sidecars(scope: &Scope<'_>) -> Result<()> {
     // The sidecar started before, and its end does not keep the Pod from succeeding.
     scope.wait_for("pod/work", "{.status.phase}=Succeeded")?;
     ensure!(scope.kubectl(&["logs", "work", "-c", "main"])? == "side up\n");
+    Ok(())
+}
+
+/// The main container ends when the sidecar's preStop hook ran: were that later, it would be killed.
+fn sidecar_hooks(scope: &Scope<'_>) -> Result<()> {
+    let main = "trap 'until [ -e /shared/hooked ]; do sleep 0.1; done; echo heard; exit 0' TERM; while true; do sleep 0.1; done";
+    let mut work = pod("work", &[("main", main)]);
+    let mut side = container("side", "trap 'exit 0' TERM; while true; do sleep 0.1; done");
+    let mount = json!([{"name": "shared", "mountPath": "/shared"}]);
+    side["restartPolicy"] = "Always".into();
+    side["lifecycle"] = json!({"preStop": {"exec": {"command": ["touch", "/shared/hooked"]}}});
+    side["volumeMounts"] = mount.clone();
+    work["spec"]["initContainers"] = json!([side]);
+    work["spec"]["containers"][0]["volumeMounts"] = mount;
+    work["spec"]["volumes"] = json!([{"name": "shared", "emptyDir": {}}]);
+    work["spec"]["terminationGracePeriodSeconds"] = 60.into();
+    started(scope, &work)?;
+    let logs =
+        scope.kubectl_command().args(["logs", "-f", "work", "-c", "main"]).stdout(Stdio::piped()).spawn()?;
+    scope.kubectl(&["delete", "pod", "work", "--timeout=40s"])?;
+    let said = logs.wait_with_output()?.stdout;
+    ensure!(said == b"heard\n", "{}", String::from_utf8_lossy(&said));
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use serde_json::json;
 
 pub const CASES: &[Case] = &[
     Case { name: "liveness_and_startup_probes", run: liveness_and_startup },
+    Case { name: "who_ends_well_when_told_to_starts_again", run: polite },
     Case { name: "readiness_by_exec_and_tcp", run: readiness },
     Case { name: "http_grpc_and_https_probes", run: http_probes },
     Case { name: "https_and_grpc_probes_succeed", run: secure_and_grpc },
@@ -27,6 +28,35 @@ fn liveness_and_startup(scope: &Scope<'_>) -> Result<()> {
     scope.wait_for("pod/sick", "{.status.containerStatuses[0].restartCount}=1")?;
     scope.event("sick", "Unhealthy", "Liveness probe failed")?;
     scope.event("sick", "Killing", "will be restarted")
+}
+
+/// Whatever the exit code: the probe or the other image ended it, not its work.
+fn polite(scope: &Scope<'_>) -> Result<()> {
+    let policed = |name: &str, policy: &str| {
+        let mut pod = pod(name, &[("main", "trap 'exit 0' TERM; touch /tmp/well; sleep 1000 & wait")]);
+        pod["spec"]["restartPolicy"] = policy.into();
+        pod
+    };
+    let mut sick = policed("probed", "OnFailure");
+    sick["spec"]["containers"][0]["livenessProbe"] = json!({
+        "exec": {"command": ["cat", "/tmp/well"]}, "periodSeconds": 1, "failureThreshold": 1, "initialDelaySeconds": 1,
+    });
+    let mut killed = sick.clone();
+    killed["metadata"]["name"] = "killed".into();
+    killed["spec"]["restartPolicy"] = "Never".into();
+    for pod in [sick, killed, policed("changed", "Never")] {
+        started(scope, &pod)?;
+    }
+    for name in ["probed", "killed"] {
+        scope.exec(name, &["rm", "/tmp/well"])?;
+    }
+    scope.wait_for("pod/probed", "{.status.containerStatuses[0].restartCount}=1")?;
+    scope.wait_ready("probed")?;
+    scope.kubectl(&["set", "image", "pod/changed", "main=docker.io/library/busybox:latest"])?;
+    scope.wait_for("pod/changed", "{.status.containerStatuses[0].restartCount}=1")?;
+    scope.wait_ready("changed")?;
+    // Nothing starts where nothing may.
+    scope.wait_for("pod/killed", "{.status.phase}=Succeeded")
 }
 
 fn readiness(scope: &Scope<'_>) -> Result<()> {

@@ -25,8 +25,6 @@ pub const EVICTED: &str = "Evicted";
 pub const EVICTION_GRACE_SECONDS: i64 = 1;
 /// The grace of a Pod that names none, which defaults fill in.
 pub const DEFAULT_GRACE_SECONDS: i64 = 30;
-/// What a sidecar gets at least, whatever those before it have used.
-pub const SIDECAR_GRACE_MIN_SECONDS: i64 = 2;
 /// What containers get whose Pod somebody removed without waiting for them.
 pub const REMOVED_GRACE_SECONDS: i64 = 1;
 
@@ -97,7 +95,18 @@ pub struct ContainerMemory {
     pub backoff: Option<CrashBackoff>,
     pub probes: Probes,
     /// It was stopped to be started again, however it ended.
-    pub again: bool,
+    pub again: Option<Restart>,
+    /// Its preStop hook ran before its turn to end came.
+    pub hooked: bool,
+}
+
+/// How soon a container that was stopped starts again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Restart {
+    /// It is another one now, with a back-off of its own.
+    AtOnce,
+    /// Like one that crashed.
+    BackedOff,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -276,7 +285,7 @@ pub fn mains_finished(pod_spec: &PodSpec, memory: &Memory) -> bool {
     pod_spec.containers.iter().all(|container| {
         let Some(known) = memory.container(&container.name) else { return false };
         let Some(run) = known.run() else { return false };
-        run.is_exited() && !known.again && !restarts(pod_spec, container, false, run.exit_code)
+        run.is_exited() && known.again.is_none() && !restarts(pod_spec, container, false, run.exit_code)
     })
 }
 

@@ -19,7 +19,12 @@ pub enum Action {
         message: String,
         grace: Option<i64>,
         /// To be started again, however it ends.
-        again: bool,
+        again: Option<Restart>,
+    },
+    /// Runs the preStop hook of a sidecar whose turn to end comes later.
+    PreStop {
+        container: String,
+        grace: Option<i64>,
     },
     /// Sets what is allocated on the Pod and on its containers that need no restart for it.
     Resize,
@@ -44,8 +49,22 @@ impl Plan {
     }
 
     fn stop(&mut self, container: &str, message: impl Into<String>, grace: Option<i64>) {
-        let (container, message) = (container.to_owned(), message.into());
-        self.actions.push(Action::Stop { container, message, grace, again: false });
+        self.stop_for(container, message, grace, None);
+    }
+
+    /// Stops it, for a restart where `again` says so.
+    fn stop_for(
+        &mut self,
+        container: &str,
+        message: impl Into<String>,
+        grace: Option<i64>,
+        again: Option<Restart>,
+    ) {
+        let (container, mut message) = (container.to_owned(), message.into());
+        if again == Some(Restart::BackedOff) {
+            message.push_str(", will be restarted");
+        }
+        self.actions.push(Action::Stop { container, message, grace, again });
     }
 }
 
@@ -103,9 +122,9 @@ fn resizes(pod: &Pod, memory: &Memory, now: Timestamp, plan: &mut Plan) -> bool 
     for container in all_containers(spec(pod)).filter(|c| resize::must_restart(memory, c)) {
         restarting = true;
         if memory.container(&container.name).is_some_and(|known| known.busy.is_none()) {
-            let name = container.name.clone();
+            let name = &container.name;
             let message = format!("Container {name} resize requires restart");
-            plan.actions.push(Action::Stop { container: name, message, grace: None, again: true });
+            plan.stop_for(name, message, None, Some(Restart::AtOnce));
         }
     }
     if !restarting {
@@ -190,11 +209,11 @@ fn one(
     match &known.current {
         None => start(plan),
         Some(run) if run.is_exited() => {
-            if known.again {
-                return start(plan);
-            }
-            if !restarts(spec, container, is_init, run.exit_code) {
-                return;
+            match known.again {
+                Some(Restart::AtOnce) => return start(plan),
+                Some(Restart::BackedOff) => {}
+                None if restarts(spec, container, is_init, run.exit_code) => {}
+                None => return,
             }
             match run.finished_at.and_then(|finished| known.restart_at(finished)) {
                 Some(at) if at > now => plan.wake(at),
@@ -203,9 +222,15 @@ fn one(
         }
         Some(run) if run.is_running() => {
             if let Some(why) = &known.probes.kill {
-                plan.stop(name, format!("{why}, will be restarted"), known.probes.kill_grace);
-            } else if !run.asked_image.is_empty() && container.image.as_ref() != Some(&run.asked_image) {
-                plan.stop(name, format!("Container {name} definition changed, will be restarted"), None);
+                // A container that ends well when it is told to is not done for that.
+                let again = may_restart(spec, container).then_some(Restart::BackedOff);
+                plan.stop_for(name, why.as_str(), known.probes.kill_grace, again);
+            } else if (!is_init || is_sidecar(container))
+                && !run.asked_image.is_empty()
+                && container.image.as_ref() != Some(&run.asked_image)
+            {
+                let message = format!("Container {name} definition changed, will be restarted");
+                plan.stop_for(name, message, None, Some(Restart::AtOnce));
             }
         }
         // Created but never started: its start was interrupted (the agent died between the two).
@@ -213,20 +238,25 @@ fn one(
     }
 }
 
+/// Whether it has a restart policy that starts it again at all.
+fn may_restart(spec: &PodSpec, container: &Container) -> bool {
+    container.restart_policy.as_deref().or(spec.restart_policy.as_deref()) != Some("Never")
+}
+
 /// What a Pod gives its containers to end in, in seconds.
 pub fn own_grace(spec: &PodSpec) -> i64 {
     spec.termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE_SECONDS)
 }
 
-/// What the containers that ended before left of the Pod's grace; never so little that nobody could
-/// end in it.
+/// What the containers that ended before left of the Pod's grace.
 fn left_of(whole: i64, memory: &Memory, now: Timestamp) -> i64 {
     let spent = memory.ending_since.map_or(0, |since| now.as_second() - since.as_second());
-    (whole - spent).max(whole.min(SIDECAR_GRACE_MIN_SECONDS))
+    (whole - spent).max(0)
 }
 
-/// Ends what still runs: main containers together, then sidecars one by one in reverse order;
-/// then the sandbox, then, for a Pod that is being deleted, the object.
+/// Ends what still runs: main containers together, then sidecars one by one in reverse order, whose
+/// preStop hooks begin with the first; then the sandbox, then, for a Pod that is being deleted, the
+/// object.
 fn wind_down(pod: &Pod, gone: bool, leaving: bool, memory: &Memory, now: Timestamp, plan: &mut Plan) {
     let spec = spec(pod);
     let grace = match &memory.ended {
@@ -252,11 +282,18 @@ fn wind_down(pod: &Pod, gone: bool, leaving: bool, memory: &Memory, now: Timesta
                 plan.stop(name, "Stopping container", grace);
             }
         }
+        let to_hook = |c: &Container| {
+            let has_hook = c.lifecycle.as_ref().is_some_and(|l| l.pre_stop.is_some());
+            has_hook && idle_and_alive(&c.name) && memory.container(&c.name).is_some_and(|m| !m.hooked)
+        };
+        for sidecar in sidecars.iter().filter(|c| to_hook(c)) {
+            plan.actions.push(Action::PreStop { container: sidecar.name.clone(), grace });
+        }
         if any_alive {
             return;
         }
         if let Some(last) = sidecars.iter().rev().find(|c| alive(&c.name)) {
-            if idle_and_alive(&last.name) {
+            if idle_and_alive(&last.name) && !to_hook(last) {
                 let whole = grace.unwrap_or_else(|| own_grace(spec));
                 plan.stop(&last.name, "Stopping container", Some(left_of(whole, memory, now)));
             }
@@ -346,6 +383,7 @@ pub(super) mod tests_support {
             .map(|action| match action {
                 Action::Start { container } => format!("start {container}"),
                 Action::Stop { container, .. } => format!("stop {container}"),
+                Action::PreStop { container, .. } => format!("hook {container}"),
                 Action::End(ended) => format!("end {}", ended.reason),
                 other => format!("{other:?}"),
             })
@@ -408,10 +446,10 @@ mod tests {
             ..with(ready(), &[("a", exited(0)), ("s", running())])
         };
         assert_eq!(grace(&pod, 104, memory()), Some(6));
-        assert_eq!(grace(&pod, 110, memory()), Some(2), "time to end in");
+        assert_eq!(grace(&pod, 113, memory()), Some(0));
         pod.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(100)));
         pod.metadata.deletion_grace_period_seconds = Some(1);
-        assert_eq!(grace(&pod, 110, memory()), Some(1), "no more than all have");
+        assert_eq!(grace(&pod, 100, memory()), Some(1));
         assert!(!plan(&self::pod(json!({"containers": [{"name": "a"}]})), false, &ready(), at(0)).ending);
     }
 
@@ -515,6 +553,47 @@ mod tests {
     }
 
     #[test]
+    fn who_was_stopped_for_a_restart_restarts_however_it_ended() {
+        let mut sick = running();
+        sick.probes.kill = Some("Container a failed liveness probe".into());
+        let mut old = running();
+        old.current.as_mut().unwrap().asked_image = "old".into();
+        for (policy, known, expected, told) in [
+            ("OnFailure", &sick, Some(Restart::BackedOff), "will be restarted"),
+            ("Never", &sick, None, "failed liveness probe"),
+            ("OnFailure", &old, Some(Restart::AtOnce), "will be restarted"),
+            ("Never", &old, Some(Restart::AtOnce), "will be restarted"),
+        ] {
+            let pod = pod(json!({"restartPolicy": policy, "containers": [{"name": "a", "image": "new"}]}));
+            let plan = plan(&pod, false, &with(ready(), &[("a", known.clone())]), at(0));
+            let [Action::Stop { again, message, .. }] = &plan.actions[..] else { panic!("{plan:?}") };
+            assert!(*again == expected && message.ends_with(told), "{policy}: {message} {again:?}");
+            let ended = ContainerMemory { again: *again, ..exited(0) };
+            let starts: &[&str] = if again.is_some() { &["start a"] } else { &[] };
+            let memory = with(ready(), &[("a", ended.clone())]);
+            check(&pod, &memory, 2, starts);
+            assert_eq!(is_finished(&pod, &memory), again.is_none());
+            // Only one that failed waits for its back-off.
+            let backoff = Some(CrashBackoff { delay: CRASH_BACKOFF_MIN, updated: at(1) });
+            let waits = plan_of(&pod, ContainerMemory { backoff, ..ended });
+            assert_eq!(waits.wake_at, (*again == Some(Restart::BackedOff)).then(|| at(11)));
+        }
+    }
+
+    fn plan_of(pod: &Pod, known: ContainerMemory) -> Plan {
+        plan(pod, false, &with(ready(), &[("a", known)]), at(2))
+    }
+
+    #[test]
+    fn init_containers_that_run_keep_their_image() {
+        let pod =
+            pod(json!({"initContainers": [{"name": "i", "image": "new"}], "containers": [{"name": "a"}]}));
+        let mut old = running();
+        old.current.as_mut().unwrap().asked_image = "old".into();
+        check(&pod, &with(ready(), &[("i", old)]), 0, &[]);
+    }
+
+    #[test]
     fn another_image_restarts_the_container() {
         let pod = pod(json!({"containers": [{"name": "a", "image": "new"}]}));
         let mut old = running();
@@ -541,6 +620,28 @@ mod tests {
         check(&pod, &down, 0, &["RemoveSandbox"]);
         let gone = Memory { sandbox: Sandbox::Missing, ..down };
         check(&pod, &gone, 0, &["Finish"]);
+    }
+
+    #[test]
+    fn hooks_of_sidecars_begin_with_the_end_of_their_pod() {
+        let hook = json!({"preStop": {"exec": {"command": ["true"]}}});
+        let mut pod = pod(json!({
+            "initContainers": [
+                {"name": "s1", "restartPolicy": "Always", "lifecycle": hook},
+                {"name": "s2", "restartPolicy": "Always", "lifecycle": hook}
+            ],
+            "containers": [{"name": "a"}]
+        }));
+        pod.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(0)));
+        let up = with(ready(), &[("s1", running()), ("s2", running()), ("a", running())]);
+        check(&pod, &up, 0, &["stop a", "hook s1", "hook s2"]);
+        let hooked = || ContainerMemory { hooked: true, ..running() };
+        let hooking = || ContainerMemory { busy: Some(Busy::Stopping), ..running() };
+        let stopping = with(up, &[("a", hooking()), ("s1", hooked()), ("s2", hooking())]);
+        check(&pod, &stopping, 0, &[]);
+        let down = with(stopping, &[("a", exited(0))]);
+        check(&pod, &down, 0, &[]);
+        check(&pod, &with(down, &[("s2", hooked())]), 0, &["stop s2"]);
     }
 
     #[test]

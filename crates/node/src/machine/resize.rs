@@ -157,6 +157,7 @@ pub fn pod_requests_of_spec(pod: &Pod) -> skeg_api::predicates::Resources {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Restart;
     use super::super::plan::tests_support::*;
     use super::*;
     use serde_json::json;
@@ -235,7 +236,7 @@ mod tests {
         let restart = sized("2", "RestartContainer");
         check(&restart, &up(running()), 0, &["stop a"]);
         let mut stopped = exited(0);
-        stopped.again = true;
+        stopped.again = Some(Restart::AtOnce);
         // The Pod grows before its container starts with the new size.
         check(&restart, &up(stopped.clone()), 2, &["Resize"]);
         let mut grown = up(stopped);
@@ -246,7 +247,7 @@ mod tests {
     #[test]
     fn a_container_that_is_to_start_again_ends_no_pod() {
         let mut stopped = exited(0);
-        stopped.again = true;
+        stopped.again = Some(Restart::AtOnce);
         let mut pod = sized("1", "RestartContainer");
         pod.spec.as_mut().unwrap().restart_policy = Some("OnFailure".into());
         check(&pod, &with(ready(), &[("a", stopped)]), 2, &["start a"]);

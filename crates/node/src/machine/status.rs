@@ -83,7 +83,7 @@ fn phase(pod: &Pod, memory: &Memory, initialized: bool) -> &'static str {
         match memory.container(&container.name).and_then(ContainerMemory::run) {
             None => waiting += 1,
             Some(run) if run.is_exited() => {
-                let again = memory.container(&container.name).is_some_and(|known| known.again);
+                let again = memory.container(&container.name).is_some_and(|known| known.again.is_some());
                 if !is_deleting(pod) && (again || restarts(spec, container, false, run.exit_code)) {
                     restarting += 1;
                 } else if run.exit_code == 0 {
@@ -167,20 +167,17 @@ fn container_status(
             fill_run(&mut out, run);
             let again = !over
                 && sort != Sort::Ephemeral
-                && (known.again || restarts(spec, container, is_init, run.exit_code));
+                && (known.again.is_some() || restarts(spec, container, is_init, run.exit_code));
             // The back-off of the next crash is set when a restart begins: it does not hold that one.
             let held_until = run
                 .finished_at
                 .and_then(|at| known.restart_at(at))
-                .filter(|at| *at > now && known.busy.is_none());
+                .filter(|at| *at > now && known.busy.is_none() && known.again != Some(Restart::AtOnce));
             match (again, &known.waiting, held_until) {
                 // An end that was asked for is none, whatever the restart policy makes of it.
-                _ if known.again && !over => {
+                (_, None, None) if known.again.is_some() && !over => {
                     last = Some(run);
-                    match &known.waiting {
-                        Some(why) => waiting(&why.reason, &why.message),
-                        None => waiting(default_reason, ""),
-                    }
+                    waiting(default_reason, "")
                 }
                 (true, Some(why), _) => {
                     last = Some(run);
@@ -584,12 +581,20 @@ mod tests {
 
     #[test]
     fn an_end_that_was_asked_for_is_none() {
-        let known = ContainerMemory { current: Some(run(0, Some(0))), again: true, ..Default::default() };
-        let status = status(&pod("OnFailure"), None, &memory(known), &[], "BestEffort", now());
-        assert_eq!(status.phase.as_deref(), Some("Running"));
-        let container = &status.container_statuses.as_ref().unwrap()[0];
-        assert!(container.state.as_ref().unwrap().waiting.is_some());
-        assert_eq!(container.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 0);
+        for (again, reason) in
+            [(Restart::AtOnce, "ContainerCreating"), (Restart::BackedOff, "CrashLoopBackOff")]
+        {
+            let mut known =
+                ContainerMemory { current: Some(run(0, Some(0))), again: Some(again), ..Default::default() };
+            let finished = known.current.as_ref().unwrap().finished_at.unwrap();
+            known.backoff = Some(CrashBackoff { delay: CRASH_BACKOFF_MAX, updated: finished });
+            let status = status(&pod("OnFailure"), None, &memory(known), &[], "BestEffort", now());
+            assert_eq!(status.phase.as_deref(), Some("Running"));
+            let container = &status.container_statuses.as_ref().unwrap()[0];
+            let waiting = container.state.as_ref().unwrap().waiting.as_ref().unwrap();
+            assert_eq!(waiting.reason.as_deref(), Some(reason));
+            assert_eq!(container.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 0);
+        }
     }
 
     #[test]

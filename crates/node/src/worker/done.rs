@@ -28,9 +28,23 @@ pub(super) enum Done {
     Sandbox(Result<Vec<String>, String>),
     Removed(Result<(), String>),
     Volumes(Result<Option<Timestamp>, VolumeError>),
-    Started { container: String, attempt: u32, outcome: Box<StartOutcome> },
-    Stopped { container: String, result: Result<(), String> },
-    Status { written: Box<PodStatus>, result: skeg_client::Result<u64> },
+    Started {
+        container: String,
+        attempt: u32,
+        outcome: Box<StartOutcome>,
+    },
+    Stopped {
+        container: String,
+        result: Result<(), String>,
+    },
+    /// Its preStop hook ran, or it ended meanwhile.
+    PreStopped {
+        container: String,
+    },
+    Status {
+        written: Box<PodStatus>,
+        result: skeg_client::Result<u64>,
+    },
     Resized(Resized),
     Finished(Result<(), String>),
 }
@@ -127,6 +141,13 @@ impl Loop {
                 }
                 self.worker.runtime_changed.store(true, Ordering::Release);
             }
+            Done::PreStopped { container } => {
+                if let Some(known) = self.memory.containers.get_mut(&container) {
+                    known.busy = None;
+                    known.hooked = true;
+                }
+                self.worker.runtime_changed.store(true, Ordering::Release);
+            }
             Done::Status { written, result } => self.status_written(*written, result),
             Done::Resized(resized) => self.resized(resized),
             Done::Finished(Ok(())) => self.finished = true,
@@ -154,7 +175,7 @@ impl Loop {
             }
             known.current = Some(run);
             known.waiting = None;
-            known.again = false;
+            known.again = None;
         };
         let mut events: Vec<(EventType, &str, String)> = Vec::new();
         match outcome {
@@ -165,7 +186,7 @@ impl Loop {
                     replace(known, run);
                 } else {
                     known.waiting = None;
-                    known.again = false;
+                    known.again = None;
                 }
                 self.worker.runtime_changed.store(true, Ordering::Release);
             }
@@ -254,7 +275,8 @@ impl Loop {
                 };
                 let held = run.finished_at.and_then(|at| known.restart_at(at)).is_some_and(|at| at > now);
                 let is_init = machine::init_containers(spec).iter().any(|c| c.name == container.name);
-                let again = machine::restarts(spec, container, is_init, run.exit_code);
+                let again =
+                    known.again.is_some() || machine::restarts(spec, container, is_init, run.exit_code);
                 if held && again && self.announced.get(&container.name) != Some(&run.id) {
                     self.announced.insert(container.name.clone(), run.id.clone());
                     tracing::debug!(message = backoff_message(&self.pod, container, known), "crash loop");

@@ -14,7 +14,7 @@ mod stop;
 use crate::machine::ephemeral::{find_container, target_of};
 use crate::machine::plan::{Action, plan};
 use crate::machine::resize::{Allocation, Checkpoint, Pending};
-use crate::machine::{Busy, Ended, Memory, Sandbox, Sort, Volumes};
+use crate::machine::{Busy, Ended, Memory, Restart, Sandbox, Sort, Volumes};
 use crate::probe::{Probes, Verdict};
 use crate::sources::References;
 use crate::volumes::Tokens;
@@ -406,7 +406,17 @@ impl Loop {
                 if let Some(known) = self.memory.containers.get_mut(&container) {
                     known.again = again;
                 }
-                self.stop(&container, message, grace);
+                let Some(stop) = self.stop(&container, message, grace) else { return };
+                self.ops.spawn(async move { Done::Stopped { container, result: stop.run().await } });
+            }
+            Action::PreStop { container, grace } => {
+                let message = "Stopping container".to_owned();
+                let Some(stop) = self.stop(&container, message, grace) else { return };
+                self.ops.spawn(async move {
+                    stop.tell();
+                    stop.pre_stop().await;
+                    Done::PreStopped { container }
+                });
             }
             Action::Resize => self.resize(),
             Action::End(ended) => self.memory.ended = Some(ended),
@@ -430,7 +440,7 @@ impl Loop {
         if let Some(run) = known.current.as_ref().filter(|r| r.is_exited())
             && let Some(finished) = run.finished_at
             && known.waiting.is_none()
-            && !known.again
+            && known.again != Some(Restart::AtOnce)
         {
             known.backoff = Some(known.next_backoff(finished));
         }
@@ -457,16 +467,18 @@ impl Loop {
             .spawn(async move { Done::Started { container, attempt, outcome: Box::new(start.run().await) } });
     }
 
-    fn stop(&mut self, name: &str, message: String, grace: Option<i64>) {
-        let Some(spec) = self.spec_of(name) else { return };
-        let Some(known) = self.memory.containers.get_mut(name) else { return };
-        let Some(run) = known.current.clone() else { return };
+    /// Begins to stop a container.
+    fn stop(&mut self, name: &str, message: String, grace: Option<i64>) -> Option<Stop> {
+        let spec = self.spec_of(name)?;
+        let known = self.memory.containers.get_mut(name)?;
+        let run = known.current.clone()?;
+        let hooked = known.hooked;
         known.busy = Some(Busy::Stopping);
         if let Some((_, probes)) = self.probes.get_mut(name) {
             probes.keep_readiness();
         }
         let own = machine::plan::own_grace(machine::spec(&self.pod));
-        let stop = Stop {
+        Some(Stop {
             ctx: self.ctx.clone(),
             worker: self.worker.clone(),
             about: self.about.clone(),
@@ -476,10 +488,9 @@ impl Loop {
             pod_ip: self.memory.pod_ips.first().cloned().unwrap_or_default(),
             message,
             grace: grace.unwrap_or(own),
+            hooked,
             leaving: self.gone || machine::is_deleting(&self.pod),
-        };
-        let container = name.to_owned();
-        self.ops.spawn(async move { Done::Stopped { container, result: stop.run().await } });
+        })
     }
 
     fn spawn_volumes(&mut self) {

@@ -2,6 +2,7 @@
 
 use super::Loop;
 use super::done::Done;
+use crate::machine::Restart;
 use crate::machine::resize::{Allocation, Checkpoint, changed, in_progress};
 use crate::{Context, machine, security};
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
@@ -145,7 +146,7 @@ impl Loop {
     pub(super) fn settle_resize(&mut self) {
         let known = &self.memory.resize;
         let settled = known.begun && !known.busy && !in_progress(&self.pod, &self.memory);
-        let restarting = self.memory.containers.values().any(|known| known.again);
+        let restarting = self.memory.containers.values().any(|known| known.again == Some(Restart::AtOnce));
         if settled && !restarting {
             self.memory.resize.begun = false;
             self.memory.resize.error = None;

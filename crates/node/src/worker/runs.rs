@@ -73,7 +73,7 @@ impl Loop {
                 let run = read_run(&self.ctx, &self.pod, &spec, &status, newest.filter(|_| same));
                 if !same && known.current.as_ref().is_some_and(|c| c.attempt < status.attempt) {
                     known.previous = known.current.take();
-                    known.again = false;
+                    known.again = None;
                 }
                 known.current = Some(run);
             }

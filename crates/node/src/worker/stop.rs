@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// What a process gets at least after its preStop hook used the grace up.
-const GRACE_AFTER_HOOK: Duration = Duration::from_secs(2);
+/// What a process gets at least between SIGTERM and SIGKILL, as upstream's
+/// `minimumGracePeriodInSeconds`: also where a hook or others used the grace up.
+const GRACE_MIN: Duration = Duration::from_secs(2);
 
 /// A process that SIGKILL does not end so soon is stuck in the kernel; tried again later.
 const KILL_WAIT: Duration = Duration::from_secs(30);
@@ -28,67 +29,37 @@ pub(super) struct Stop {
     pub(super) run: Run,
     pub(super) pod_ip: String,
     pub(super) message: String,
+    /// Seconds.
     pub(super) grace: i64,
+    /// The preStop hook ran already.
+    pub(super) hooked: bool,
     pub(super) leaving: bool,
 }
 
 impl Stop {
     pub(super) async fn run(self) -> Result<(), String> {
-        let ctx = &self.ctx;
-        let (uid, id) = (&self.worker.uid, &self.run.id);
-        let path = &self.field_path;
-        if !self.message.is_empty() {
-            let message = match self.message.as_str() {
-                "Stopping container" => format!("Stopping container {}", self.container.name),
-                other => other.to_owned(),
-            };
-            ctx.recorder.event_at(&self.about, path, EventType::Normal, "Killing", &message);
+        let (ctx, uid, id) = (&self.ctx, &self.worker.uid, &self.run.id);
+        if !self.hooked {
+            self.tell();
         }
-        let began = Instant::now();
         // Whoever deletes the Pod again with a shorter grace shortens this stop too.
         let mut shorter = self.worker.grace.subscribe();
-        let mut deadline = began + Duration::from_secs(self.grace.max(0) as u64);
-        let hook = self.container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref());
-        if let Some(handler) = hook.filter(|_| self.grace > 0 && self.run.is_running()) {
-            let place =
-                Place { runtime: &*ctx.runtime, uid, id, container: &self.container, pod_ip: &self.pod_ip };
-            let whole = Duration::from_secs(self.grace.max(0) as u64);
-            let hook = hook::lifecycle(&place, handler, whole);
-            tokio::pin!(hook);
-            loop {
-                tokio::select! {
-                    result = &mut hook => {
-                        if let Err(why) = result {
-                            tracing::debug!(container = self.container.name, why, "preStop hook failed");
-                            ctx.recorder.event_at(&self.about, path, EventType::Warning, "FailedPreStopHook", "PreStopHook failed");
-                        }
-                        break;
-                    }
-                    () = wait_exit(ctx, uid, id) => return Ok(()),
-                    // The hook itself ends with the whole grace.
-                    () = tokio::time::sleep_until(deadline), if deadline < began + whole => break,
-                    Ok(()) = shorter.changed() => {
-                        deadline = self.shortened(*shorter.borrow_and_update(), began, deadline);
-                    }
-                }
-            }
-            if deadline > began {
-                deadline = deadline.max(Instant::now() + GRACE_AFTER_HOOK);
-            }
-        }
+        let began = Instant::now();
+        let Some(mut deadline) = self.pre_stop().await else { return Ok(()) };
         let gone = |error: &runtime::Error| {
             matches!(error, runtime::Error::NoSandbox(_) | runtime::Error::NoContainer(_))
         };
-        if deadline > Instant::now() && self.run.is_running() {
+        if self.run.is_running() {
             match ctx.runtime.signal_container(uid, id, self.run.stop_signal).await {
                 Err(error) if gone(&error) => return Ok(()),
                 Err(error) => tracing::debug!(%error, "cannot signal a container"),
                 Ok(()) => {}
             }
+            let least = Instant::now() + GRACE_MIN;
             loop {
                 tokio::select! {
                     () = wait_exit(ctx, uid, id) => return Ok(()),
-                    () = tokio::time::sleep_until(deadline) => break,
+                    () = tokio::time::sleep_until(deadline.max(least)) => break,
                     Ok(()) = shorter.changed() => {
                         deadline = self.shortened(*shorter.borrow_and_update(), began, deadline);
                     }
@@ -103,6 +74,52 @@ impl Stop {
         tokio::time::timeout(KILL_WAIT, wait_exit(ctx, uid, id))
             .await
             .map_err(|_| format!("container {} does not end", self.container.name))
+    }
+
+    /// Says that it is stopped, and why.
+    pub(super) fn tell(&self) {
+        if self.message.is_empty() {
+            return;
+        }
+        let message = match self.message.as_str() {
+            "Stopping container" => format!("Stopping container {}", self.container.name),
+            other => other.to_owned(),
+        };
+        self.ctx.recorder.event_at(&self.about, &self.field_path, EventType::Normal, "Killing", &message);
+    }
+
+    /// Runs the preStop hook, if there is one that did not run yet. Returns until when the grace lasts,
+    /// or nothing where the container ended meanwhile.
+    pub(super) async fn pre_stop(&self) -> Option<Instant> {
+        let (ctx, uid, id) = (&self.ctx, &self.worker.uid, &self.run.id);
+        let began = Instant::now();
+        let mut shorter = self.worker.grace.subscribe();
+        let whole = Duration::from_secs(self.grace.max(0) as u64);
+        let mut deadline = began + whole;
+        let hook = self.container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref());
+        let wants_hook = !self.hooked && self.grace > 0 && self.run.is_running();
+        let Some(handler) = hook.filter(|_| wants_hook) else { return Some(deadline) };
+        let place =
+            Place { runtime: &*ctx.runtime, uid, id, container: &self.container, pod_ip: &self.pod_ip };
+        let hook = hook::lifecycle(&place, handler, whole);
+        tokio::pin!(hook);
+        loop {
+            tokio::select! {
+                result = &mut hook => {
+                    if let Err(why) = result {
+                        tracing::debug!(container = self.container.name, why, "preStop hook failed");
+                        ctx.recorder.event_at(&self.about, &self.field_path, EventType::Warning, "FailedPreStopHook", "PreStopHook failed");
+                    }
+                    return Some(deadline);
+                }
+                () = wait_exit(ctx, uid, id) => return None,
+                // The hook itself ends with the whole grace.
+                () = tokio::time::sleep_until(deadline), if deadline < began + whole => return Some(deadline),
+                Ok(()) = shorter.changed() => {
+                    deadline = self.shortened(*shorter.borrow_and_update(), began, deadline);
+                }
+            }
+        }
     }
 
     fn shortened(&self, grace: Option<i64>, began: Instant, deadline: Instant) -> Instant {
