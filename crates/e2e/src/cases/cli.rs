@@ -477,21 +477,21 @@ impl Drop for Mounted {
     }
 }
 
-fn full_disk(_: &Scope<'_>) -> Result<()> {
-    let mut cluster = Cluster::prepare()?;
-    let disk = cluster.scratch().join("disk");
+fn full_disk(scope: &Scope<'_>) -> Result<()> {
+    let disk = scope.cluster.scratch().join("disk");
     fs::create_dir(&disk)?;
     ensure!(
         Command::new("mount").args(["-t", "tmpfs", "-o", "size=64m", "disk"]).arg(&disk).status()?.success()
     );
+    // Unmounted after the cluster that is on it is gone.
     let disk = Mounted(disk);
+    let mut cluster = Cluster::prepare()?;
     cluster.data_dir = disk.0.join("data");
     cluster.up()?;
     let filler = disk.0.join("filler");
     // Until nothing more fits, and what the store has in reserve is used up.
     let mut file = fs::File::create(&filler)?;
-    let mut fill = || while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {};
-    fill();
+    while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
     let large = cluster.scratch().join("large");
     fs::write(&large, vec![b'x'; 900_000])?;
     let from_file = format!("--from-file={}", large.display());
@@ -502,17 +502,15 @@ fn full_disk(_: &Scope<'_>) -> Result<()> {
     let ready = cluster.kubectl(&["get", "--raw", "/readyz?verbose"]).err().context("not ready")?.to_string();
     ensure!(ready.contains("[-]store failed"), "{ready}");
     cluster.kubectl(&["get", "--raw", "/livez"])?;
-    cluster.skeg(&["down"])?;
-    fill();
-    // For the log, and for the index that SQLite makes.
-    let file = fs::File::options().write(true).open(&filler)?;
-    file.set_len(file.metadata()?.len() - 65_536)?;
+    // Killed, for an end in order would move the WAL and make room.
+    cluster.kill()?;
     let told = cluster.up().err().context("the node cannot be Ready")?.to_string();
     ensure!(told.contains("cannot write, so its node is not Ready") && told.contains("make room"), "{told}");
     ensure!(
         cluster.kubectl(&["get", "configmap", "c0", "-o", "name"])?.contains("c0"),
         "what is stored is read"
     );
+    drop(file);
     fs::remove_file(&filler)?;
     cluster.kubectl(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=90s"])?;
     cluster.kubectl(&["create", "configmap", "again", &from_file])?;
