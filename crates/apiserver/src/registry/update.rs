@@ -39,9 +39,9 @@ pub async fn serve(w: &mut Writing<'_>, part: Part, bytes: &[u8]) -> Result<Answ
 pub(super) fn check_name(object: &Value, name: &str, namespace: &str) -> Result<(), Status> {
     let own = meta::name(object);
     if own.is_empty() {
-        return Err(Status::bad_request(
-            "the name of the object (based on URL) was undeterminable: name must be provided",
-        ));
+        let text =
+            format!("the name of the object ({name} based on URL) was undeterminable: name must be provided");
+        return Err(Status::bad_request(text));
     }
     if own != name {
         let text = format!("the name of the object ({own}) does not match the name on the URL ({name})");

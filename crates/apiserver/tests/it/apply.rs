@@ -79,7 +79,7 @@ async fn an_apply_of_what_does_not_exist() {
     let told = s.apply(&path, "m", &map(json!({}))).await.expect(400);
     assert_eq!(
         told["message"],
-        "the name of the object (based on URL) was undeterminable: name must be provided"
+        "the name of the object (a based on URL) was undeterminable: name must be provided"
     );
     let told = s.apply(&path, "m", &map(json!({"name": "b"}))).await.expect(400);
     assert_eq!(told["message"], "the name of the object (b) does not match the name on the URL (a)");

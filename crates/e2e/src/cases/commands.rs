@@ -4,6 +4,7 @@ use super::{deployment, pod};
 use crate::cluster::{eventually, text};
 use crate::{Case, Scope};
 use anyhow::{Context, Result, ensure};
+use std::collections::BTreeSet;
 
 pub const CASES: &[Case] = &[
     Case { name: "create_of_each_sort", run: create_each },
@@ -12,6 +13,8 @@ pub const CASES: &[Case] = &[
     Case { name: "the_last_applied_configuration", run: last_applied },
     Case { name: "commands_without_a_cluster", run: local },
     Case { name: "top_without_metrics", run: top },
+    Case { name: "what_an_editor_changes", run: edit },
+    Case { name: "each_command_has_a_row", run: rows },
 ];
 
 /// Changes of the only node: nobody else may need it.
@@ -32,6 +35,10 @@ fn create_each(scope: &Scope<'_>) -> Result<()> {
     let own = scope.namespace.as_str();
     let global = |name: &str| format!("{own}-{name}");
     let (role, binding, class) = (global("role"), global("binding"), global("class"));
+    let pair = scope.cluster.scratch().join(global("tls")).display().to_string();
+    let made = rcgen::generate_simple_self_signed(["a.example".to_owned()])?;
+    std::fs::write(format!("{pair}.crt"), made.cert.pem())?;
+    std::fs::write(format!("{pair}.key"), made.signing_key.serialize_pem())?;
     for (args, what, path, expected) in [
         ("configmap c --from-literal=k=v", "configmap/c", "{.data.k}", "v"),
         ("secret generic s --from-literal=k=v", "secret/s", "{.data.k}", "dg=="),
@@ -182,6 +189,52 @@ fn last_applied(scope: &Scope<'_>) -> Result<()> {
         .env("KUBE_EDITOR", "sed -i 's/\"minReadySeconds\": 1/\"minReadySeconds\": 2/'");
     text(&["apply", "edit-last-applied"], &edit.output()?)?;
     ensure!(scope.kubectl(&view)?.contains("\"minReadySeconds\": 2"));
+    Ok(())
+}
+
+fn edit(scope: &Scope<'_>) -> Result<()> {
+    scope.kubectl(&["create", "configmap", "c", "--from-literal=k=old"])?;
+    let edit = |script: &str| {
+        let mut edit = scope.kubectl_command();
+        edit.args(["edit", "configmap/c"]).env("KUBE_EDITOR", format!("sed -i '{script}'"));
+        text(&["edit"], &edit.output()?)
+    };
+    let told = edit("s/k: old/k: new/")?;
+    ensure!(told.contains("configmap/c edited"), "{told}");
+    ensure!(scope.jsonpath(&["configmap", "c"], "{.data.k}")? == "new");
+    let told = edit("s/nothing/else/")?;
+    ensure!(told.contains("Edit cancelled, no changes made"), "{told}");
+    Ok(())
+}
+
+/// The commands below `words` that kubectl's own help names, at any depth.
+fn commands(scope: &Scope<'_>, words: &[&str], found: &mut BTreeSet<String>) -> Result<()> {
+    let help = scope.kubectl(&[words, &["--help"]].concat())?;
+    let mut listed = false;
+    for line in help.lines() {
+        if !line.starts_with(' ') {
+            listed = line.ends_with(':') && line.contains("Commands") || listed && line.is_empty();
+        } else if listed && let Some(name) = line.split_whitespace().next() {
+            let words = [words, &[name]].concat();
+            found.insert(words.join(" "));
+            commands(scope, &words, found)?;
+        }
+    }
+    Ok(())
+}
+
+/// The table of COMPAT.md names each command of this kubectl, and no other.
+fn rows(scope: &Scope<'_>) -> Result<()> {
+    let mut found = BTreeSet::new();
+    commands(scope, &[], &mut found)?;
+    ensure!(found.len() > 80, "only {found:?}");
+    let table =
+        include_str!("../../../../COMPAT.md").split("| command | test |").nth(1).context("a table")?;
+    let rows = table.lines().skip(2).map_while(|line| line.strip_prefix("| `")?.split('`').next());
+    let rows: BTreeSet<String> = rows.map(str::to_owned).collect();
+    let unnamed: Vec<_> = found.difference(&rows).collect();
+    let unknown: Vec<_> = rows.difference(&found).collect();
+    ensure!(unnamed.is_empty() && unknown.is_empty(), "no rows: {unnamed:?}; no commands: {unknown:?}");
     Ok(())
 }
 

@@ -24,6 +24,8 @@ mod proxy;
 mod resize;
 mod restart;
 mod rollout;
+mod rust;
+mod rust_controller;
 mod security;
 mod volumes;
 
@@ -41,6 +43,8 @@ pub const SHARED: &[&[Case]] = &[
     certificates::CASES,
     aggregation::CASES,
     clients::CASES,
+    rust::CASES,
+    rust_controller::CASES,
     kinds::CASES,
     crds::CASES,
     machinery::CASES,

@@ -631,8 +631,13 @@ impl Forward {
                                 }
                             }
                             let _ = to.shutdown().await;
+                            std::future::pending::<()>().await;
                         };
-                        tokio::join!(pump(Some(Box::new(from)), Some(data)), inward);
+                        // What the container closed is over, whether or not the client has more to say.
+                        tokio::select! {
+                            () = pump(Some(Box::new(from)), Some(data)) => {}
+                            () = inward => {}
+                        }
                     }
                     Err(why) => {
                         error.send(forward_error(&uid, port, &why).as_bytes()).await;
