@@ -47,8 +47,8 @@ pub fn review(
 pub struct Verdict {
     /// The refusal, if it is one.
     pub refused: Option<Status>,
-    /// A JSON patch.
-    pub patch: Option<Value>,
+    /// A JSON patch, not yet read.
+    pub patch: Option<Vec<u8>>,
     pub warnings: Vec<String>,
     /// Keys and values to put on record.
     pub annotations: Vec<(String, String)>,
@@ -114,8 +114,7 @@ pub fn verdict(hook: &Hook, uid: &str, answer: &[u8], mutating: bool) -> Result<
     if response["allowed"] != true {
         verdict.refused = Some(refusal(&hook.name, &response["status"]));
     } else if mutating && !patch.is_empty() {
-        let decoded = STANDARD.decode(patch).map_err(|error| invalid(error.to_string()))?;
-        verdict.patch = Some(serde_json::from_slice(&decoded).map_err(|error| invalid(error.to_string()))?);
+        verdict.patch = Some(STANDARD.decode(patch).map_err(|error| invalid(error.to_string()))?);
     }
     Ok(verdict)
 }
