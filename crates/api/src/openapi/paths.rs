@@ -54,7 +54,8 @@ const WRITE: &[Parameter] = &[
     ("fieldManager", "string", "The name under which changed fields are recorded."),
     ("fieldValidation", "string", "What to do about unknown or duplicate fields: Ignore, Warn or Strict."),
 ];
-const FORCE: Parameter = ("force", "boolean", "Takes fields from other managers instead of a conflict; of server-side apply.");
+const FORCE: Parameter =
+    ("force", "boolean", "Takes fields from other managers instead of a conflict; of server-side apply.");
 const DELETE: &[Parameter] = &[
     ("dryRun", "string", "With 'All', everything happens but the write."),
     ("gracePeriodSeconds", "integer", "How long the object may take to end; 0 means at once."),
@@ -64,10 +65,16 @@ const DELETE: &[Parameter] = &[
 const LOG: &[Parameter] = &[
     ("container", "string", "The container; needed if the Pod has several."),
     ("follow", "boolean", "Goes on as more is written."),
+    (
+        "insecureSkipTLSVerifyBackend",
+        "boolean",
+        "Has no effect: the certificate of a node is always verified.",
+    ),
     ("limitBytes", "integer", "The most bytes of the answer."),
     ("previous", "boolean", "The container before the last restart."),
     ("sinceSeconds", "integer", "Only what was written in the last so many seconds."),
     ("sinceTime", "string", "Only what was written after this time."),
+    ("stream", "string", "Which output: All, Stdout or Stderr."),
     ("tailLines", "integer", "Only the last so many lines."),
     ("timestamps", "boolean", "Puts the time before each line."),
 ];
@@ -153,7 +160,10 @@ const ROOTS: [Root; 5] = [
     Root {
         path: "/.well-known/openid-configuration/",
         tag: "WellKnown",
-        operation: ("getServiceAccountIssuerOpenIDConfiguration", "get how tokens of service accounts are verified"),
+        operation: (
+            "getServiceAccountIssuerOpenIDConfiguration",
+            "get how tokens of service accounts are verified",
+        ),
         types: &["application/json"],
         answer: None,
     },
@@ -182,7 +192,10 @@ pub(super) fn add_roots<'a>(
         let mut writer = Writer { form: Form::V2, gv, used };
         let (word, answer) = (group_word(&gv.group), writer.reference(&format!("{META}.APIGroup")));
         let id = format!("get{}APIGroup", capitals(&word));
-        paths.insert(format!("/apis/{}/", gv.group), writer.told(word, id, "get the versions of a group", &answer, TYPES));
+        paths.insert(
+            format!("/apis/{}/", gv.group),
+            writer.told(word, id, "get the versions of a group", &answer, TYPES),
+        );
     }
 }
 

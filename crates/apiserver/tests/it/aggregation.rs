@@ -14,8 +14,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
-use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -68,9 +68,11 @@ impl Extension {
         assert_eq!(map["data"]["client-ca-file"], cluster.pki.ca_pem());
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), skeg_base::tls::provider());
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), skeg_base::tls::provider());
         let certificate = Certificate::of(&["api.default.svc"]);
-        let (bundle, seen) = (certificate.bundle.clone(), Arc::<Mutex<Vec<(String, http::HeaderMap)>>>::default());
+        let (bundle, seen) =
+            (certificate.bundle.clone(), Arc::<Mutex<Vec<(String, http::HeaderMap)>>>::default());
         let go_on = Arc::<tokio::sync::Notify>::default();
         let (told, gate) = (seen.clone(), go_on.clone());
         let address = tls::listen(certificate.server(Some(verifier.build().unwrap())), move |stream| {

@@ -3,7 +3,7 @@
 //! shows.
 //! Upstream counterpart of the client: `client-go/tools/cache/reflector.go`.
 
-use crate::crds::{CRDS, change, establish};
+use crate::crds::{change, establish, remove};
 use crate::harness::*;
 use serde_json::{Value, json};
 use skeg_base::{Clock, Random};
@@ -11,6 +11,7 @@ use skeg_store::{Memory, Options, Revision, Sqlite, Store};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 const NAME: &str = "gears.example.com";
 const GEARS: &str = "/apis/example.com/v1/namespaces/default/gears";
@@ -72,12 +73,17 @@ async fn disturb(s: Arc<Server>, random: Random, times: usize) {
                 s.api.cache().forget(now);
             }
             2 => {
-                let served = random.below(2) == 0;
-                change(&s, NAME, |d| d["spec"]["versions"][1]["served"] = (!served).into()).await;
+                change(&s, NAME, |d| {
+                    let served = &mut d["spec"]["versions"][1]["served"];
+                    *served = (*served == false).into();
+                })
+                .await;
             }
             3 => {
-                let columns = json!([{"name": format!("C{turn}"), "type": "string", "jsonPath": ".spec.color"}]);
-                change(&s, NAME, |d| d["spec"]["versions"][0]["additionalPrinterColumns"] = columns.clone()).await;
+                let columns =
+                    json!([{"name": format!("C{turn}"), "type": "string", "jsonPath": ".spec.color"}]);
+                change(&s, NAME, |d| d["spec"]["versions"][0]["additionalPrinterColumns"] = columns.clone())
+                    .await;
             }
             4 => {
                 let field = format!("f{turn}");
@@ -88,15 +94,7 @@ async fn disturb(s: Arc<Server>, random: Random, times: usize) {
                 .await;
             }
             _ => {
-                s.delete(&format!("{CRDS}/{NAME}")).await.expect(200);
-                let kinds = s.api.kinds().clone();
-                loop {
-                    let generation = kinds.snapshot().generation;
-                    if s.get(&format!("{CRDS}/{NAME}")).await.code == 404 {
-                        break;
-                    }
-                    kinds.changed(generation).await;
-                }
+                remove(&s, NAME).await;
                 establish(&s, &definition()).await;
             }
         }
@@ -161,7 +159,8 @@ impl Client {
             Listing::Whole => self.ask("").await?,
             Listing::Any => self.ask("resourceVersion=0").await?,
             Listing::NotOlderThan if known > 0 => {
-                let list = self.ask(&format!("resourceVersion={known}&resourceVersionMatch=NotOlderThan")).await?;
+                let list =
+                    self.ask(&format!("resourceVersion={known}&resourceVersionMatch=NotOlderThan")).await?;
                 assert!(revision(&list) >= known);
                 list
             }
@@ -207,7 +206,11 @@ impl Client {
         // What is not told again is gone.
         let mut fresh = initial.then(BTreeMap::new);
         let mut last = if initial { 0 } else { self.revision };
-        while let Some(mut event) = watch.next().await {
+        loop {
+            let next = tokio::time::timeout(Duration::from_secs(15), watch.next());
+            let next =
+                next.await.unwrap_or_else(|_| panic!("{:?} of {path}: silent after {last}", self.listing));
+            let Some(mut event) = next else { break };
             let object = event["object"].take();
             if event["type"] == "ERROR" {
                 assert!(matches!(object["code"].as_u64(), Some(404 | 410)), "{object}");
@@ -223,6 +226,9 @@ impl Client {
                     assert_eq!(text(&object, "/metadata/annotations/k8s.io~1initial-events-end"), "true");
                     self.held = told;
                 }
+                if self.held.contains_key(END) {
+                    return true;
+                }
                 continue;
             }
             let held = fresh.as_mut().unwrap_or(&mut self.held);
@@ -233,8 +239,12 @@ impl Client {
             }
             let was = held.contains_key(&name);
             match event["type"].as_str().unwrap() {
-                "ADDED" => assert!(!was && held.insert(name.clone(), object).is_none(), "{path}: {name} was there"),
-                "MODIFIED" => assert!(held.insert(name.clone(), object).is_some(), "{path}: {name} was not there"),
+                "ADDED" => {
+                    assert!(!was && held.insert(name.clone(), object).is_none(), "{path}: {name} was there")
+                }
+                "MODIFIED" => {
+                    assert!(held.insert(name.clone(), object).is_some(), "{path}: {name} was not there")
+                }
                 "DELETED" => assert!(held.remove(&name).is_some(), "{path}: {name} was not there"),
                 other => panic!("{other}"),
             }
@@ -261,6 +271,9 @@ impl Client {
                     }
                     continue;
                 }
+                if self.held.contains_key(END) {
+                    break;
+                }
             }
             lists = !self.follow(lists && matches!(self.listing, Listing::WatchList)).await;
             tokio::task::yield_now().await;
@@ -275,11 +288,22 @@ async fn run(store: Arc<dyn Store>, seed: u64) -> usize {
     establish(&s, &definition()).await;
     let restarts = Arc::<AtomicUsize>::default();
     let mut clients = Vec::new();
-    for listing in
-        [Listing::Whole, Listing::Pages, Listing::Any, Listing::NotOlderThan, Listing::Exact, Listing::WatchList]
-    {
-        let selectors = [(CONFIG_MAPS, ""), (CONFIG_MAPS, "labelSelector=app%3Da"), (GEARS, ""), (NEWER, ""),
-            (GEARS, "fieldSelector=spec.color%3Dred"), (NEWER, "labelSelector=app%3Da")];
+    for listing in [
+        Listing::Whole,
+        Listing::Pages,
+        Listing::Any,
+        Listing::NotOlderThan,
+        Listing::Exact,
+        Listing::WatchList,
+    ] {
+        let selectors = [
+            (CONFIG_MAPS, ""),
+            (CONFIG_MAPS, "labelSelector=app%3Da"),
+            (GEARS, ""),
+            (NEWER, ""),
+            (GEARS, "fieldSelector=spec.color%3Dred"),
+            (NEWER, "labelSelector=app%3Da"),
+        ];
         for (path, selector) in selectors {
             let (s, restarts) = (s.clone(), restarts.clone());
             let client = Client { s, path, selector, listing, held: BTreeMap::new(), revision: 0, restarts };
@@ -290,9 +314,11 @@ async fn run(store: Arc<dyn Store>, seed: u64) -> usize {
         (0..4).map(|n| tokio::spawn(write(s.clone(), Random::seeded(seed * 100 + n), 100))).collect();
     tasks.push(tokio::spawn(disturb(s.clone(), Random::seeded(seed * 100 + 50), 12)));
     for task in tasks {
-        task.await.unwrap();
+        tokio::time::timeout(Duration::from_secs(60), task).await.expect("writers end").unwrap();
     }
-    change(&s, NAME, |d| d["spec"]["versions"][1]["served"] = true.into()).await;
+    if s.get(NEWER).await.code == 404 {
+        change(&s, NAME, |d| d["spec"]["versions"][1]["served"] = true.into()).await;
+    }
     for (path, more) in [(CONFIG_MAPS, json!({})), (GEARS, json!({"spec": {"color": "red"}}))] {
         let mut end = json!({"metadata": {"name": END, "labels": {"app": "a"}}});
         end.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());

@@ -41,7 +41,9 @@ impl Differences {
                     match (theirs.get(name), ours.get(name)) {
                         (Some(theirs), Some(ours)) => self.compare(&at, theirs, ours),
                         (Some(theirs), None) => self.tell(format!("{at}: absent{}", leaf(theirs))),
-                        (None, ours) => self.tell(format!("{at}: added{}", leaf(ours.unwrap_or(&Value::Null)))),
+                        (None, ours) => {
+                            self.tell(format!("{at}: added{}", leaf(ours.unwrap_or(&Value::Null))))
+                        }
                     }
                 }
             }
@@ -83,7 +85,9 @@ fn normal(value: &Value, parameters: &Map<String, Value>) -> Value {
                 }
             }
             // What a request without a body consumes says nothing.
-            let is_body = |one: &Value| one["in"] == "body" || one["$ref"].as_str().is_some_and(|at| at.contains("/body-"));
+            let is_body = |one: &Value| {
+                one["in"] == "body" || one["$ref"].as_str().is_some_and(|at| at.contains("/body-"))
+            };
             if !map.get("parameters").and_then(Value::as_array).is_some_and(|all| all.iter().any(is_body)) {
                 map.remove("consumes");
             }
@@ -127,11 +131,15 @@ fn as_version_2(value: &Value) -> Value {
     };
     let named = |value: &Value| match value {
         // Names of fields are no words of the schema.
-        Value::Object(fields) => fields.iter().map(|(name, value)| (name.clone(), as_version_2(value))).collect(),
+        Value::Object(fields) => {
+            fields.iter().map(|(name, value)| (name.clone(), as_version_2(value))).collect()
+        }
         other => other.clone(),
     };
-    let of = |name: &str, value: &Value| if name == "properties" { named(value) } else { as_version_2(value) };
-    let mut out: Map<String, Value> = map.iter().map(|(name, value)| (name.clone(), of(name, value))).collect();
+    let of =
+        |name: &str, value: &Value| if name == "properties" { named(value) } else { as_version_2(value) };
+    let mut out: Map<String, Value> =
+        map.iter().map(|(name, value)| (name.clone(), of(name, value))).collect();
     out.remove("default");
     if out.remove("oneOf").is_some() {
         out.insert("type".into(), "string".into());
@@ -163,7 +171,13 @@ fn as_version_2(value: &Value) -> Value {
     out.insert("schemes".into(), json!(["https"]));
     if let Some(Value::Object(mut body)) = out.remove("requestBody") {
         let (types, schema) = content(&mut body).expect("a body has a type");
-        body.extend(json!({"in": "body", "name": "body", "schema": schema}).as_object().cloned().into_iter().flatten());
+        body.extend(
+            json!({"in": "body", "name": "body", "schema": schema})
+                .as_object()
+                .cloned()
+                .into_iter()
+                .flatten(),
+        );
         out.insert("consumes".into(), types);
         if let Some(parameters) = out.entry("parameters").or_insert_with(|| json!([])).as_array_mut() {
             parameters.push(body.into());
@@ -194,14 +208,16 @@ fn matches(pattern: &str, line: &str) -> bool {
 
 /// The differences that COMPAT.md tells, as the first cells of its table.
 fn told() -> Vec<&'static str> {
-    let table = TOLD.split(TABLE).nth(1).expect("COMPAT.md has the table").split("\n#").next().unwrap_or_default();
+    let table =
+        TOLD.split(TABLE).nth(1).expect("COMPAT.md has the table").split("\n#").next().unwrap_or_default();
     let cells = table.lines().filter_map(|line| line.strip_prefix("| `")?.split("` |").next());
     cells.collect()
 }
 
 fn read(dir: &str, name: &str) -> Value {
     let path = Path::new(dir).join(name);
-    serde_json::from_slice(&std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))).unwrap()
+    serde_json::from_slice(&std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
+        .unwrap()
 }
 
 /// Groups by name, of which each has its versions in their order and by name.
@@ -214,7 +230,10 @@ fn by_name(list: &Value) -> Value {
             .zip(versions)
             .map(|(name, version)| ((*name).to_owned(), normal(version, &Map::new())))
             .collect();
-        (group["metadata"]["name"].as_str().unwrap_or_default().to_owned(), json!({"order": names, "versions": of}))
+        (
+            group["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
+            json!({"order": names, "versions": of}),
+        )
     });
     Value::Object(groups.collect())
 }
@@ -235,7 +254,9 @@ async fn resources(s: &Server, group: &str, version: &str) -> Value {
         }
         row["resource"] = name.into();
         row["scope"] = if resource["namespaced"] == true { "Namespaced" } else { "Cluster" }.into();
-        for (field, of) in [("singularResource", "singularName"), ("shortNames", "shortNames"), ("categories", "categories")] {
+        for (field, of) in
+            [("singularResource", "singularName"), ("shortNames", "shortNames"), ("categories", "categories")]
+        {
             if !resource[of].is_null() {
                 row[field] = resource[of].clone();
             }
@@ -290,7 +311,12 @@ async fn documents_agree_with_upstreams() {
     }
     println!("{} differences, by the rows of COMPAT.md: {counts:#?}", found.0.len());
     let idle: Vec<_> = rows.iter().filter(|row| !counts.contains_key(**row)).collect();
-    assert!(untold.is_empty(), "{} differences that COMPAT.md does not tell:\n{}", untold.len(), untold.join("\n"));
+    assert!(
+        untold.is_empty(),
+        "{} differences that COMPAT.md does not tell:\n{}",
+        untold.len(),
+        untold.join("\n")
+    );
     assert!(idle.is_empty(), "COMPAT.md tells differences that there are not: {idle:?}");
 }
 

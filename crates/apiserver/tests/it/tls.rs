@@ -90,7 +90,12 @@ pub async fn echo(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
 
 /// Asks for an upgrade, with more headers each on a line, and sends four bytes through it, which come
 /// back.
-pub async fn upgrade(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), path: &str, headers: &str, bytes: &[u8; 4]) {
+pub async fn upgrade(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    path: &str,
+    headers: &str,
+    bytes: &[u8; 4],
+) {
     let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\n{headers}\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let head = read_head(stream).await.unwrap();

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
-use skeg_api::{Kind, Reason, Status};
+use skeg_api::{Kind, Reason, Status, decode};
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -64,7 +64,8 @@ pub fn verdict(hook: &Hook, uid: &str, answer: &[u8], mutating: bool) -> Result<
         format!("failed to call webhook: couldn't get version/kind; json parse error: {error}")
     })?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let (version, kind) = (text(&review["apiVersion"]), text(&review["kind"]));
+    let types = decode::types(&review).map_err(|why| format!("failed to call webhook: {why}"))?;
+    let (version, kind) = (types.0.to_owned(), types.1.to_owned());
     if kind.is_empty() {
         let shown: String = String::from_utf8_lossy(answer).chars().take(256).collect();
         return Err(format!("failed to call webhook: Object 'Kind' is missing in '{shown}'"));

@@ -42,8 +42,18 @@ const CASES: &[(&str, Option<&str>)] = &[
     ("deep", Some("couldn't get version/kind; json parse error: ")),
     ("binary", Some("couldn't get version/kind; json parse error: ")),
     ("list", Some("couldn't get version/kind; json parse error: ")),
-    ("other-version", Some("expected webhook response of admission.k8s.io/v1, Kind=AdmissionReview, got admission.k8s.io/v1beta1")),
-    ("other-kind", Some("expected webhook response of admission.k8s.io/v1, Kind=AdmissionReview, got admission.k8s.io/v1, Kind=Pod")),
+    (
+        "other-version",
+        Some(
+            "expected webhook response of admission.k8s.io/v1, Kind=AdmissionReview, got admission.k8s.io/v1beta1",
+        ),
+    ),
+    (
+        "other-kind",
+        Some(
+            "expected webhook response of admission.k8s.io/v1, Kind=AdmissionReview, got admission.k8s.io/v1, Kind=Pod",
+        ),
+    ),
     ("other-uid", Some("expected response.uid=")),
     // Whatever it says it is, it is read.
     ("text", None),
@@ -88,7 +98,10 @@ fn review(path: &str, uid: &Value) -> Vec<u8> {
         "other-kind" => kind = "Pod",
         "other-uid" => uid = "x".into(),
         "warnings" => response["warnings"] = vec!["w".repeat(1000); 2000].into(),
-        "patch-none" => response = json!({"allowed": true, "patchType": "JSONPatch", "patch": STANDARD.encode("no patch")}),
+        "patch-none" => {
+            response =
+                json!({"allowed": true, "patchType": "JSONPatch", "patch": STANDARD.encode("no patch")})
+        }
         "patch-object" => response = patch(&json!({"op": "add"})),
         "patch-path" => response = patch(&json!([{"op": "remove", "path": "/nowhere/at/all"}])),
         "patch-test" => response = patch(&json!([{"op": "test", "path": "/metadata/name", "value": "x"}])),
@@ -103,11 +116,16 @@ fn review(path: &str, uid: &Value) -> Vec<u8> {
     json!({"kind": kind, "apiVersion": version, "response": response}).to_string().into_bytes()
 }
 
-async fn misbehave(mut stream: TlsStream<TcpStream>, seen: Arc<AtomicUsize>, most: Arc<AtomicUsize>) -> io::Result<()> {
+async fn misbehave(
+    mut stream: TlsStream<TcpStream>,
+    seen: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+) -> io::Result<()> {
     let head = tls::read_head(&mut stream).await?;
     seen.fetch_add(1, Ordering::SeqCst);
     let path = head.split(['/', '?']).nth(1).unwrap_or_default().to_owned();
-    let length = head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
+    let length =
+        head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
     let mut body = vec![0; length.unwrap_or(0)];
     stream.read_exact(&mut body).await?;
     let asked: Value = serde_json::from_slice(&body)?;
@@ -141,7 +159,9 @@ async fn misbehave(mut stream: TlsStream<TcpStream>, seen: Arc<AtomicUsize>, mos
             forever(&mut stream, format!("2000\r\n{}\r\n", " ".repeat(8192)).as_bytes(), &sent).await
         }
         "switch" => {
-            stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: x\r\n\r\n").await
+            stream
+                .write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: x\r\n\r\n")
+                .await
         }
         "cut" => stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"kind\":").await,
         "reset" => reset(&stream),
@@ -153,7 +173,8 @@ async fn misbehave(mut stream: TlsStream<TcpStream>, seen: Arc<AtomicUsize>, mos
         "text" => stream.write_all(&ok("text/plain", &review(&path, &asked["request"]["uid"]))).await,
         path => match path.strip_prefix("redirect-") {
             Some(code) => {
-                let answer = format!("HTTP/1.1 {code} Elsewhere\r\nlocation: /allow\r\ncontent-length: 0\r\n\r\n");
+                let answer =
+                    format!("HTTP/1.1 {code} Elsewhere\r\nlocation: /allow\r\ncontent-length: 0\r\n\r\n");
                 stream.write_all(answer.as_bytes()).await
             }
             None => stream.write_all(&ok("application/json", &review(path, &asked["request"]["uid"]))).await,
@@ -215,7 +236,8 @@ async fn others(server: &Server, round: usize) {
 /// A webhook for the objects with a label.
 fn guard(at: (SocketAddr, &str), of: &str, path: &str, ignores: bool) -> Value {
     let policy = if ignores { "Ignore" } else { "Fail" };
-    let more = json!({"objectSelector": {"matchLabels": {"of": of}}, "failurePolicy": policy, "timeoutSeconds": 2});
+    let more =
+        json!({"objectSelector": {"matchLabels": {"of": of}}, "failurePolicy": policy, "timeoutSeconds": 2});
     hook(at, of, &format!("/{path}"), rule(&["CREATE"], "", "v1", &["configmaps"]), more)
 }
 
@@ -233,13 +255,14 @@ async fn whatever_webhooks_answer_others_go_on() {
     let server = start().await;
     let mut cases = Vec::new();
     let (mut mutating, mut validating) = (Vec::new(), Vec::new());
-    let mut add = |list: &mut Vec<Value>, at: SocketAddr, path: &str, prefix: &str, told: Option<&'static str>| {
-        for (ignores, expected) in [(false, told), (true, None)] {
-            let of = format!("{prefix}-{path}-{}", if ignores { "let" } else { "not" });
-            list.push(guard((at, &bundle), &of, path, ignores));
-            cases.push((of, expected));
-        }
-    };
+    let mut add =
+        |list: &mut Vec<Value>, at: SocketAddr, path: &str, prefix: &str, told: Option<&'static str>| {
+            for (ignores, expected) in [(false, told), (true, None)] {
+                let of = format!("{prefix}-{path}-{}", if ignores { "let" } else { "not" });
+                list.push(guard((at, &bundle), &of, path, ignores));
+                cases.push((of, expected));
+            }
+        };
     for (path, told) in CASES {
         add(&mut mutating, address, path, "m", *told);
         add(&mut validating, address, path, "v", *told);
@@ -278,7 +301,10 @@ async fn whatever_webhooks_answer_others_go_on() {
         if told == "refused" {
             assert!(!internal.starts_with("failed calling webhook"), "{of}: {message}");
         } else {
-            assert!(internal.starts_with(&format!("failed calling webhook \"{of}.example.com\": ")), "{of}: {message}");
+            assert!(
+                internal.starts_with(&format!("failed calling webhook \"{of}.example.com\": ")),
+                "{of}: {message}"
+            );
             assert!(internal.contains(told), "{of}: {message}");
         }
     }
@@ -305,10 +331,12 @@ async fn a_webhook_that_calls_back_ends() {
             stream.read_exact(&mut body).await.unwrap();
             let asked: Value = serde_json::from_slice(&body).unwrap();
             let depth = count.fetch_add(1, Ordering::SeqCst);
-            let inner = back.get().unwrap().post(CONFIG_MAPS, &labelled(&format!("loop-{depth}"), "loop")).await;
+            let inner =
+                back.get().unwrap().post(CONFIG_MAPS, &labelled(&format!("loop-{depth}"), "loop")).await;
             let response = json!({"uid": asked["request"]["uid"], "allowed": inner.code == 201,
                 "status": {"message": format!("{depth}: {}", inner.code)}});
-            let review = json!({"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "response": response});
+            let review =
+                json!({"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "response": response});
             drop(stream.write_all(&ok("application/json", review.to_string().as_bytes())).await);
         }
     })
@@ -329,5 +357,8 @@ async fn a_webhook_that_calls_back_ends() {
     assert_eq!(calls.load(Ordering::SeqCst), WAITING_MAX);
     // Nothing is left waiting: the places are free again.
     others(&server, round).await;
-    assert_eq!(server.get(&format!("{CONFIG_MAPS}?labelSelector=of%3Dloop")).await.expect(200)["items"], json!([]));
+    assert_eq!(
+        server.get(&format!("{CONFIG_MAPS}?labelSelector=of%3Dloop")).await.expect(200)["items"],
+        json!([])
+    );
 }
