@@ -96,7 +96,12 @@ pub fn value(
             for property in schema.properties().filter(|property| in_message(property.name)) {
                 // What has nothing below it does no harm at any depth.
                 let is_leaf = property.schema.items().is_none() && property.schema.properties().len() == 0;
-                let chance = if depth < 6 || is_leaf { 2 } else { depth.into() };
+                // A schema within a schema would go on for long.
+                let chance = match (depth < 6 || is_leaf, own == SCHEMAS) {
+                    (true, _) => 2,
+                    (false, true) => depth.into(),
+                    (false, false) => 3,
+                };
                 if dice.below(chance) == 0 && depth < 12 && known(own, property.name) {
                     object.insert(property.name.into(), value(property.schema, dice, depth + 1, known));
                 }
