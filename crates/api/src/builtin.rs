@@ -390,7 +390,9 @@ fn strategy(group: &str, version: &str, kind: &str) -> Strategy {
         }
         ("", "ResourceQuota" | "PodTemplate") => Strategy { returns_deleted: true, ..strategy },
         (STORAGE, "StorageClass" | "VolumeAttributesClass") => Strategy { returns_deleted: true, ..strategy },
+        (STORAGE, "CSIStorageCapacity") => Strategy { conditional_update: true, ..strategy },
         (STORAGE, _) => Strategy { returns_deleted: true, conditional_update: true, ..strategy },
+        ("resource.k8s.io", _) => Strategy { returns_deleted: true, ..strategy },
         ("policy", "PodDisruptionBudget")
         | ("node.k8s.io", "RuntimeClass")
         | ("admissionregistration.k8s.io" | "apiregistration.k8s.io", _) => {

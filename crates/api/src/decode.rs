@@ -115,31 +115,37 @@ pub fn yaml_error(complaints: &[String]) -> String {
     format!("yaml: unmarshal errors:{lines}")
 }
 
-/// Fills in what the body does not say of its kind, and refuses what it says wrongly.
-fn identify(value: &mut Value, expected: &Gvk, bytes: &[u8]) -> Result<(), Status> {
-    let Value::Object(map) = value else {
-        let what = scalar::json_type(value);
-        let error = format!(
-            "couldn't get version/kind; json parse error: json: cannot unmarshal {what} into Go value of type struct \
-             {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"
-        );
-        return Err(unrecognized(expected, &error, bytes));
+/// What a value says of its kind: `apiVersion` and `kind`, each empty where it says nothing.
+///
+/// # Errors
+/// If it can be no object, in upstream's words.
+pub fn types(value: &Value) -> Result<(&str, &str), String> {
+    let refused = |what: String| {
+        Err(format!("couldn't get version/kind; json parse error: json: cannot unmarshal {what}"))
+    };
+    let map = match value {
+        Value::Object(map) => map,
+        Value::Null => return Ok(("", "")),
+        other => {
+            return refused(format!(
+                "{} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \
+                 \"json:\\\"kind,omitempty\\\"\" }}",
+                scalar::json_type(other)
+            ));
+        }
     };
     for field in ["apiVersion", "kind"] {
-        match map.get(field) {
-            None | Some(Value::Null | Value::String(_)) => {}
-            Some(other) => {
-                let error = format!(
-                    "couldn't get version/kind; json parse error: json: cannot unmarshal {} into Go struct field \
-                     .{field} of type string",
-                    scalar::json_type(other)
-                );
-                return Err(unrecognized(expected, &error, bytes));
-            }
+        if let Some(other) = map.get(field).filter(|value| !value.is_null() && !value.is_string()) {
+            let what = scalar::json_type(other);
+            return refused(format!("{what} into Go struct field .{field} of type string"));
         }
     }
-    let api_version = text(map.get("apiVersion"));
-    let kind = text(map.get("kind"));
+    Ok((text(map.get("apiVersion")), text(map.get("kind"))))
+}
+
+/// Fills in what the body does not say of its kind, and refuses what it says wrongly.
+fn identify(value: &mut Value, expected: &Gvk, bytes: &[u8]) -> Result<(), Status> {
+    let (api_version, kind) = types(value).map_err(|error| unrecognized(expected, &error, bytes))?;
     if !api_version.is_empty() && api_version != expected.api_version() {
         let (version, name) = (version_of(api_version), if kind.is_empty() { &*expected.kind } else { kind });
         // A kind of another version is converted upstream where that is possible; each kind here
@@ -167,11 +173,17 @@ fn identify(value: &mut Value, expected: &Gvk, bytes: &[u8]) -> Result<(), Statu
             expected.kind
         )));
     }
-    if api_version.is_empty() {
-        map.insert("apiVersion".into(), expected.api_version().into());
+    let (no_version, no_kind) = (api_version.is_empty(), kind.is_empty());
+    if value.is_null() {
+        *value = Value::Object(serde_json::Map::new());
     }
-    if text(map.get("kind")).is_empty() {
-        map.insert("kind".into(), (*expected.kind).into());
+    if let Value::Object(map) = value {
+        if no_version {
+            map.insert("apiVersion".into(), expected.api_version().into());
+        }
+        if no_kind {
+            map.insert("kind".into(), (*expected.kind).into());
+        }
     }
     Ok(())
 }

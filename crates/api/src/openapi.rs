@@ -178,6 +178,9 @@ fn v2(snapshot: &Snapshot, mut part: impl FnMut(Entries, Entries)) {
     let mut told = BTreeSet::new();
     for groups in std::iter::once(builtin).chain(custom.into_iter().map(|group| vec![group])) {
         let (mut used, mut paths, mut all) = (BTreeSet::new(), Entries::new(), Vec::new());
+        if groups.iter().any(|(_, kinds)| kinds.iter().any(|kind| !kind.schema.is_custom())) {
+            paths::add_roots(groups.iter().map(|(gv, _)| gv), &mut paths, &mut used);
+        }
         for (gv, kinds) in groups {
             paths::add(Form::V2, &gv, &kinds, &mut paths, &mut used);
             all.extend(kinds);

@@ -334,11 +334,16 @@ fn response_kind<'a>(kind: &'a Kind, sub: &skeg_api::kinds::Subresource) -> (&'a
 }
 
 fn aggregated_group(group: &str, versions: &[(String, Version)]) -> Value {
-    let kind_of = |(group, version, kind): (&str, &str, &str)| json!({"group": group, "version": version, "kind": kind});
+    // Group and version of a kind are told where they are not those of its resource.
+    let kind_of = |of: &Kind, (group, version, kind): (&str, &str, &str)| {
+        let is_own = (group, version) == (&*of.gvk.group, &*of.gvk.version);
+        let (group, version) = if is_own { ("", "") } else { (group, version) };
+        json!({"group": group, "version": version, "kind": kind})
+    };
     let resource = |kind: &Kind| {
         let mut row = Map::new();
         row.insert("resource".into(), (*kind.plural).into());
-        row.insert("responseKind".into(), kind_of((&kind.gvk.group, &kind.gvk.version, &kind.gvk.kind)));
+        row.insert("responseKind".into(), kind_of(kind, ("", "", &kind.gvk.kind)));
         row.insert("scope".into(), if kind.namespaced { "Namespaced" } else { "Cluster" }.into());
         row.insert("singularResource".into(), (*kind.singular).into());
         row.insert("verbs".into(), json!(kind.verbs));
@@ -350,7 +355,7 @@ fn aggregated_group(group: &str, versions: &[(String, Version)]) -> Value {
         let subresources: Vec<Value> = kind
             .subresources
             .iter()
-            .map(|sub| json!({"subresource": sub.name, "responseKind": kind_of(response_kind(kind, sub)), "verbs": sub.verbs}))
+            .map(|sub| json!({"subresource": sub.name, "responseKind": kind_of(kind, response_kind(kind, sub)), "verbs": sub.verbs}))
             .collect();
         if !subresources.is_empty() {
             row.insert("subresources".into(), subresources.into());

@@ -9,22 +9,21 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
-const JSON_TYPES: &[&str] = &["application/json", "application/yaml"];
-const LIST_TYPES: &[&str] = &["application/json", "application/json;stream=watch", "application/yaml"];
+/// Bodies of writes may come in every form that is known.
+const ANY: &[&str] = &["*/*"];
+/// What answers come in; custom resources have no protobuf.
+const TYPES: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+const WATCH_TYPES: &[&str] =
+    &["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
+const PROTOBUF: &str = "protobuf";
 const PATCH_TYPES: &[&str] = &[
     "application/json-patch+json",
     "application/merge-patch+json",
     "application/strategic-merge-patch+json",
     "application/apply-patch+yaml",
-    "application/apply-patch+cbor",
 ];
 /// Custom resources have no types to say how lists of theirs merge. kubectl chooses by this list.
-const CUSTOM_PATCH_TYPES: &[&str] = &[
-    "application/json-patch+json",
-    "application/merge-patch+json",
-    "application/apply-patch+yaml",
-    "application/apply-patch+cbor",
-];
+const STRATEGIC: &str = "strategic";
 
 /// A query parameter: name, type, what it does.
 type Parameter = (&'static str, &'static str, &'static str);
@@ -55,6 +54,8 @@ const WRITE: &[Parameter] = &[
     ("fieldManager", "string", "The name under which changed fields are recorded."),
     ("fieldValidation", "string", "What to do about unknown or duplicate fields: Ignore, Warn or Strict."),
 ];
+const FORCE: Parameter =
+    ("force", "boolean", "Takes fields from other managers instead of a conflict; of server-side apply.");
 const DELETE: &[Parameter] = &[
     ("dryRun", "string", "With 'All', everything happens but the write."),
     ("gracePeriodSeconds", "integer", "How long the object may take to end; 0 means at once."),
@@ -64,10 +65,16 @@ const DELETE: &[Parameter] = &[
 const LOG: &[Parameter] = &[
     ("container", "string", "The container; needed if the Pod has several."),
     ("follow", "boolean", "Goes on as more is written."),
+    (
+        "insecureSkipTLSVerifyBackend",
+        "boolean",
+        "Has no effect: the certificate of a node is always verified.",
+    ),
     ("limitBytes", "integer", "The most bytes of the answer."),
     ("previous", "boolean", "The container before the last restart."),
     ("sinceSeconds", "integer", "Only what was written in the last so many seconds."),
     ("sinceTime", "string", "Only what was written after this time."),
+    ("stream", "string", "Which output: All, Stdout or Stderr."),
     ("tailLines", "integer", "Only the last so many lines."),
     ("timestamps", "boolean", "Puts the time before each line."),
 ];
@@ -117,6 +124,81 @@ struct At<'a> {
     all_namespaces: bool,
 }
 
+/// A path that belongs to no group version.
+struct Root {
+    path: &'static str,
+    tag: &'static str,
+    /// The operation's id, and what it does.
+    operation: (&'static str, &'static str),
+    types: &'static [&'static str],
+    /// The type of the answer; a text where there is none.
+    answer: Option<&'static str>,
+}
+
+const ROOTS: [Root; 5] = [
+    Root {
+        path: "/api/",
+        tag: "core",
+        operation: ("getCoreAPIVersions", "get the versions of the core group"),
+        types: TYPES,
+        answer: Some("io.k8s.apimachinery.pkg.apis.meta.v1.APIVersions"),
+    },
+    Root {
+        path: "/apis/",
+        tag: "apis",
+        operation: ("getAPIVersions", "get the groups and their versions"),
+        types: TYPES,
+        answer: Some("io.k8s.apimachinery.pkg.apis.meta.v1.APIGroupList"),
+    },
+    Root {
+        path: "/version/",
+        tag: "version",
+        operation: ("getCodeVersion", "get the version of this server"),
+        types: &["application/json"],
+        answer: Some("io.k8s.apimachinery.pkg.version.Info"),
+    },
+    Root {
+        path: "/.well-known/openid-configuration/",
+        tag: "WellKnown",
+        operation: (
+            "getServiceAccountIssuerOpenIDConfiguration",
+            "get how tokens of service accounts are verified",
+        ),
+        types: &["application/json"],
+        answer: None,
+    },
+    Root {
+        path: "/openid/v1/jwks/",
+        tag: "openid",
+        operation: ("getServiceAccountIssuerOpenIDKeyset", "get the keys of tokens of service accounts"),
+        types: &["application/jwk-set+json"],
+        answer: None,
+    },
+];
+
+/// The paths of version 2 that are of no group version: those of the root and of groups.
+pub(super) fn add_roots<'a>(
+    groups: impl Iterator<Item = &'a GroupVersion>,
+    paths: &mut Map<String, Value>,
+    used: &mut BTreeSet<String>,
+) {
+    for Root { path, tag, operation, types, answer } in &ROOTS {
+        let mut writer = Writer { form: Form::V2, gv: &GroupVersion::new("", ""), used };
+        let answer = answer.map_or_else(|| json!({ "type": "string" }), |name| writer.reference(name));
+        let told = writer.told((*tag).into(), operation.0.into(), operation.1, &answer, types);
+        paths.insert((*path).into(), told);
+    }
+    for gv in groups.filter(|gv| !gv.group.is_empty()) {
+        let mut writer = Writer { form: Form::V2, gv, used };
+        let (word, answer) = (group_word(&gv.group), writer.reference(&format!("{META}.APIGroup")));
+        let id = format!("get{}APIGroup", capitals(&word));
+        paths.insert(
+            format!("/apis/{}/", gv.group),
+            writer.told(word, id, "get the versions of a group", &answer, TYPES),
+        );
+    }
+}
+
 pub(super) fn add(
     form: Form,
     gv: &GroupVersion,
@@ -155,12 +237,17 @@ impl Writer<'_> {
     /// The list of resources of the group version.
     fn resources(&mut self) -> Value {
         let answer = self.reference(&format!("{META}.APIResourceList"));
+        let id = format!("get{}APIResources", self.group_version_word());
+        self.told(self.tag(), id, "get available resources", &answer, TYPES)
+    }
+
+    /// A path at which something is told.
+    fn told(&self, tag: String, id: String, description: &str, answer: &Value, types: &[&str]) -> Value {
         let mut operation = Map::new();
-        operation.insert("tags".into(), json!([self.tag()]));
-        operation.insert("description".into(), "get available resources".into());
-        operation
-            .insert("operationId".into(), format!("get{}APIResources", self.group_version_word()).into());
-        self.answers(&mut operation, &answer, &[200], JSON_TYPES);
+        operation.insert("tags".into(), json!([tag]));
+        operation.insert("description".into(), description.into());
+        operation.insert("operationId".into(), id.into());
+        self.answers(&mut operation, answer, &[200], types);
         json!({ "get": operation })
     }
 
@@ -235,7 +322,10 @@ impl Writer<'_> {
                 parameters.push(self.parameter(&(name, "string", text), "path"));
             }
         }
-        parameters.push(self.parameter(&PRETTY, "query"));
+        // Streams are not objects that could be indented.
+        if !item.values().any(|operation| operation["x-kubernetes-action"] == "connect") {
+            parameters.push(self.parameter(&PRETTY, "query"));
+        }
         item.insert("parameters".into(), parameters.into());
         paths.insert(path, item.into());
     }
@@ -323,15 +413,25 @@ impl Writer<'_> {
         out: &mut Map<String, Value>,
         parameters: &mut Vec<Value>,
     ) {
-        let (schema, types) = match op.action {
-            "post" | "put" => (self.object(at), JSON_TYPES),
-            "patch" if at.kind.schema.is_custom() => {
-                (self.reference(&format!("{META}.Patch")), CUSTOM_PATCH_TYPES)
+        let name = match op.action {
+            "post" | "put" => None,
+            "patch" => Some("Patch"),
+            "delete" | "deletecollection" => Some("DeleteOptions"),
+            _ => {
+                if self.form == Form::V2 {
+                    out.insert("consumes".into(), ANY.into());
+                }
+                return;
             }
-            "patch" => (self.reference(&format!("{META}.Patch")), PATCH_TYPES),
-            "delete" | "deletecollection" => (self.reference(&format!("{META}.DeleteOptions")), JSON_TYPES),
-            _ => return,
         };
+        let schema = match name {
+            Some(name) => self.reference(&format!("{META}.{name}")),
+            None => self.object(at),
+        };
+        let is_custom = at.kind.schema.is_custom();
+        let types = if op.action == "patch" { PATCH_TYPES } else { ANY };
+        let types: Vec<&str> =
+            types.iter().copied().filter(|kind| !(is_custom && kind.contains(STRATEGIC))).collect();
         let required = !matches!(op.action, "delete" | "deletecollection");
         match self.form {
             Form::V2 => {
@@ -356,17 +456,27 @@ impl Writer<'_> {
 
     fn answer(&mut self, at: &At<'_>, operation: &Operation, out: &mut Map<String, Value>) {
         let is_log = at.subresource.is_some_and(|sub| sub.name == "log");
-        let (schema, codes, types): (Value, &[u16], _) = match operation.action {
-            "list" => (self.reference(&schemas::list_name(at.kind)), &[200], LIST_TYPES),
-            "get" if is_log => (json!({ "type": "string" }), &[200], &["text/plain"][..]),
-            "connect" => (json!({ "type": "string" }), &[200], &["*/*"][..]),
-            "post" => (self.object(at), &[200, 201, 202], JSON_TYPES),
-            "put" | "patch" => (self.object(at), &[200, 201], JSON_TYPES),
-            "delete" => (self.reference(&format!("{META}.Status")), &[200, 202], JSON_TYPES),
-            "deletecollection" => (self.reference(&format!("{META}.Status")), &[200], JSON_TYPES),
-            _ => (self.object(at), &[200], JSON_TYPES),
+        let (schema, codes): (Value, &[u16]) = match operation.action {
+            "list" => (self.reference(&schemas::list_name(at.kind)), &[200]),
+            "get" if is_log => (json!({ "type": "string" }), &[200]),
+            "connect" => (json!({ "type": "string" }), &[200]),
+            "post" => (self.object(at), &[200, 201, 202]),
+            "put" | "patch" => (self.object(at), &[200, 201]),
+            "delete" if answers_with_object(at) => (self.object(at), &[200, 202]),
+            "delete" => (self.reference(&format!("{META}.Status")), &[200, 202]),
+            "deletecollection" => (self.reference(&format!("{META}.Status")), &[200]),
+            _ => (self.object(at), &[200]),
         };
-        self.answers(out, &schema, codes, types);
+        let types = match operation.action {
+            "connect" => ANY.to_vec(),
+            action => {
+                let text = is_log.then_some("text/plain");
+                let watch = if action == "list" { WATCH_TYPES } else { &[] };
+                let all = text.into_iter().chain(TYPES.iter().chain(watch).copied());
+                all.filter(|kind| !(at.kind.schema.is_custom() && kind.contains(PROTOBUF))).collect()
+            }
+        };
+        self.answers(out, &schema, codes, &types);
     }
 
     fn answers(&self, out: &mut Map<String, Value>, schema: &Value, codes: &[u16], types: &[&str]) {
@@ -408,7 +518,8 @@ fn parameters(at: &At<'_>, operation: &Operation) -> Vec<&'static Parameter> {
     let streams = at.subresource.map_or("", |sub| sub.name);
     match (operation.action, streams) {
         ("list", _) => LIST.iter().collect(),
-        ("post" | "put" | "patch", _) => WRITE.iter().collect(),
+        ("patch", _) => WRITE.iter().chain([&FORCE]).collect(),
+        ("post" | "put", _) => WRITE.iter().collect(),
         ("delete", _) => DELETE.iter().collect(),
         ("deletecollection", _) => {
             let list = LIST.iter().filter(|(name, ..)| !matches!(*name, "watch" | "allowWatchBookmarks"));
@@ -421,6 +532,11 @@ fn parameters(at: &At<'_>, operation: &Operation) -> Vec<&'static Parameter> {
         ("connect", "proxy") => vec![&PATH],
         _ => Vec::new(),
     }
+}
+
+/// Whether what was deleted is the answer, rather than a Status.
+fn answers_with_object(at: &At<'_>) -> bool {
+    at.kind.strategy.returns_deleted && at.subresource.is_none()
 }
 
 fn article(kind: &str) -> String {

@@ -86,7 +86,7 @@ fn clients_see_that_field_validation_is_served() {
     let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
     let names: Vec<&str> =
         patch["parameters"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["dryRun", "fieldManager", "fieldValidation"]);
+    assert_eq!(names, ["dryRun", "fieldManager", "fieldValidation", "force"]);
 }
 
 #[test]
@@ -140,47 +140,4 @@ fn a_kind_registered_later_is_described() {
     assert!(!types.contains_key("application/strategic-merge-patch+json"));
     let v2: Value = serde_json::from_slice(&v2_document(&kinds.snapshot())).unwrap();
     check_references(&v2, &v2);
-}
-
-/// Against the document of a real cluster, where one is at hand: same structure of all our types.
-#[test]
-fn version_2_types_agree_with_upstream() {
-    let Ok(dir) = std::env::var("SKEG_SPEC_DIR") else { return };
-    let text = std::fs::read_to_string(std::path::Path::new(&dir).join("swagger.json")).unwrap();
-    let theirs: Value = serde_json::from_str(&text).unwrap();
-    let ours: Value = serde_json::from_slice(&v2_document(&Kinds::new(builtin()).snapshot())).unwrap();
-    let mut compared = 0;
-    for (name, schema) in ours["definitions"].as_object().unwrap() {
-        let mut expected = theirs["definitions"][name].clone();
-        let mut schema = schema.clone();
-        // Two descriptions are our own.
-        if name.ends_with(".Quantity") || name.ends_with(".IntOrString") {
-            expected.as_object_mut().unwrap().remove("description");
-            schema.as_object_mut().unwrap().remove("description");
-        }
-        // The order of required fields is that of the Go struct, which the table does not keep.
-        if let Some(required) = expected.get_mut("required").and_then(Value::as_array_mut) {
-            required.sort_by_key(Value::to_string);
-        }
-        assert_eq!(schema, expected, "{name}");
-        compared += 1;
-    }
-    assert!(compared > 200, "{compared}");
-    for (path, item) in ours["paths"].as_object().unwrap() {
-        let found = &theirs["paths"][path];
-        for (method, operation) in
-            item.as_object().unwrap().iter().filter(|(method, _)| *method != "parameters")
-        {
-            if found.is_null() && path.ends_with('/') {
-                continue;
-            }
-            let expected = &found[method];
-            assert_eq!(operation["operationId"], expected["operationId"], "{method} {path}");
-            assert_eq!(operation["x-kubernetes-action"], expected["x-kubernetes-action"], "{method} {path}");
-            assert_eq!(
-                operation["x-kubernetes-group-version-kind"], expected["x-kubernetes-group-version-kind"],
-                "{method} {path}"
-            );
-        }
-    }
 }

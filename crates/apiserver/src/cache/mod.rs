@@ -115,7 +115,7 @@ impl Table {
         self.by_prefix.retain(|prefix, resource| {
             let has_row = stored.contains_key(prefix);
             if !has_row {
-                resource.end_watches();
+                resource.retire();
             }
             has_row || resource.count() > 0
         });

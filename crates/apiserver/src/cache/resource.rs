@@ -120,6 +120,8 @@ struct Log {
     /// All changes after this revision are in the ring.
     floor: u64,
     watchers: Watchers,
+    /// Without a row nothing can be watched, also by those who found the resource before.
+    is_retired: bool,
 }
 
 impl Resource {
@@ -134,6 +136,7 @@ impl Resource {
                 ring_bytes: 0,
                 floor,
                 watchers: Watchers::default(),
+                is_retired: false,
             }),
             changes: watch::Sender::new(0),
             packed: Mutex::default(),
@@ -150,6 +153,7 @@ impl Resource {
     /// The row is another. Custom resources are brought into the form that it says, and those who
     /// watch them list again.
     pub(super) fn set_kind(&self, kind: Arc<Kind>) -> Result<(), RecordError> {
+        self.log.lock().is_retired = false;
         let same = Arc::ptr_eq(&self.kind.read(), &kind);
         *self.kind.write() = kind.clone();
         if same || kind.custom.is_none() {
@@ -229,6 +233,13 @@ impl Resource {
     /// Ends all watches.
     pub fn end_watches(&self) {
         self.end(&mut self.log.lock());
+    }
+
+    /// Ends all watches, and those that begin before there is a row again.
+    pub(super) fn retire(&self) {
+        let mut log = self.log.lock();
+        log.is_retired = true;
+        self.end(&mut log);
     }
 
     fn end(&self, log: &mut Log) {
@@ -390,8 +401,11 @@ impl Resource {
         let (sender, notices) = mpsc::channel(WATCHER_BACKLOG_MAX);
         let id =
             log.watchers.add(Watcher { scope: Scope::of(&filter, self), filter, after, bookmarks, sender });
-        drop(log);
         stats::add(&self.stats.watchers, 1);
+        if log.is_retired {
+            self.end(&mut log);
+        }
+        drop(log);
         let registration = Registration { resource: self.clone(), id };
         Ok(Subscription { initial, missed, revision: after, notices, _registration: registration })
     }

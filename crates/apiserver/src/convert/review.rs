@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use skeg_api::crd::Conversion;
 use skeg_api::field::{FieldError, Path};
-use skeg_api::{meta, names, object_meta};
+use skeg_api::{decode, meta, names, object_meta};
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -42,7 +42,7 @@ pub fn review(conversion: &Conversion, uid: &str, desired: &str, objects: &[&Val
 pub fn objects(conversion: &Conversion, uid: &str, answer: &[u8]) -> Result<Vec<Value>, String> {
     let mut review: Value = serde_json::from_slice(answer)
         .map_err(|error| format!("couldn't get version/kind; json parse error: {error}"))?;
-    let (version, kind) = (meta::api_version(&review), meta::kind(&review));
+    let (version, kind) = decode::types(&review)?;
     if kind.is_empty() {
         let shown: String = String::from_utf8_lossy(answer).chars().take(256).collect();
         return Err(format!("Object 'Kind' is missing in '{shown}'"));

@@ -1,7 +1,9 @@
 //! The assembled server over TLS: who gets in, who may what, and what a fresh cluster has.
 
+use crate::aggregation::comes_back;
 use crate::harness::Answer;
 use crate::protobuf::{PROTOBUF, decode, encode};
+use crate::tls;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Method, Request};
@@ -27,7 +29,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -432,19 +434,8 @@ async fn what_no_cluster_can_be_without_comes_back() {
         "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes",
     ] {
         let before = cluster.get(&admin, path).await.expect(200);
-        cluster.send(&admin, "DELETE", path, Value::Null).await.expect(200);
-        let back = async {
-            loop {
-                let found = cluster.get(&admin, path).await;
-                if found.code == 200 {
-                    return found.expect(200);
-                }
-                tokio::task::yield_now().await;
-            }
-        };
-        let after = tokio::time::timeout(Duration::from_secs(20), back).await.expect("it comes back");
+        let after = comes_back(&cluster, path).await;
         assert_eq!((&after["spec"], &after["subsets"]), (&before["spec"], &before["subsets"]));
-        assert_ne!(after["metadata"]["uid"], before["metadata"]["uid"]);
     }
     let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "thief"},
         "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
@@ -646,18 +637,12 @@ pub async fn node(cluster: &Cluster) -> tokio::task::JoinHandle<String> {
     tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
         let mut stream = acceptor.accept(stream).await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.unwrap());
-        }
-        let head = String::from_utf8(head).unwrap();
+        let head = tls::read_head(&mut stream).await.unwrap();
         if head.to_lowercase().contains("upgrade: websocket") {
             let answer =
                 "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
             stream.write_all(answer.as_bytes()).await.unwrap();
-            let mut bytes = [0; 4];
-            stream.read_exact(&mut bytes).await.unwrap();
-            stream.write_all(&bytes).await.unwrap();
+            tls::echo(&mut stream).await;
         } else {
             stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nhello\n").await.unwrap();
         }
@@ -721,22 +706,10 @@ async fn exec_is_tunnelled_and_needs_create() {
     );
     let node = node(&cluster).await;
     let mut stream = cluster.connect().await;
-    let request = format!(
-        "GET {exec} HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
-         sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-protocol: v5.channel.k8s.io\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.unwrap());
-    }
-    assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+    let headers = "upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+        sec-websocket-protocol: v5.channel.k8s.io\r\n";
     // A whole frame, which the proxy keeps together.
-    let frame = b"\x82\x02hi";
-    stream.write_all(frame).await.unwrap();
-    let mut echo = [0; 4];
-    stream.read_exact(&mut echo).await.unwrap();
-    assert_eq!(&echo, frame);
+    tls::upgrade(&mut stream, exec, headers, b"\x82\x02hi").await;
     let head = node.await.unwrap();
     assert!(head.starts_with("GET /exec/default/p/c?input=1&output=1&command=sh HTTP/1.1"), "{head}");
     assert!(head.contains("v5.channel.k8s.io"), "{head}");

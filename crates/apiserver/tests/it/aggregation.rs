@@ -2,6 +2,7 @@
 //! HTTP with streams and upgrades.
 
 use crate::access::{As, Cluster, cluster};
+use crate::tls::{self, Certificate};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -13,16 +14,14 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
 const API_SERVICES: &str = "/apis/apiregistration.k8s.io/v1/apiservices";
 const WARDLE: &str = "/apis/apiregistration.k8s.io/v1/apiservices/v1alpha1.wardle.example.com";
@@ -61,14 +60,6 @@ fn openapi(path: &str) -> Value {
 
 impl Extension {
     async fn start(cluster: &Cluster) -> Self {
-        let authority_key = rcgen::KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::default();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let authority = params.self_signed(&authority_key).unwrap();
-        let issuer = rcgen::Issuer::new(params, authority_key);
-        let key = rcgen::KeyPair::generate().unwrap();
-        let names = vec!["api.default.svc".to_owned()];
-        let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
         // Who may say for whom it asks: as the ConfigMap for such servers has it.
         let path = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication";
         let map = cluster.get(&cluster.admin(), path).await.expect(200);
@@ -77,43 +68,26 @@ impl Extension {
         assert_eq!(map["data"]["client-ca-file"], cluster.pki.ca_pem());
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
-        let provider = skeg_base::tls::provider();
         let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().unwrap();
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(
-                vec![certificate.der().clone()],
-                PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-            )
-            .unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let extension = Extension {
-            address: listener.local_addr().unwrap(),
-            bundle: STANDARD.encode(authority.pem()),
-            seen: Arc::default(),
-            go_on: Arc::default(),
-        };
-        let (acceptor, seen, go_on) =
-            (TlsAcceptor::from(Arc::new(config)), extension.seen.clone(), extension.go_on.clone());
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let (acceptor, seen, go_on) = (acceptor.clone(), seen.clone(), go_on.clone());
-                tokio::spawn(async move {
-                    let Ok(stream) = acceptor.accept(stream).await else { return };
-                    let serve = service_fn(move |request: Request<Incoming>| {
-                        let (seen, go_on) = (seen.clone(), go_on.clone());
-                        async move { Ok::<_, Infallible>(answer(request, &seen, go_on)) }
-                    });
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), serve)
-                        .with_upgrades()
-                        .await;
-                });
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), skeg_base::tls::provider());
+        let certificate = Certificate::of(&["api.default.svc"]);
+        let (bundle, seen) =
+            (certificate.bundle.clone(), Arc::<Mutex<Vec<(String, http::HeaderMap)>>>::default());
+        let go_on = Arc::<tokio::sync::Notify>::default();
+        let (told, gate) = (seen.clone(), go_on.clone());
+        let address = tls::listen(certificate.server(Some(verifier.build().unwrap())), move |stream| {
+            let (seen, go_on) = (told.clone(), gate.clone());
+            let serve = service_fn(move |request: Request<Incoming>| {
+                let (seen, go_on) = (seen.clone(), go_on.clone());
+                async move { Ok::<_, Infallible>(answer(request, &seen, go_on)) }
+            });
+            async move {
+                let http = hyper::server::conn::http1::Builder::new();
+                let _ = http.serve_connection(TokioIo::new(stream), serve).with_upgrades().await;
             }
-        });
+        })
+        .await;
+        let extension = Extension { address, bundle, seen, go_on };
         *cluster.dialer.to_pods.lock().unwrap() = Some(extension.address);
         extension
     }
@@ -149,10 +123,7 @@ fn answer(
     if request.headers().contains_key("upgrade") {
         let upgrade = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
-            let mut stream = TokioIo::new(upgrade.await.unwrap());
-            let mut bytes = [0; 4];
-            stream.read_exact(&mut bytes).await.unwrap();
-            stream.write_all(&bytes).await.unwrap();
+            tls::echo(&mut TokioIo::new(upgrade.await.unwrap())).await;
         });
         let mut reply = Response::new(Full::default().boxed_unsync());
         *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -220,6 +191,14 @@ pub async fn until(
         panic!("{path}: {last}");
     }
     last
+}
+
+/// Deletes what is made anew, and waits for it.
+pub async fn comes_back(cluster: &Cluster, path: &str) -> Value {
+    let before = cluster.get(&cluster.admin(), path).await.expect(200);
+    cluster.send(&cluster.admin(), "DELETE", path, Value::Null).await.expect(200);
+    let uid = &before["metadata"]["uid"];
+    until(cluster, path, &[], |code, now| code == 200 && now["metadata"]["uid"] != *uid).await
 }
 
 /// Waits for the condition's status and reason, and gives its message.
@@ -366,19 +345,7 @@ async fn watches_and_upgrades_pass_through() {
         got.push_str(&String::from_utf8_lossy(&bytes[..n]));
     }
     let mut stream = cluster.connect().await;
-    let request = format!(
-        "GET {FLUNDERS}/a/tunnel HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: own\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.unwrap());
-    }
-    assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
-    stream.write_all(b"ping").await.unwrap();
-    let mut echo = [0; 4];
-    stream.read_exact(&mut echo).await.unwrap();
-    assert_eq!(&echo, b"ping");
+    tls::upgrade(&mut stream, &format!("{FLUNDERS}/a/tunnel"), "upgrade: own\r\n", b"ping").await;
     assert_eq!(extension.last().1["x-remote-user"], "kubernetes-admin");
     cluster.api.stop().await;
 }
@@ -477,12 +444,7 @@ async fn groups_of_this_server_have_their_api_services() {
     assert_eq!(made["metadata"]["labels"]["kube-aggregator.kubernetes.io/automanaged"], "true");
     // What is deleted or changed comes back; what was taken over stays as it is.
     for path in [&custom, &format!("{API_SERVICES}/v1.apps")] {
-        let before = cluster.get(&cluster.admin(), path).await.expect(200);
-        cluster.send(&cluster.admin(), "DELETE", path, Value::Null).await.expect(200);
-        until(&cluster, path, &[], |code, now| {
-            code == 200 && now["metadata"]["uid"] != before["metadata"]["uid"]
-        })
-        .await;
+        comes_back(&cluster, path).await;
     }
     let mut admin = cluster.admin();
     admin.headers.push(("content-type", "application/merge-patch+json".into()));

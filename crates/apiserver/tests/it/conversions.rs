@@ -1,7 +1,7 @@
 //! Custom resources in several versions, between which a webhook converts.
 
 use crate::access;
-use crate::crds::{CRDS, change, establish};
+use crate::crds::{CRDS, change, establish, remove};
 use crate::harness::*;
 use crate::webhooks::{Reply, Webhooks};
 use serde_json::{Value, json};
@@ -96,11 +96,7 @@ async fn each_request_sees_its_own_version() {
     let made = s.post(CRDS, &definition(by_url(&hooks))).await;
     assert_eq!(made.warnings(), Vec::<String>::new());
     made.expect(201);
-    s.delete(&format!("{CRDS}/hosts.example.com")).await.expect(200);
-    let kinds = s.api.kinds().clone();
-    while s.get(&format!("{CRDS}/hosts.example.com")).await.code != 404 {
-        kinds.changed(kinds.snapshot().generation).await;
-    }
+    remove(&s, "hosts.example.com").await;
     establish(&s, &definition(by_url(&hooks))).await;
     let mut watch = s.watch(&format!("{V2}?watch=true")).await;
     let made = s.post(V1, &host("v1", "a", json!({"hostPort": "a.org:80"}))).await.expect(201);

@@ -67,6 +67,13 @@ pub async fn establish(s: &Server, definition: &Value) -> Value {
     until(s, name, "Established", ("True", "InitialNamesAccepted")).await
 }
 
+/// Deletes a definition, and waits until it is gone.
+pub async fn remove(s: &Server, name: &str) {
+    let mut watch = s.watch(&format!("{CRDS}?watch=true&fieldSelector=metadata.name={name}")).await;
+    s.delete(&format!("{CRDS}/{name}")).await.expect(200);
+    while watch.event().await.0 != "DELETED" {}
+}
+
 /// Replaces a definition, by what a change makes of the one that is there, and waits for its rows.
 pub async fn change(s: &Server, name: &str, change: impl Fn(&mut Value)) -> Value {
     let path = format!("{CRDS}/{name}");

@@ -1,7 +1,7 @@
 //! Objects that a cluster has from its first moment and that follow what it does.
 
 use crate::access::cluster;
-use crate::aggregation::until;
+use crate::aggregation::{comes_back, until};
 use serde_json::{Value, json};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -62,12 +62,7 @@ async fn flow_control_and_the_range_of_services_are_there_and_come_back() {
         range.into(),
         map.into(),
     ] {
-        let before = cluster.get(&admin, &path).await.expect(200);
-        cluster.send(&admin, "DELETE", &path, Value::Null).await.expect(200);
-        until(&cluster, &path, &[], |code, now| {
-            code == 200 && now["metadata"]["uid"] != before["metadata"]["uid"]
-        })
-        .await;
+        comes_back(&cluster, &path).await;
     }
     let path = format!("{flow}/flowschemas/exempt");
     let mut exempt = cluster.get(&admin, &path).await.expect(200);
@@ -95,19 +90,13 @@ async fn each_address_of_a_service_is_an_object() {
     };
     let made = cluster.create(services, service("web", Value::Null)).await;
     let path = format!("{addresses}/{}", made["spec"]["clusterIP"].as_str().unwrap());
-    let first =
-        until(&cluster, &path, &[], |code, now| code == 200 && now["spec"]["parentRef"]["name"] == "web")
-            .await;
+    until(&cluster, &path, &[], |code, now| code == 200 && now["spec"]["parentRef"]["name"] == "web").await;
     cluster.create(services, service("headless", "None".into())).await;
     // What somebody deletes comes back; what is somebody's stays.
     let foreign = json!({"apiVersion": "networking.k8s.io/v1", "kind": "IPAddress", "metadata": {"name": "192.0.2.1"},
         "spec": {"parentRef": {"group": "", "resource": "services", "namespace": "default", "name": "mine"}}});
     cluster.create(addresses, foreign).await;
-    cluster.send(&admin, "DELETE", &path, Value::Null).await.expect(200);
-    until(&cluster, &path, &[], |code, now| {
-        code == 200 && now["metadata"]["uid"] != first["metadata"]["uid"]
-    })
-    .await;
+    comes_back(&cluster, &path).await;
     // Whoever has the address next is named.
     cluster.send(&admin, "DELETE", &format!("{services}/web"), Value::Null).await.expect(200);
     let again = service("again", made["spec"]["clusterIP"].clone());

@@ -201,9 +201,16 @@ impl Server {
     }
 
     pub async fn watch(&self, path: &str) -> Watch {
+        self.try_watch(path).await.unwrap_or_else(|code| panic!("{path}: {code}"))
+    }
+
+    /// A watch, or the code of its refusal.
+    pub async fn try_watch(&self, path: &str) -> Result<Watch, u16> {
         let response = self.raw("GET", path, &[], "").await;
-        assert_eq!(response.status(), 200);
-        Watch { body: response.into_body(), buffer: Vec::new() }
+        match response.status().as_u16() {
+            200 => Ok(Watch { body: response.into_body(), buffer: Vec::new() }),
+            code => Err(code),
+        }
     }
 
     pub fn encodes(&self) -> u64 {

@@ -5,7 +5,9 @@ use serde_json::{Value, json};
 use skeg_api::kinds::{Cell, Column, Kind, Subresource};
 use skeg_api::schema::Schema;
 use skeg_api::{Gvk, Gvr};
+use skeg_apiserver::cache::{Filter, Since};
 use std::sync::Arc;
+use std::time::Duration;
 
 pub const WIDGETS: &str = "/apis/example.com/v1/namespaces/default/widgets";
 
@@ -63,4 +65,24 @@ async fn a_kind_comes_and_goes_at_run_time() {
     assert_eq!(s.get(&format!("{WIDGETS}/a")).await.code, 404);
     s.api.kinds().insert(widget());
     assert_eq!(s.get(&format!("{WIDGETS}/a")).await.expect(200)["metadata"]["uid"], made["metadata"]["uid"]);
+}
+
+/// Whoever found what is stored before its kind went hears of its end, and waits for nothing.
+#[tokio::test]
+async fn a_watch_that_begins_as_its_kind_goes_ends() {
+    let s = start().await;
+    s.api.kinds().insert(widget());
+    let gvr = Gvr::new("example.com", "v1", "widgets");
+    let storage = s.api.kinds().snapshot().by_gvr(&gvr).unwrap().storage.clone().unwrap();
+    let found = s.api.cache().resource(&storage).unwrap();
+    s.api.kinds().remove(&gvr);
+    assert!(s.api.cache().resource(&storage).is_none());
+    let mut watch = found.watch(Filter::default(), Since::Now, false).unwrap();
+    let end = tokio::time::timeout(Duration::from_secs(5), watch.notices.recv()).await;
+    assert!(end.expect("it ends").is_none());
+    // It is another, once the kind is back.
+    s.api.kinds().insert(widget());
+    let mut watch = s.watch(&format!("{WIDGETS}?watch=true")).await;
+    s.post(WIDGETS, &object("a", 3.into())).await.expect(201);
+    assert_eq!(watch.event().await, ("ADDED".to_owned(), "a".to_owned()));
 }

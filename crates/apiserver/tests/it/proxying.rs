@@ -1,6 +1,7 @@
 //! HTTP through the API server to Pods, Services and nodes, over TLS and with real connections.
 
 use crate::access::{As, Cluster, NODE, cluster};
+use crate::tls;
 use serde_json::{Value, json};
 use std::io;
 use std::sync::Arc;
@@ -13,11 +14,7 @@ const POD_IP: &str = "10.1.2.3";
 
 /// Reads a request's head and as much of a body as it announces.
 async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(String, Vec<u8>)> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await?);
-    }
-    let head = String::from_utf8(head).unwrap().to_lowercase();
+    let head = tls::read_head(stream).await?.to_lowercase();
     let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
     let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
     stream.read_exact(&mut body).await?;
@@ -33,9 +30,7 @@ async fn backend(cluster: &Cluster, answer: &'static str) -> tokio::task::JoinHa
         let request = read_request(&mut stream).await.unwrap();
         stream.write_all(answer.as_bytes()).await.unwrap();
         if answer.starts_with("HTTP/1.1 101") {
-            let mut bytes = [0; 4];
-            stream.read_exact(&mut bytes).await.unwrap();
-            stream.write_all(&bytes).await.unwrap();
+            tls::echo(&mut stream).await;
         }
         stream.shutdown().await.unwrap();
         request
@@ -134,19 +129,7 @@ async fn upgrades_pass_both_ways() {
         backend(&cluster, "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: own\r\n\r\n")
             .await;
     let mut stream = cluster.connect().await;
-    let request = format!(
-        "GET {POD}/proxy/socket?q=1 HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: own\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.unwrap());
-    }
-    assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
-    stream.write_all(b"ping").await.unwrap();
-    let mut echo = [0; 4];
-    stream.read_exact(&mut echo).await.unwrap();
-    assert_eq!(&echo, b"ping");
+    tls::upgrade(&mut stream, &format!("{POD}/proxy/socket?q=1"), "upgrade: own\r\n", b"ping").await;
     let (head, _) = node.await.unwrap();
     assert!(head.starts_with("get /socket?q=1 ") && head.contains("upgrade: own"), "{head}");
     drop(stream);

@@ -258,11 +258,13 @@ async fn change(
     if let Some(status) = verdict.refused {
         return Err(Failure::Status(status));
     }
-    let Some(document) =
-        verdict.patch.filter(|document| document.as_array().is_none_or(|list| !list.is_empty()))
-    else {
+    let Some(document) = verdict.patch else { return Ok(false) };
+    // Once a webhook has answered, what it wants is done or the write fails, whatever its policy.
+    let document: Value =
+        serde_json::from_slice(&document).map_err(|error| Failure::Status(Status::internal(error)))?;
+    if document.as_array().is_some_and(Vec::is_empty) {
         return Ok(false);
-    };
+    }
     let Some(object) = a.object.as_deref() else {
         return Err(Failure::Status(Status::internal(format!(
             "admission webhook {:?} attempted to modify the object, which is not supported for this operation",

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
-use skeg_api::{Kind, Reason, Status};
+use skeg_api::{Kind, Reason, Status, decode};
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -47,8 +47,8 @@ pub fn review(
 pub struct Verdict {
     /// The refusal, if it is one.
     pub refused: Option<Status>,
-    /// A JSON patch.
-    pub patch: Option<Value>,
+    /// A JSON patch, not yet read.
+    pub patch: Option<Vec<u8>>,
     pub warnings: Vec<String>,
     /// Keys and values to put on record.
     pub annotations: Vec<(String, String)>,
@@ -64,7 +64,8 @@ pub fn verdict(hook: &Hook, uid: &str, answer: &[u8], mutating: bool) -> Result<
         format!("failed to call webhook: couldn't get version/kind; json parse error: {error}")
     })?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let (version, kind) = (text(&review["apiVersion"]), text(&review["kind"]));
+    let types = decode::types(&review).map_err(|why| format!("failed to call webhook: {why}"))?;
+    let (version, kind) = (types.0.to_owned(), types.1.to_owned());
     if kind.is_empty() {
         let shown: String = String::from_utf8_lossy(answer).chars().take(256).collect();
         return Err(format!("failed to call webhook: Object 'Kind' is missing in '{shown}'"));
@@ -114,8 +115,7 @@ pub fn verdict(hook: &Hook, uid: &str, answer: &[u8], mutating: bool) -> Result<
     if response["allowed"] != true {
         verdict.refused = Some(refusal(&hook.name, &response["status"]));
     } else if mutating && !patch.is_empty() {
-        let decoded = STANDARD.decode(patch).map_err(|error| invalid(error.to_string()))?;
-        verdict.patch = Some(serde_json::from_slice(&decoded).map_err(|error| invalid(error.to_string()))?);
+        verdict.patch = Some(STANDARD.decode(patch).map_err(|error| invalid(error.to_string()))?);
     }
     Ok(verdict)
 }
