@@ -24,3 +24,4 @@ mod protobuf;
 mod proxying;
 mod watching;
 mod webhooks;
+mod writes;
