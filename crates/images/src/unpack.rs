@@ -597,4 +597,75 @@ mod tests {
         inherit_attributes(root.path(), &unpacked.implicit, &[below.path().to_owned()]).unwrap();
         assert_eq!(std::fs::metadata(root.path().join("tmp")).unwrap().permissions().mode() & 0o7777, 0o1777);
     }
+
+    fn extended(tar: &mut Tar, header: &mut tar::Header, path: &str, pairs: &[(&str, &[u8])]) {
+        tar.append_pax_extensions(pairs.iter().copied()).unwrap();
+        tar.append_data(header, path, &[][..]).unwrap();
+    }
+
+    #[test]
+    fn owners_set_ids_attributes_and_nodes_survive() {
+        let mut tar = Tar::new(Vec::new());
+        let pairs: [(&str, &[u8]); 5] = [
+            ("uid", b"70000"),
+            ("gid", b"70001"),
+            ("mtime", b"1600000000.5"),
+            ("SCHILY.xattr.user.kept", b"v"),
+            ("SCHILY.xattr.trusted.overlay.redirect", b"/elsewhere"),
+        ];
+        extended(&mut tar, &mut header(EntryType::Regular, 0o4755, 0), "su", &pairs);
+        let mut pipe = header(EntryType::Fifo, 0o622, 0);
+        pipe.set_device_major(0).unwrap();
+        pipe.set_device_minor(0).unwrap();
+        tar.append_data(&mut pipe, "pipe", &[][..]).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        unpack(&done(tar)[..], dir.path()).unwrap();
+        let (path, su) = (dir.path().join("su"), std::fs::metadata(dir.path().join("su")).unwrap());
+        assert_eq!((su.uid(), su.gid(), su.mode() & 0o7777), (70000, 70001, 0o4755));
+        assert_eq!((su.mtime(), su.mtime_nsec()), (1_600_000_000, 500_000_000));
+        let mut value = [0u8; 16];
+        assert_eq!(fs::getxattr(&path, "user.kept", &mut value[..]), Ok(1));
+        let redirect = fs::getxattr(&path, "trusted.overlay.redirect", &mut value[..]);
+        assert_eq!(redirect, Err(Errno::NODATA), "an image does not steer overlayfs");
+        let pipe = std::fs::metadata(dir.path().join("pipe")).unwrap();
+        assert!(pipe.file_type().is_fifo());
+        assert_eq!((pipe.uid(), pipe.mode() & 0o7777), (1000, 0o622));
+    }
+
+    #[test]
+    fn later_entries_replace_earlier_ones() {
+        let mut tar = Tar::new(Vec::new());
+        file(&mut tar, "was-dir/deep/file", b"x");
+        file(&mut tar, "was-dir", b"now a file");
+        file(&mut tar, "dir/hidden", b"x");
+        file(&mut tar, "dir/.wh.hidden", b"");
+        file(&mut tar, "dir/.wh..wh.plnk", b"");
+        tar.append_data(&mut header(EntryType::Directory, 0o700, 0), "dir/", &[][..]).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let unpacked = unpack(&done(tar)[..], dir.path()).unwrap();
+        assert_eq!(std::fs::read_to_string(dir.path().join("was-dir")).unwrap(), "now a file");
+        assert!(std::fs::metadata(dir.path().join("dir/hidden")).unwrap().file_type().is_char_device());
+        assert_eq!(std::fs::read_dir(dir.path().join("dir")).unwrap().count(), 1, "marks of aufs are none");
+        let named = !unpacked.implicit.contains(&PathBuf::from("dir"));
+        assert!(named, "its own entry came late: {:?}", unpacked.implicit);
+    }
+
+    #[test]
+    fn entries_that_make_no_sense_are_refused() {
+        for path in ["a/b/.wh.", "a/b/.wh..", "a/b/.wh..."] {
+            let mut tar = Tar::new(Vec::new());
+            file(&mut tar, "a/kept", b"x");
+            raw(&mut tar, EntryType::Regular, path, b"");
+            let dir = tempfile::tempdir().unwrap();
+            let result = unpack(&done(tar)[..], dir.path());
+            assert!(matches!(result, Err(Error::Invalid(_))), "{path}: {result:?}");
+            assert!(dir.path().join("a/kept").exists(), "{path}");
+        }
+        // An empty frame of zstd that asks for a window of 128 MiB, and one that asks for twice that.
+        for (log, taken) in [(27, true), (28, false)] {
+            let frame = [0x28, 0xb5, 0x2f, 0xfd, 0, (log - 10) << 3, 1, 0, 0];
+            let dir = tempfile::tempdir().unwrap();
+            assert_eq!(unpack(&frame[..], dir.path()).is_ok(), taken, "2^{log} bytes");
+        }
+    }
 }

@@ -114,6 +114,11 @@ mod tests {
             case("", |u| (u.uid, u.gid, u.supplemental_groups) = (Some(33), Some(7), vec![8])),
             id(33, 7, &[8, 4, 100, 7], "/var/www")
         );
+        // The image's group goes with the image's user.
+        assert_eq!(case("web:users", |u| u.uid = Some(5)), id(5, 0, &[0], "/"));
+        let digits = User { image_user: "33".into(), ..User::default() };
+        let passwd = format!("33:x:7:8::/named:/bin/sh\n{PASSWD}");
+        assert_eq!(resolve(&digits, &passwd, GROUP), id(7, 8, &[8], "/named"), "a name wins");
         assert_eq!(
             case("nobody", |_| ()).unwrap_err(),
             "unable to find user nobody: no matching entries in passwd file"

@@ -7,11 +7,12 @@ use skeg_api::kinds::Kind;
 use skeg_api::{GroupVersion, Gvk, builtin, meta, object_meta, validate};
 use std::collections::BTreeMap;
 
-const TABLES: [&str; 4] = [
+const TABLES: [&str; 5] = [
     include_str!("../../testdata/invalid.yaml"),
     include_str!("../../testdata/invalid-workloads.yaml"),
     include_str!("../../testdata/invalid-cluster.yaml"),
     include_str!("../../testdata/invalid-definitions.yaml"),
+    include_str!("../../testdata/invalid-details.yaml"),
 ];
 
 /// All tables as one.

@@ -357,6 +357,105 @@ mod tests {
         assert!(!check(Create, ("", "serviceaccounts", "token"), token("gone", "vault"), None));
     }
 
+    /// What `n1` is told, of requests that differ from good ones in one thing each.
+    #[test]
+    fn a_node_changes_nothing_that_others_trust() {
+        let reader = Arc::new(Fake::default());
+        let pod = |name: &str, node: &str| json!({"metadata": {"name": name, "namespace": "a", "uid": name}, "spec": {"nodeName": node}});
+        reader.put(&resources::PODS, pod("mine", "n1"));
+        reader.put(&resources::PODS, pod("other", "n2"));
+        let plugin = NodeRestriction::new(reader);
+        let told_as =
+            |user_name: &str, operation, what: (&str, &str, &str), object: Value, old: Option<Value>| {
+                let (group, resource, subresource) = what;
+                let kind = kind(group, "X", resource, true);
+                let identity = user(user_name, &["system:nodes"]);
+                let mut case = Case { operation, kind, subresource, identity, object: Some(object), old };
+                case.run(&plugin).err().map_or_else(String::new, |status| status.message)
+            };
+        let told = |operation, what: (&str, &str, &str), object: Value, old: Option<Value>| {
+            told_as("system:node:n1", operation, what, object, old)
+        };
+        let with = |mut object: Value, pointer: &str, value: Value| {
+            let (parent, last) = pointer.rsplit_once('/').unwrap();
+            object.pointer_mut(parent).unwrap()[last] = value;
+            object
+        };
+        use Operation::*;
+        let (status, mine) = (("", "pods", "status"), pod("mine", "n1"));
+        let mut shown = mine.clone();
+        shown["status"] = json!({"phase": "Running"});
+        assert_eq!(told(Update, status, shown.clone(), Some(mine.clone())), "");
+        let labelled = with(mine.clone(), "/metadata/labels", json!({"app": "x"}));
+        assert!(told(Update, status, labelled, Some(mine.clone())).contains("cannot update labels"));
+        let claimed = with(shown.clone(), "/status/resourceClaimStatuses", json!([{"name": "x"}]));
+        assert!(told(Update, status, claimed, Some(mine.clone())).contains("resource claim statuses"));
+        let evict = |name: &str| told(Create, ("", "pods", "eviction"), pod(name, ""), None);
+        assert_eq!(evict("mine"), "");
+        assert!(evict("other").contains("can only evict pods"));
+        let binding = told(Create, ("", "pods", "binding"), mine.clone(), None);
+        assert!(binding.contains("unexpected pod subresource \"binding\""), "{binding}");
+
+        let node = json!({"metadata": {"name": "n1", "labels": {"a": "b"}}, "spec": {}});
+        let nodes = ("", "nodes", "");
+        let owned = with(node.clone(), "/metadata/ownerReferences", json!([{"kind": "X"}]));
+        assert!(told(Update, nodes, owned, Some(node.clone())).contains("modify ownerReferences"));
+        let role = json!({"node-role.kubernetes.io/control-plane": ""});
+        let role = with(node.clone(), "/metadata/labels", role);
+        assert!(told(Update, nodes, role, Some(node.clone())).contains("modify labels: node-role"));
+        let own = with(node.clone(), "/metadata/labels", json!({"kubernetes.io/os": "linux", "a": "c"}));
+        assert_eq!(told(Update, nodes, own, Some(node.clone())), "");
+        let other = with(node.clone(), "/metadata/name", json!("n2"));
+        assert!(
+            told(Update, nodes, other.clone(), Some(other)).contains("not allowed to modify node \"n2\"")
+        );
+        for what in [("storage.k8s.io", "csinodes", ""), ("coordination.k8s.io", "leases", "")] {
+            let object = |name: &str| json!({"metadata": {"name": name, "namespace": "kube-node-lease"}});
+            for operation in [Create, Update] {
+                assert_eq!(told(operation, what, object("n1"), Some(object("n1"))), "");
+                let message = told(operation, what, object("n2"), Some(object("n2")));
+                assert!(message.contains("with the same name as the requesting node"), "{what:?} {message}");
+            }
+        }
+        let anyone = told_as("system:node:", Update, nodes, node.clone(), Some(node));
+        assert!(anyone.contains("could not determine node from user"), "{anyone}");
+
+        let request = json!({"metadata": {"name": "sa", "namespace": "a"}, "spec": {
+            "boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "mine", "uid": "mine"}}});
+        let token = |pointer: &str, value: Value| {
+            told(Create, ("", "serviceaccounts", "token"), with(request.clone(), pointer, value), None)
+        };
+        assert_eq!(token("/spec/audiences", json!([])), "");
+        assert!(token("/spec/boundObjectRef", Value::Null).contains("not bound to a pod"));
+        assert!(token("/spec/boundObjectRef/kind", json!("Secret")).contains("not bound to a pod"));
+        for uid in [json!("another"), Value::Null] {
+            assert!(token("/spec/boundObjectRef/uid", uid).contains("does not match the UID in record"));
+        }
+
+        let annotations = json!({MIRROR: "x"});
+        let mirror = with(pod("static", "n1"), "/metadata/annotations", annotations);
+        let create = |pointer: &str, value: Value| {
+            told(Create, ("", "pods", ""), with(mirror.clone(), pointer, value), None)
+        };
+        let owner =
+            |kind: &str, name: &str| json!([{"apiVersion": "v1", "kind": kind, "name": name, "uid": "u"}]);
+        assert_eq!(create("/metadata/ownerReferences", owner("Node", "n1")), "");
+        assert!(create("/spec/nodeName", json!("n2")).contains("spec.nodeName set to itself"));
+        for (kind, name) in [("Node", "n2"), ("ReplicaSet", "n1")] {
+            let message = create("/metadata/ownerReferences", owner(kind, name));
+            assert!(message.contains("an owner reference set to itself"), "{message}");
+        }
+        assert!(create("/spec/serviceAccountName", json!("x")).contains("reference a service account"));
+        for (field, what) in [
+            ("secret", "secrets"),
+            ("configMap", "configmaps"),
+            ("persistentVolumeClaim", "persistentvolumeclaims"),
+        ] {
+            let message = create("/spec/volumes", json!([{"name": "v", field: {}}]));
+            assert!(message.contains(&format!("reference {what}")), "{message}");
+        }
+    }
+
     #[test]
     fn a_node_asks_for_certificates_of_its_own_name() {
         let plugin = NodeRestriction::new(Arc::new(Fake::default()));

@@ -400,7 +400,10 @@ mod tests {
             json!({"metadata": {"name": "p", "namespace": "default", "uid": "x", "deletionTimestamp": deleted}})
         };
         let now = Clock::system().now();
+        // Where the Pod ran is told; that the node is there is not asked.
+        claims.kubernetes.node = Some(Reference { name: "n".into(), uid: "y".into() });
         world.reader.put(&resources::PODS, pod(None));
+        assert_eq!(ask(&world, &claims).unwrap().extra()[NODE_NAME], ["n"]);
         assert_eq!(ask(&world, &claims).unwrap().extra()[POD_NAME], ["p"]);
         world.reader.put(&resources::PODS, pod(Some(now)));
         assert!(ask(&world, &claims).is_ok());
@@ -427,6 +430,17 @@ mod tests {
             .unwrap();
         let chain = crate::pki::chain_of(&foreign).unwrap();
         assert_eq!(world.credentials.identify(&http::HeaderMap::new(), &chain).unwrap_err().code, 401);
+    }
+
+    #[test]
+    fn names_of_accounts_have_two_parts() {
+        assert_eq!(split_service_account("system:serviceaccount:a:b"), Some(("a", "b")));
+        for other in
+            ["jane", "system:serviceaccount:a", "system:serviceaccount::b", "system:serviceaccount:a:"]
+        {
+            assert_eq!(split_service_account(other), None, "{other}");
+        }
+        assert_eq!(split_service_account("system:serviceaccount:a:b:c"), None);
     }
 
     #[test]

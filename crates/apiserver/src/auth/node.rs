@@ -291,6 +291,7 @@ mod tests {
                 {"name": "p", "projected": {"sources": [{"configMap": {"name": "projected"}}, {"secret": {"name": "inner"}}]}},
                 {"name": "c", "persistentVolumeClaim": {"claimName": "claim"}},
                 {"name": "e", "ephemeral": {"volumeClaimTemplate": {}}},
+                {"name": "d", "csi": {"driver": "x", "nodePublishSecretRef": {"name": "publish"}}},
             ],
             "initContainers": [{"name": "i", "env": [{"name": "X", "valueFrom": {"secretKeyRef": {"name": "key", "key": "k"}}}]}],
             "containers": [{"name": "c", "envFrom": [{"configMapRef": {"name": "env"}}]}],
@@ -310,6 +311,8 @@ mod tests {
             ("secrets", "", "watch", "inner", true),
             ("secrets", "", "get", "key", true),
             ("secrets", "", "get", "pull", true),
+            ("secrets", "", "get", "publish", true),
+            ("secrets", "x", "get", "vol", false),
             ("secrets", "", "get", "env", false),
             ("secrets", "", "list", "", false),
             ("secrets", "", "update", "vol", false),
@@ -319,19 +322,28 @@ mod tests {
             ("persistentvolumeclaims", "", "get", "claim", true),
             ("persistentvolumeclaims", "", "get", "p1-e", true),
             ("persistentvolumeclaims", "", "get", "p1-s", false),
+            ("persistentvolumeclaims", "status", "patch", "claim", true),
+            ("persistentvolumeclaims", "status", "patch", "vol", false),
+            ("persistentvolumeclaims", "status", "get", "claim", false),
+            ("serviceaccounts", "", "get", "app", true),
+            ("serviceaccounts", "", "get", "other", false),
             ("serviceaccounts", "token", "create", "app", true),
             ("serviceaccounts", "token", "create", "other", false),
             ("serviceaccounts", "", "create", "app", false),
             ("pods", "", "get", "p1", true),
             ("pods", "", "list", "", false),
+            ("pods", "", "watch", "p1", true),
             ("pods", "status", "patch", "p1", true),
+            ("pods", "eviction", "create", "p1", true),
             ("pods", "exec", "create", "p1", false),
             ("services", "", "list", "", true),
             ("events", "", "create", "", true),
         ] {
             let what = ["", resource, sub, "a", name];
             assert_eq!(may(&n1, verb, what), expected, "{verb} {what:?}");
-            let shared = matches!(resource, "services" | "events") || sub == "status";
+            // NodeRestriction looks whose Pod it is.
+            let shared = matches!(resource, "services" | "events")
+                || resource == "pods" && matches!(sub, "status" | "eviction");
             assert_eq!(may(&n2, verb, what), expected && shared, "other node: {verb} {what:?}");
         }
         assert!(!may(&n1, "get", ["", "secrets", "", "b", "vol"]), "another namespace");
@@ -356,6 +368,10 @@ mod tests {
             ("create", ["coordination.k8s.io", "leases", "", "kube-node-lease", ""], true),
             ("create", ["coordination.k8s.io", "leases", "", "default", ""], false),
             ("list", ["coordination.k8s.io", "leases", "", "kube-node-lease", ""], false),
+            ("get", ["storage.k8s.io", "csinodes", "", "", "n1"], true),
+            ("get", ["storage.k8s.io", "csinodes", "", "", "n2"], false),
+            ("create", ["storage.k8s.io", "csinodes", "", "", ""], true),
+            ("list", ["storage.k8s.io", "csinodes", "", "", ""], false),
             ("get", ["apps", "deployments", "", "a", "x"], false),
         ] {
             assert_eq!(may(&asked(&n1, verb, what)), expected, "{verb} {what:?}");

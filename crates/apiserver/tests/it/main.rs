@@ -27,3 +27,4 @@ mod spec;
 mod tls;
 mod watching;
 mod webhooks;
+mod writes;

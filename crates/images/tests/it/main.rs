@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed helper fails its test")]
 
+mod odd;
+
 use sha2::{Digest, Sha256};
 use skeg_images::{Credential, Error, Images, ImagesConfig, LayerPhase, Progress, Registries};
 use std::io::Write;

@@ -101,20 +101,35 @@ const fn op(code: u16, k: u32) -> Insn {
 struct Arch {
     audit: u32,
     number: fn(&str) -> Option<u32>,
+    /// From here on the same calls have a second number: those of x32, which no profile names.
+    second_from: Option<u32>,
 }
 
 #[cfg(target_arch = "x86_64")]
 const ARCHS: [Arch; 2] = [
-    Arch { audit: 0xc000_003e, number: |n| syscalls::x86_64::Sysno::from_str(n).ok().map(|s| s.id() as u32) },
-    Arch { audit: 0x4000_0003, number: |n| syscalls::x86::Sysno::from_str(n).ok().map(|s| s.id() as u32) },
+    Arch {
+        audit: 0xc000_003e,
+        number: |n| syscalls::x86_64::Sysno::from_str(n).ok().map(|s| s.id() as u32),
+        second_from: Some(0x4000_0000),
+    },
+    Arch {
+        audit: 0x4000_0003,
+        number: |n| syscalls::x86::Sysno::from_str(n).ok().map(|s| s.id() as u32),
+        second_from: None,
+    },
 ];
 #[cfg(target_arch = "aarch64")]
 const ARCHS: [Arch; 2] = [
     Arch {
         audit: 0xc000_00b7,
         number: |n| syscalls::aarch64::Sysno::from_str(n).ok().map(|s| s.id() as u32),
+        second_from: None,
     },
-    Arch { audit: 0x4000_0028, number: |n| syscalls::arm::Sysno::from_str(n).ok().map(|s| s.id() as u32) },
+    Arch {
+        audit: 0x4000_0028,
+        number: |n| syscalls::arm::Sysno::from_str(n).ok().map(|s| s.id() as u32),
+        second_from: None,
+    },
 ];
 
 /// Where a comparison goes on.
@@ -249,6 +264,9 @@ fn compile_arch(profile: &Profile, arch: &Arch) -> Vec<Insn> {
         other => other,
     };
     push(next, leaf(&[], unknown));
+    if let Some(from) = arch.second_from {
+        push(from, leaf(&[], Action::Errno(ENOSYS)));
+    }
     search(&leaves)
 }
 
@@ -510,5 +528,46 @@ mod tests {
         assert_eq!(profile.rules[1].args[0].op, Op::MaskedEqual);
         assert_eq!(parse(json, &caps(&["CAP_SYS_ADMIN"])).unwrap().rules.len(), 3);
         assert!(parse(r#"{"defaultAction":"SCMP_ACT_NOTIFY"}"#, &caps(&[])).is_err());
+        let arg = r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["read"],"action":"SCMP_ACT_ERRNO",
+          "args":[{"index":6,"value":0,"op":"SCMP_CMP_EQ"}]}]}"#;
+        assert_eq!(parse(arg, &caps(&[])).unwrap_err(), "seccomp profile: argument index 6 is above 5");
+    }
+
+    /// The form that Docker gave them.
+    #[test]
+    fn rules_hold_where_their_conditions_do() {
+        let (own, other) = if cfg!(target_arch = "x86_64") { ("amd64", "arm64") } else { ("arm64", "amd64") };
+        let json = |conditions: &str| {
+            format!(
+                r#"{{"defaultAction":"SCMP_ACT_ALLOW","defaultErrnoRet":38,
+                  "syscalls":[{{"name":"mount","action":"SCMP_ACT_ERRNO",{conditions}}}]}}"#
+            )
+        };
+        for (conditions, applies) in [
+            (r#""includes":{}"#.to_owned(), true),
+            (format!(r#""includes":{{"arches":["{own}"]}}"#), true),
+            (format!(r#""includes":{{"arches":["{other}"]}}"#), false),
+            (format!(r#""excludes":{{"arches":["{own}"]}}"#), false),
+            (format!(r#""excludes":{{"arches":["{other}"]}}"#), true),
+            (r#""excludes":{"caps":["CAP_SYS_ADMIN"]}"#.to_owned(), false),
+            (r#""excludes":{"caps":["CAP_BPF"]}"#.to_owned(), true),
+        ] {
+            let profile = parse(&json(&conditions), &caps(&["CAP_SYS_ADMIN"])).unwrap();
+            let actions: Vec<_> = profile.rules.iter().map(|rule| rule.action).collect();
+            assert_eq!(actions, [Action::Errno(38)][..usize::from(applies)], "{conditions}");
+        }
+    }
+
+    /// A second table of calls, told by a bit of their number, is no way around a list of what is forbidden.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn forbidden_calls_have_no_second_number() {
+        let rule = Rule { names: vec!["mount".into()], action: Action::Errno(1), args: vec![] };
+        let filter = compile(&Profile { default: Action::Allow, rules: vec![rule] });
+        let mount = libc::SYS_mount as u32;
+        assert_eq!(run(&filter, X86_64, mount, [0; 6]), EPERM);
+        assert_eq!(run(&filter, X86_64, mount | 0x4000_0000, [0; 6]), NOSYS);
+        assert_eq!(run(&filter, X86_64, libc::SYS_read as u32, [0; 6]), ALLOW);
+        assert_eq!(run(&filter, X86_64, 100_000, [0; 6]), ALLOW);
     }
 }

@@ -115,7 +115,7 @@ impl Host {
         for applet in [
             "sh", "cat", "ls", "sleep", "echo", "id", "hostname", "mount", "tail", "dd", "grep", "nc",
             "ipcs", "stty", "ps", "true", "head", "kill", "wc", "tr", "test", "readlink", "env", "yes",
-            "seq",
+            "seq", "sed",
         ] {
             symlink("busybox", layer.join("bin").join(applet)).unwrap();
         }
