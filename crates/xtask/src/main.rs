@@ -45,7 +45,11 @@ enum Command {
     /// Build the guest of the cgroup v2 test.
     Guest,
     /// Measure everything that has a target; takes about three minutes.
-    Bench,
+    Bench {
+        /// What the API does under load instead; takes about two minutes.
+        #[arg(value_parser = ["api"])]
+        what: Option<String>,
+    },
     /// Check that each row of COMPAT.md names a test that ran and passed.
     Coverage {
         /// Kubernetes' conformance behaviours instead, against the `conformance.yaml` in
@@ -69,7 +73,7 @@ fn main() -> Result<()> {
         Command::Test { unit, e2e, only } => test::test(unit, e2e, only.as_deref()),
         Command::Leakcheck => test::test(false, true, Some("nothing_leaks")),
         Command::Guest => guest::prepare(&host::target().join("release/skeg")).map(|_| ()),
-        Command::Bench => test::bench(),
+        Command::Bench { what } => test::bench(what.as_deref()),
         Command::Coverage { spec: false } => coverage::coverage(),
         Command::Coverage { spec: true } => coverage::spec(),
         Command::Codegen { args } => codegen::codegen(&args),

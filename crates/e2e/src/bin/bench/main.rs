@@ -1,5 +1,6 @@
 //! The figures, all from one run: start, idle, Pods, rollouts, rates. Run it with
-//! `cargo xtask bench`; it starts a cluster of its own and purges it. With `--tiny` it does little of
+//! `cargo xtask bench`, or `cargo xtask bench api` for what the API does under load; it starts clusters
+//! of its own and purges them. With `--tiny` it does little of
 //! each, to show that every figure is still measured.
 
 #[path = "../../cluster.rs"]
@@ -12,15 +13,19 @@ mod http;
 #[allow(dead_code, reason = "shared with the suite, which uses all of it")]
 mod registry;
 
+mod api;
+mod measure;
+
 use anyhow::{Context, Result, ensure};
 use cluster::Cluster;
 use http::{Connection, Endpoint, request};
+use measure::{
+    CONNECTIONS, Load, MERGE, SCALE, Usage, Watch, expect, fact, figure, mem_available_kib, patch, percentile,
+};
 use serde_json::{Value, json};
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::LazyLock;
+use std::collections::BTreeSet;
 use std::time::Duration;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 /// What `cluster.rs` calls a case's scope; the benchmark has none.
@@ -29,45 +34,12 @@ pub struct Scope<'a> {
     pub namespace: String,
 }
 
-const CONNECTIONS: usize = 32;
-/// How much is measured.
-struct Scale {
-    /// Pods, one after the other.
-    pods: usize,
-    starts: usize,
-    /// How long an idle cluster's CPU is counted.
-    idle: Duration,
-    /// Of the requests of each load one in so many is sent.
-    one_in: usize,
-}
-
-const FULL: Scale = Scale { pods: 20, starts: 5, idle: Duration::from_secs(30), one_in: 1 };
-const TINY: Scale = Scale { pods: 2, starts: 1, idle: Duration::from_secs(1), one_in: 50 };
-
-static SCALE: LazyLock<Scale> = LazyLock::new(|| match std::env::args().nth(1).as_deref() {
-    Some("--tiny") => TINY,
-    _ => FULL,
-});
-
-/// The resolution of a process's CPU time (`USER_HZ`).
-const TICKS_A_SECOND: f64 = 100.0;
-
 fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    runtime.block_on(run())
-}
-
-/// Prints a figure beside its target.
-fn figure(name: &str, value: f64, unit: &str, target: f64, less_is_better: bool) {
-    let ratio = if less_is_better { target / value.max(1e-9) } else { value / target };
-    let verdict = if ratio >= 1.0 { "met" } else { "MISSED" };
-    // Below what can be measured there is no ratio to tell.
-    let ratio = if ratio > 999.0 { ">999".to_owned() } else { format!("{ratio:.2}") };
-    println!("{name:<48} {value:>10.2} {unit:<6} target {target:>9.1}  ×{ratio:<7} {verdict}");
-}
-
-fn fact(name: &str, text: &str) {
-    println!("{name:<48} {text}");
+    match std::env::args().nth(1).as_deref() {
+        Some("api") => runtime.block_on(api::run()),
+        _ => runtime.block_on(run()),
+    }
 }
 
 async fn run() -> Result<()> {
@@ -129,73 +101,6 @@ async fn idle_share(cluster: &Cluster) -> Result<f64> {
     Ok(Usage::of(cluster)?.cpu_s_since(&before) / SCALE.idle.as_secs_f64() * 100.0)
 }
 
-/// What a cluster's skeg processes use: its server, and the supervisors of its Pods.
-#[derive(Default)]
-struct Usage {
-    server_pss_kib: f64,
-    supervisors_pss_kib: f64,
-    /// By process, since its start.
-    cpu_s: BTreeMap<i32, f64>,
-}
-
-impl Usage {
-    fn of(cluster: &Cluster) -> Result<Self> {
-        let server = cluster.server_pid()?;
-        let mut usage = Usage::default();
-        for entry in std::fs::read_dir("/proc")? {
-            let Ok(pid) = entry?.file_name().to_string_lossy().parse::<i32>() else { continue };
-            let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}"));
-            let executable = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-            // One that ends meanwhile is none any more.
-            let (true, Ok(rollup), Ok(stat)) =
-                (executable == cluster.skeg, read("smaps_rollup"), read("stat"))
-            else {
-                continue;
-            };
-            let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB"));
-            let pss: f64 = pss.unwrap_or("0").parse()?;
-            match pid == server {
-                true => usage.server_pss_kib = pss,
-                false => usage.supervisors_pss_kib += pss,
-            }
-            let fields: Vec<&str> = stat.rsplit(')').next().context("stat")?.split_whitespace().collect();
-            let ticks = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
-            usage.cpu_s.insert(pid, ticks / TICKS_A_SECOND);
-        }
-        Ok(usage)
-    }
-
-    /// What those that are there now used since then.
-    fn cpu_s_since(&self, before: &Usage) -> f64 {
-        let since = |(pid, now): (&i32, &f64)| now - before.cpu_s.get(pid).unwrap_or(&0.0);
-        self.cpu_s.iter().map(since).sum()
-    }
-
-    fn pss_kib(&self) -> f64 {
-        self.server_pss_kib + self.supervisors_pss_kib
-    }
-}
-
-fn mem_available_kib() -> Result<f64> {
-    let text = std::fs::read_to_string("/proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).context("MemAvailable")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
-}
-
-fn percentile(values: &mut [f64], percent: usize) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values
-        .get((values.len() * percent / 100).min(values.len().saturating_sub(1)))
-        .copied()
-        .unwrap_or(f64::NAN)
-}
-
-async fn expect(connection: &mut Connection, bytes: &[u8]) -> Result<Value> {
-    let (status, body) = connection.send(bytes).await?;
-    ensure!(status < 300, "{status}: {}", String::from_utf8_lossy(&body));
-    Ok(serde_json::from_slice(&body)?)
-}
-
 fn pod(name: &str) -> Vec<u8> {
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
@@ -211,32 +116,6 @@ fn pod(name: &str) -> Vec<u8> {
 fn is_ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array();
     conditions.is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"))
-}
-
-/// A watch, event by event.
-struct Watch {
-    connection: Connection,
-    buffer: Vec<u8>,
-}
-
-impl Watch {
-    async fn open(endpoint: &Endpoint, path: &str) -> Result<Self> {
-        let mut connection = endpoint.connect().await?;
-        let (status, _) = connection.open(&request("GET", path, "", b"")).await?;
-        ensure!(status == 200, "watch: {status}");
-        Ok(Watch { connection, buffer: Vec::new() })
-    }
-
-    async fn next(&mut self) -> Result<Value> {
-        loop {
-            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.buffer.drain(..=end).collect();
-                return Ok(serde_json::from_slice(&line)?);
-            }
-            let chunk = tokio::time::timeout(Duration::from_secs(60), self.connection.chunk()).await??;
-            self.buffer.extend_from_slice(&chunk.context("the watch ended")?);
-        }
-    }
 }
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
@@ -405,7 +284,7 @@ async fn rates(cluster: &Cluster, endpoint: &Endpoint, admin: &mut Connection) -
     }
     figure("durable create of 1 KiB, one connection, p50", percentile(&mut single, 50), "ms", 0.8, true);
 
-    let load = Load { cluster, endpoint };
+    let load = Load { cluster, endpoint, connections: CONNECTIONS };
     load.run("create of 1 KiB, 32 connections", 16_000, 8_000.0, |n| {
         request("POST", base, "", map(&format!("load-{n}")).as_bytes())
     })
@@ -455,55 +334,4 @@ async fn rates(cluster: &Cluster, endpoint: &Endpoint, admin: &mut Connection) -
         fact("  changes meanwhile, whose CPU is counted above", &made.get().to_string());
     }
     Ok(())
-}
-
-const MERGE: &str = "merge-patch+json";
-
-fn patch(path: &str, kind: &str, body: &Value) -> Vec<u8> {
-    let headers = format!("Content-Type: application/{kind}\r\n");
-    request("PATCH", path, &headers, body.to_string().as_bytes())
-}
-
-/// Requests over many connections at once.
-struct Load<'a> {
-    cluster: &'a Cluster,
-    endpoint: &'a Endpoint,
-}
-
-impl Load<'_> {
-    /// Sends `count` requests, of which `make` makes the n-th; prints their rate and what each
-    /// costs.
-    async fn run(
-        &self,
-        name: &str,
-        count: usize,
-        target: f64,
-        make: impl Fn(usize) -> Vec<u8>,
-    ) -> Result<()> {
-        let count = count / SCALE.one_in;
-        let lane = |lane: usize| (lane..count).step_by(CONNECTIONS).map(&make).collect::<Vec<_>>();
-        let lanes: Vec<_> = (0..CONNECTIONS).map(lane).collect();
-        let before = Usage::of(self.cluster)?;
-        let start = Instant::now();
-        let mut tasks = JoinSet::new();
-        for requests in lanes {
-            let endpoint = self.endpoint.clone();
-            tasks.spawn(async move {
-                let mut connection = endpoint.connect().await?;
-                for request in requests {
-                    let (status, body) = connection.send(&request).await?;
-                    ensure!(status < 300, "{status}: {}", String::from_utf8_lossy(&body));
-                }
-                anyhow::Ok(())
-            });
-        }
-        while let Some(done) = tasks.join_next().await {
-            done??;
-        }
-        let seconds = start.elapsed().as_secs_f64();
-        let cpu_s = Usage::of(self.cluster)?.cpu_s_since(&before);
-        figure(name, count as f64 / seconds, "/s", target, false);
-        fact("  CPU of all skeg processes a request", &format!("{:.1} µs", cpu_s / count as f64 * 1e6));
-        Ok(())
-    }
 }
