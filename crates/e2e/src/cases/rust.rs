@@ -371,9 +371,10 @@ async fn streams(client: Client) -> Result<()> {
         "{status}"
     );
     process.join().await?;
+    // A terminal that has no size yet says nothing.
     let terminal = AttachParams::interactive_tty().container("main");
     let mut process = pods
-        .exec("rust", ["sh", "-c", "read line; until stty size; do sleep 0.1; done 2>/dev/null"], &terminal)
+        .exec("rust", ["sh", "-c", "read line; until stty size | grep 100; do sleep 0.1; done"], &terminal)
         .await?;
     let mut size = process.terminal_size().context("a terminal")?;
     futures_util::SinkExt::send(&mut size, kube::api::TerminalSize { height: 30, width: 100 }).await?;
