@@ -18,6 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("skeg-runtime", &["skeg-base"]),
     ("skeg-images", &["skeg-base"]),
     ("skeg-network", &["skeg-base"]),
+    ("skeg-fuzz", &["skeg-api", "skeg-apiserver", "skeg-cel", "skeg-store", "skeg-base"]),
     ("skeg-node", &["skeg-api", "skeg-client", "skeg-runtime", "skeg-images", "skeg-network", "skeg-base"]),
 ];
 

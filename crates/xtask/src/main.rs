@@ -3,6 +3,7 @@
 mod codegen;
 mod coverage;
 mod demo;
+mod fuzz;
 mod guest;
 mod host;
 mod images;
@@ -50,6 +51,14 @@ enum Command {
         #[arg(value_parser = ["api"])]
         what: Option<String>,
     },
+    /// Look for inputs that break what the readers of foreign bytes promise, guided by coverage.
+    Fuzz {
+        /// One target alone.
+        target: Option<String>,
+        /// How long each is looked at.
+        #[arg(long, default_value_t = 10.0)]
+        minutes: f64,
+    },
     /// Check that each row of COMPAT.md names a test that ran and passed.
     Coverage {
         /// Kubernetes' conformance behaviours instead, against the `conformance.yaml` in
@@ -74,6 +83,7 @@ fn main() -> Result<()> {
         Command::Leakcheck => test::test(false, true, Some("nothing_leaks")),
         Command::Guest => guest::prepare(&host::target().join("release/skeg")).map(|_| ()),
         Command::Bench { what } => test::bench(what.as_deref()),
+        Command::Fuzz { target, minutes } => fuzz::fuzz(target.as_deref(), minutes),
         Command::Coverage { spec: false } => coverage::coverage(),
         Command::Coverage { spec: true } => coverage::spec(),
         Command::Codegen { args } => codegen::codegen(&args),
