@@ -339,13 +339,6 @@ impl Network {
         }
         Ok(())
     }
-
-    /// Removes everything of the instance from the host.
-    pub async fn purge(&self) -> Result<()> {
-        self.stop.cancel();
-        let _rules = self.rules.lock().await;
-        purge(&self.config.id, &self.config.state_dir).await
-    }
 }
 
 /// Removes everything of an instance from the host, also of one whose settings are lost.

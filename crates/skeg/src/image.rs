@@ -39,7 +39,7 @@ pub fn image(instance: &Instance, command: Command) -> Result<()> {
                 Ok(())
             }
             Command::List => {
-                crate::print(&table(&images.list()?).to_string());
+                crate::print(&table(&images.list()?));
                 Ok(())
             }
             Command::Pull { reference } => {

@@ -22,7 +22,7 @@ const PATCH_TYPES: &[&str] = &[
     "application/strategic-merge-patch+json",
     "application/apply-patch+yaml",
 ];
-/// Custom resources have no types to say how lists of theirs merge. kubectl chooses by this list.
+/// Not for custom resources, which have no types to say how lists of theirs merge. kubectl chooses by this.
 const STRATEGIC: &str = "strategic";
 
 /// A query parameter: name, type, what it does.

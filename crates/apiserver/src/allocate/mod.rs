@@ -236,9 +236,7 @@ impl Addresses {
                     // The same port over another protocol gets the same number.
                     *same
                 } else {
-                    let number = held.take_any(&self.ports, owner).await;
-                    let number = number.map_err(|refusal| port_refused(&name, index, 0, refusal))?;
-                    u16::try_from(number).unwrap_or_default()
+                    self.any_port(&name, index, owner, held).await?
                 };
                 own.insert(number);
                 chosen.insert(target, number);
@@ -246,6 +244,19 @@ impl Addresses {
             }
         }
         Ok(())
+    }
+
+    /// A free port, for the Service's port at `index`.
+    async fn any_port(
+        &self,
+        name: &str,
+        index: usize,
+        owner: &Bytes,
+        held: &mut Held,
+    ) -> Result<u16, Status> {
+        let number = held.take_any(&self.ports, owner).await;
+        let number = number.map_err(|refusal| port_refused(name, index, 0, refusal))?;
+        Ok(u16::try_from(number).unwrap_or_default())
     }
 
     /// The port of a load balancer's health checks, which a Service has also without node ports.
@@ -259,9 +270,7 @@ impl Addresses {
         let name = meta::name(new).to_owned();
         match new["spec"]["healthCheckNodePort"].as_i64().unwrap_or(0) {
             0 => {
-                let number = held.take_any(&self.ports, owner).await;
-                let number = number.map_err(|refusal| port_refused(&name, 0, 0, refusal))?;
-                new["spec"]["healthCheckNodePort"] = u16::try_from(number).unwrap_or_default().into();
+                new["spec"]["healthCheckNodePort"] = self.any_port(&name, 0, owner, held).await?.into();
             }
             given => {
                 let is_node_port = new["spec"]["ports"]

@@ -130,6 +130,12 @@ fn refused<T>(result: std::io::Result<T>) -> bool {
     result.is_err_and(|e| [ConnectionRefused, PermissionDenied].contains(&e.kind()))
 }
 
+/// Removes what an instance left, when it runs no more.
+async fn purge(network: Arc<Network>, dir: &tempfile::TempDir, id: &str) {
+    drop(network);
+    skeg_network::purge(id, &config(dir, id, 0).state_dir).await.unwrap();
+}
+
 fn config(dir: &tempfile::TempDir, id: &str, net: u8) -> NetworkConfig {
     NetworkConfig {
         id: id.to_owned(),
@@ -207,7 +213,7 @@ fn pods_and_services() {
         assert_eq!(a.get((vip, 80)).unwrap(), format!("b {ip_a}"));
         network.set_services(vec![]).await.unwrap();
         assert!(refused(a.get((vip, 80))));
-        network.purge().await.unwrap();
+        purge(network, &dir, "one").await;
         assert_eq!(run("nft", &["list", "ruleset"]), "");
         assert!(!run("ip", &["-o", "link"]).contains("skeg"));
     });
@@ -251,7 +257,7 @@ fn datagrams_follow_their_service() {
         assert_eq!(ask(&from_pod).unwrap(), "a");
         network.set_services(vec![udp(&[(ip_b, 8080)])]).await.unwrap();
         assert_eq!((ask(&from_pod).unwrap(), ask(&from_host).unwrap()), ("b".to_owned(), "b".to_owned()));
-        network.purge().await.unwrap();
+        purge(network, &dir, "u").await;
     });
 }
 
@@ -276,7 +282,7 @@ fn pods_do_not_reach_the_hosts_loopback() {
         let mut text = [0; 16];
         let (len, _) = host.recv_from(&mut text).unwrap();
         assert_eq!(&text[..len], b"allowed");
-        network.purge().await.unwrap();
+        purge(network, &dir, "l").await;
     });
 }
 
@@ -329,7 +335,7 @@ fn the_outside_sees_the_host() {
         assert!(outside.get((Ipv4Addr::new(192, 0, 2, 1), 8888)).is_err());
         assert!(network.attached().is_empty());
         assert_eq!(run("ip", &["-o", "link"]).matches("skegv").count(), 0);
-        network.purge().await.unwrap();
+        purge(network, &dir, "two").await;
     });
 }
 
@@ -389,9 +395,9 @@ fn names_and_instances_side_by_side() {
         let from_pod = tokio::task::spawn_blocking(move || from_pod.join().unwrap());
         assert_eq!(from_host.await.unwrap(), [10, 73, 128, 1]);
         assert_eq!(from_pod.await.unwrap(), [10, 73, 128, 1]);
-        one.purge().await.unwrap();
+        purge(one, &dir, "x").await;
         assert!(run("nft", &["list", "tables"]).contains("skeg-y"));
-        two.purge().await.unwrap();
+        purge(two, &dir, "y").await;
         let overlapping =
             NetworkConfig { service_cidr: "10.75.0.0/16".parse().unwrap(), ..config(&dir, "z", 75) };
         assert!(Network::open(overlapping).await.is_err_and(|e| e.to_string().contains("overlap")));
@@ -431,6 +437,6 @@ fn figures() {
             times[1][19],
             started.elapsed()
         );
-        network.purge().await.unwrap();
+        purge(network, &dir, "f").await;
     });
 }

@@ -48,23 +48,9 @@ impl Plan {
         self.wake_at = Some(self.wake_at.map_or(at, |old| old.min(at)));
     }
 
-    fn stop(&mut self, container: &str, message: impl Into<String>, grace: Option<i64>) {
-        self.stop_for(container, message, grace, None);
-    }
-
     /// Stops it, for a restart where `again` says so.
-    fn stop_for(
-        &mut self,
-        container: &str,
-        message: impl Into<String>,
-        grace: Option<i64>,
-        again: Option<Restart>,
-    ) {
-        let (container, mut message) = (container.to_owned(), message.into());
-        if again == Some(Restart::BackedOff) {
-            message.push_str(", will be restarted");
-        }
-        self.actions.push(Action::Stop { container, message, grace, again });
+    fn stop(&mut self, container: &str, message: String, grace: Option<i64>, again: Option<Restart>) {
+        self.actions.push(Action::Stop { container: container.to_owned(), message, grace, again });
     }
 }
 
@@ -124,7 +110,7 @@ fn resizes(pod: &Pod, memory: &Memory, now: Timestamp, plan: &mut Plan) -> bool 
         if memory.container(&container.name).is_some_and(|known| known.busy.is_none()) {
             let name = &container.name;
             let message = format!("Container {name} resize requires restart");
-            plan.stop_for(name, message, None, Some(Restart::AtOnce));
+            plan.stop(name, message, None, Some(Restart::AtOnce));
         }
     }
     if !restarting {
@@ -224,13 +210,14 @@ fn one(
             if let Some(why) = &known.probes.kill {
                 // A container that ends well when it is told to is not done for that.
                 let again = may_restart(spec, container).then_some(Restart::BackedOff);
-                plan.stop_for(name, why.as_str(), known.probes.kill_grace, again);
+                let told = if again.is_some() { ", will be restarted" } else { "" };
+                plan.stop(name, format!("{why}{told}"), known.probes.kill_grace, again);
             } else if (!is_init || is_sidecar(container))
                 && !run.asked_image.is_empty()
                 && container.image.as_ref() != Some(&run.asked_image)
             {
                 let message = format!("Container {name} definition changed, will be restarted");
-                plan.stop_for(name, message, None, Some(Restart::AtOnce));
+                plan.stop(name, message, None, Some(Restart::AtOnce));
             }
         }
         // Created but never started: its start was interrupted (the agent died between the two).
@@ -246,6 +233,11 @@ fn may_restart(spec: &PodSpec, container: &Container) -> bool {
 /// What a Pod gives its containers to end in, in seconds.
 pub fn own_grace(spec: &PodSpec) -> i64 {
     spec.termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE_SECONDS)
+}
+
+/// What is told of a container that ends with its Pod.
+pub fn stopping(container: &str) -> String {
+    format!("Stopping container {container}")
 }
 
 /// What the containers that ended before left of the Pod's grace.
@@ -279,7 +271,7 @@ fn wind_down(pod: &Pod, gone: bool, leaving: bool, memory: &Memory, now: Timesta
         for name in spec.containers.iter().chain(inits).map(|c| &c.name).chain(ephemeral) {
             any_alive |= alive(name);
             if idle_and_alive(name) {
-                plan.stop(name, "Stopping container", grace);
+                plan.stop(name, stopping(name), grace, None);
             }
         }
         let to_hook = |c: &Container| {
@@ -295,7 +287,7 @@ fn wind_down(pod: &Pod, gone: bool, leaving: bool, memory: &Memory, now: Timesta
         if let Some(last) = sidecars.iter().rev().find(|c| alive(&c.name)) {
             if idle_and_alive(&last.name) && !to_hook(last) {
                 let whole = grace.unwrap_or_else(|| own_grace(spec));
-                plan.stop(&last.name, "Stopping container", Some(left_of(whole, memory, now)));
+                plan.stop(&last.name, stopping(&last.name), Some(left_of(whole, memory, now)), None);
             }
             return;
         }

@@ -12,7 +12,7 @@ mod status;
 mod stop;
 
 use crate::machine::ephemeral::{find_container, target_of};
-use crate::machine::plan::{Action, plan};
+use crate::machine::plan::{Action, plan, stopping};
 use crate::machine::resize::{Allocation, Checkpoint, Pending};
 use crate::machine::{Busy, Ended, Memory, Restart, Sandbox, Sort, Volumes};
 use crate::probe::{Probes, Verdict};
@@ -410,8 +410,7 @@ impl Loop {
                 self.ops.spawn(async move { Done::Stopped { container, result: stop.run().await } });
             }
             Action::PreStop { container, grace } => {
-                let message = "Stopping container".to_owned();
-                let Some(stop) = self.stop(&container, message, grace) else { return };
+                let Some(stop) = self.stop(&container, stopping(&container), grace) else { return };
                 self.ops.spawn(async move {
                     stop.tell();
                     stop.pre_stop().await;
@@ -484,6 +483,7 @@ impl Loop {
             about: self.about.clone(),
             field_path: field_path(machine::spec(&self.pod), name),
             container: spec,
+            began: Instant::now(),
             run,
             pod_ip: self.memory.pod_ips.first().cloned().unwrap_or_default(),
             message,

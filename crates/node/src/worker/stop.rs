@@ -26,6 +26,8 @@ pub(super) struct Stop {
     pub(super) about: ObjectRef,
     pub(super) field_path: String,
     pub(super) container: Container,
+    /// When the grace began.
+    pub(super) began: Instant,
     pub(super) run: Run,
     pub(super) pod_ip: String,
     pub(super) message: String,
@@ -44,7 +46,6 @@ impl Stop {
         }
         // Whoever deletes the Pod again with a shorter grace shortens this stop too.
         let mut shorter = self.worker.grace.subscribe();
-        let began = Instant::now();
         let Some(mut deadline) = self.pre_stop().await else { return Ok(()) };
         let gone = |error: &runtime::Error| {
             matches!(error, runtime::Error::NoSandbox(_) | runtime::Error::NoContainer(_))
@@ -61,7 +62,7 @@ impl Stop {
                     () = wait_exit(ctx, uid, id) => return Ok(()),
                     () = tokio::time::sleep_until(deadline.max(least)) => break,
                     Ok(()) = shorter.changed() => {
-                        deadline = self.shortened(*shorter.borrow_and_update(), began, deadline);
+                        deadline = self.shortened(*shorter.borrow_and_update(), deadline);
                     }
                 }
             }
@@ -78,24 +79,22 @@ impl Stop {
 
     /// Says that it is stopped, and why.
     pub(super) fn tell(&self) {
-        if self.message.is_empty() {
-            return;
-        }
-        let message = match self.message.as_str() {
-            "Stopping container" => format!("Stopping container {}", self.container.name),
-            other => other.to_owned(),
-        };
-        self.ctx.recorder.event_at(&self.about, &self.field_path, EventType::Normal, "Killing", &message);
+        self.ctx.recorder.event_at(
+            &self.about,
+            &self.field_path,
+            EventType::Normal,
+            "Killing",
+            &self.message,
+        );
     }
 
     /// Runs the preStop hook, if there is one that did not run yet. Returns until when the grace lasts,
     /// or nothing where the container ended meanwhile.
     pub(super) async fn pre_stop(&self) -> Option<Instant> {
         let (ctx, uid, id) = (&self.ctx, &self.worker.uid, &self.run.id);
-        let began = Instant::now();
         let mut shorter = self.worker.grace.subscribe();
         let whole = Duration::from_secs(self.grace.max(0) as u64);
-        let mut deadline = began + whole;
+        let mut deadline = self.began + whole;
         let hook = self.container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref());
         let wants_hook = !self.hooked && self.grace > 0 && self.run.is_running();
         let Some(handler) = hook.filter(|_| wants_hook) else { return Some(deadline) };
@@ -114,18 +113,18 @@ impl Stop {
                 }
                 () = wait_exit(ctx, uid, id) => return None,
                 // The hook itself ends with the whole grace.
-                () = tokio::time::sleep_until(deadline), if deadline < began + whole => return Some(deadline),
+                () = tokio::time::sleep_until(deadline), if deadline < self.began + whole => return Some(deadline),
                 Ok(()) = shorter.changed() => {
-                    deadline = self.shortened(*shorter.borrow_and_update(), began, deadline);
+                    deadline = self.shortened(*shorter.borrow_and_update(), deadline);
                 }
             }
         }
     }
 
-    fn shortened(&self, grace: Option<i64>, began: Instant, deadline: Instant) -> Instant {
+    fn shortened(&self, grace: Option<i64>, deadline: Instant) -> Instant {
         let Some(seconds) = grace.and_then(|g| u64::try_from(g).ok()) else { return deadline };
         // A Pod that is deleted while a container of it is stopped for another reason begins to count now.
-        let from = if self.leaving || seconds == 0 { began } else { Instant::now() };
+        let from = if self.leaving || seconds == 0 { self.began } else { Instant::now() };
         deadline.min(from + Duration::from_secs(seconds))
     }
 }

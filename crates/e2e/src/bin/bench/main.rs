@@ -20,7 +20,8 @@ use anyhow::{Context, Result, ensure};
 use cluster::Cluster;
 use http::{Connection, Endpoint, request};
 use measure::{
-    CONNECTIONS, Load, MERGE, SCALE, Usage, Watch, expect, fact, figure, mem_available_kib, patch, percentile,
+    CONNECTIONS, Load, MAPS, MERGE, SCALE, Usage, Watch, create, expect, fact, figure, map,
+    mem_available_kib, patch, percentile,
 };
 use serde_json::{Value, json};
 use std::cell::Cell;
@@ -271,13 +272,9 @@ async fn settle(watch: &mut Watch, replicas: u64) -> Result<()> {
 }
 
 async fn rates(cluster: &Cluster, endpoint: &Endpoint, admin: &mut Connection) -> Result<()> {
-    let base = "/api/v1/namespaces/default/configmaps";
-    let map = |name: &str| {
-        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"value": "x".repeat(900)}}).to_string()
-    };
     let mut single = Vec::new();
     for n in 0..300 {
-        let bytes = request("POST", base, "", map(&format!("single-{n}")).as_bytes());
+        let bytes = create(MAPS, &map(&format!("single-{n}"), 900));
         let start = Instant::now();
         expect(admin, &bytes).await?;
         single.push(start.elapsed().as_secs_f64() * 1e3);
@@ -286,30 +283,20 @@ async fn rates(cluster: &Cluster, endpoint: &Endpoint, admin: &mut Connection) -
 
     let load = Load { cluster, endpoint, connections: CONNECTIONS };
     load.run("create of 1 KiB, 32 connections", 16_000, 8_000.0, |n| {
-        request("POST", base, "", map(&format!("load-{n}")).as_bytes())
+        create(MAPS, &map(&format!("load-{n}"), 900))
     })
     .await?;
-    // The first time each apply writes; the second time none changes anything.
-    for name in ["server-side apply, 32 connections", "server-side apply of no change"] {
-        let apply = |n| {
-            let name = format!("load-{n}");
-            let body = json!({"apiVersion": "v1", "kind": "ConfigMap",
-                "metadata": {"name": name, "labels": {"app": "bench"}}, "data": {"more": "x".repeat(100)}});
-            patch(&format!("{base}/{name}?fieldManager=bench"), "apply-patch+yaml", &body)
-        };
-        load.run(name, 16_000, 3_000.0, apply).await?;
-    }
     load.run("GET, 32 connections", 48_000, 15_000.0, |_| {
-        request("GET", &format!("{base}/single-1"), "", b"")
+        request("GET", &format!("{MAPS}/single-1"), "", b"")
     })
     .await?;
 
     // A namespace of exactly 500.
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "lists"}});
-    expect(admin, &request("POST", "/api/v1/namespaces", "", namespace.to_string().as_bytes())).await?;
-    let lists = base.replace("default", "lists");
+    expect(admin, &create("/api/v1/namespaces", &namespace)).await?;
+    let lists = MAPS.replace("default", "lists");
     for n in 0..500 {
-        expect(admin, &request("POST", &lists, "", map(&format!("of-{n}")).as_bytes())).await?;
+        expect(admin, &create(&lists, &map(&format!("of-{n}"), 900))).await?;
     }
     for (encoding, headers) in [("identity", ""), ("gzip", "Accept-Encoding: gzip\r\n")] {
         let list = |_| request("GET", &lists, headers, b"");

@@ -3,7 +3,7 @@
 use crate::cluster::Cluster;
 use crate::http::{Connection, Endpoint, request};
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -111,6 +111,19 @@ pub async fn expect(connection: &mut Connection, bytes: &[u8]) -> Result<Value> 
     let (status, body) = connection.send(bytes).await?;
     ensure!(status < 300, "{status}: {}", String::from_utf8_lossy(&body));
     Ok(serde_json::from_slice(&body)?)
+}
+
+pub const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+/// A ConfigMap with so many bytes of data.
+pub fn map(name: &str, bytes: usize) -> Value {
+    let data = json!({"value": "x".repeat(bytes)});
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data})
+}
+
+/// The request that creates an object.
+pub fn create(path: &str, object: &Value) -> Vec<u8> {
+    request("POST", path, "", object.to_string().as_bytes())
 }
 
 /// A watch, event by event.
