@@ -10,7 +10,7 @@ mod parse;
 mod scalar;
 
 pub use check::{Checked, TypeError, check};
-pub use parse::{Decoded, SyntaxError, decode_apply, decode_json, decode_yaml};
+pub use parse::{DEPTH_MAX, Decoded, SyntaxError, decode_apply, decode_json, decode_yaml, depth};
 
 use crate::field::FieldError;
 use crate::gvk::Gvk;

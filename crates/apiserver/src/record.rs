@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 use serde_json::Value;
+use skeg_api::decode::{DEPTH_MAX, depth};
 
 /// The layout below. Other numbers are refused, never guessed.
 const FORMAT: u8 = 1;
@@ -28,6 +29,8 @@ pub enum RecordError {
     Short,
     #[error("object has no metadata with fields")]
     Metadata,
+    #[error("object nests deeper than {DEPTH_MAX} levels, with its managedFields")]
+    Deep,
     #[error("object does not encode: {0}")]
     Encode(String),
 }
@@ -35,6 +38,10 @@ pub enum RecordError {
 /// Encodes an object, which must have `metadata` with at least one field and no resourceVersion.
 pub fn encode(version: &str, object: &Value) -> Result<Bytes, RecordError> {
     let fields = object.as_object().ok_or(RecordError::Metadata)?;
+    // The field sets of managers nest a little deeper than the object that was sent.
+    if depth(object) > DEPTH_MAX {
+        return Err(RecordError::Deep);
+    }
     let version_len =
         u8::try_from(version.len()).map_err(|_| RecordError::Encode("storage version is too long".into()))?;
     let mut out = Vec::with_capacity(1024);

@@ -183,6 +183,7 @@ fn json_patch(data: &[u8]) {
     let Some((mut document, patch)) = two(data) else { return };
     let before = document.to_string().len();
     if patch::json_patch(&mut document, &patch).is_ok() {
+        assert!(decode::depth(&document) <= decode::DEPTH_MAX);
         // Only copies make more of it than was sent, and these have a limit of their own.
         assert!(document.to_string().len() <= before + 2 * data.len() + (3 << 20));
     }
@@ -234,6 +235,10 @@ fn label_selector(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let Ok(selector) = LabelSelector::parse(text) else { return };
     let shown = selector.to_string();
+    // A set of the empty value alone is shown as `()`, which is none, as upstream shows it.
+    if shown.contains("()") {
+        return;
+    }
     let again = LabelSelector::parse(&shown).unwrap();
     assert_eq!(again.to_string(), shown);
     for labels in [json!({}), json!({"app": "a", "d": "e", "j": "1", "m": "2"}), json!({"b": "c", "i": ""})] {

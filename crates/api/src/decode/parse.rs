@@ -16,6 +16,16 @@ pub(super) const DUPLICATES_LEN_MAX: usize = 100;
 
 const TOO_DEEP: &str = "json: exceeded max depth";
 
+/// How deep a value nests: 0 for a scalar, 1 for an array of scalars. What was parsed has at most
+/// [`DEPTH_MAX`].
+pub fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
+}
+
 /// A parsed body.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decoded {

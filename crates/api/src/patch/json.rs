@@ -1,6 +1,7 @@
 //! JSON patch: a list of operations, applied in order, all or nothing.
 
 use super::unprocessable;
+use crate::decode::{DEPTH_MAX, depth};
 use crate::status::Status;
 use serde_json::Value;
 
@@ -8,6 +9,19 @@ use serde_json::Value;
 const OPERATIONS_MAX: usize = 10_000;
 /// What all `copy` operations of a patch may add, in bytes of JSON: the limit of a request body.
 const COPIED_MAX_BYTES: usize = 3 * 1024 * 1024;
+/// How deep a document may nest between two operations: more than is ever stored, so that its depth
+/// need not be counted after each of them.
+const NESTED_MAX: usize = 4 * DEPTH_MAX;
+
+/// What the operations of a patch have made so far.
+struct Made {
+    /// Bytes of JSON, by copies.
+    copied: usize,
+    /// The document nests no deeper than this.
+    depth: usize,
+    /// Nor does a value of the patch nest deeper than this.
+    sent: usize,
+}
 
 /// Applies a JSON patch. After an error the document is half patched: throw it away.
 pub fn json_patch(document: &mut Value, patch: &Value) -> Result<(), Status> {
@@ -30,25 +44,44 @@ pub fn json_patch(document: &mut Value, patch: &Value) -> Result<(), Status> {
             operations.len()
         )));
     }
-    let mut copied = 0;
+    let mut made = Made { copied: 0, depth: depth(document), sent: depth(patch) };
     for operation in operations {
         if !operation.is_object() {
             return Err(Status::bad_request(
                 "json: cannot unmarshal value into Go value of type jsonpatch.Operation",
             ));
         }
-        apply(document, operation, &mut copied).ok_or_else(unprocessable)?;
+        apply(document, operation, &mut made).ok_or_else(unprocessable)?;
     }
-    Ok(())
+    // What nests deeper could not be read again.
+    if made.depth > DEPTH_MAX && depth(document) > DEPTH_MAX { Err(unprocessable()) } else { Ok(()) }
+}
+
+impl Made {
+    /// Takes note that `part`, which nests no deeper than `deep`, gets its place at `path`.
+    fn place(&mut self, document: &Value, path: &[String], part: &Value, deep: usize) -> Option<()> {
+        self.depth = self.depth.max(path.len() + deep);
+        if self.depth > NESTED_MAX {
+            self.depth = depth(document).max(path.len() + depth(part));
+        }
+        (self.depth <= NESTED_MAX).then_some(())
+    }
 }
 
 /// `None` if the operation does not fit the document.
-fn apply(document: &mut Value, operation: &Value, copied: &mut usize) -> Option<()> {
+fn apply(document: &mut Value, operation: &Value, made: &mut Made) -> Option<()> {
     let text = |field: &str| operation.get(field).and_then(Value::as_str);
     let path = pointer(text("path")?)?;
-    let value = || operation.get("value").cloned();
+    let mut value = || {
+        let value = operation.get("value")?;
+        made.place(document, &path, value, made.sent)?;
+        Some(value.clone())
+    };
     match text("op")? {
-        "add" => add(document, &path, value()?),
+        "add" => {
+            let value = value()?;
+            add(document, &path, value)
+        }
         "remove" => remove(document, &path).map(drop),
         "replace" => {
             let value = value()?;
@@ -57,19 +90,23 @@ fn apply(document: &mut Value, operation: &Value, copied: &mut usize) -> Option<
         }
         "move" => {
             let from = pointer(text("from")?)?;
+            let deep = made.depth.saturating_sub(from.len());
             // A value cannot move into itself.
             if path.len() > from.len() && path.starts_with(&from) {
                 return None;
             }
             let value = remove(document, &from)?;
+            made.place(document, &path, &value, deep)?;
             add(document, &path, value)
         }
         "copy" => {
-            let value = find_mut(document, &pointer(text("from")?)?)?.clone();
-            *copied += size(&value);
-            if *copied > COPIED_MAX_BYTES {
+            let from = pointer(text("from")?)?;
+            let value = find_mut(document, &from)?.clone();
+            made.copied += size(&value);
+            if made.copied > COPIED_MAX_BYTES {
                 return None;
             }
+            made.place(document, &path, &value, made.depth.saturating_sub(from.len()))?;
             add(document, &path, value)
         }
         "test" => {
@@ -214,5 +251,31 @@ mod tests {
         let doubling: Vec<Value> =
             (0..30).map(|i| json!({"op": "copy", "from": "/a", "path": format!("/a/x{i}")})).collect();
         assert_eq!(patched(json!({"a": {"b": "c"}}), Value::Array(doubling)), Err(422));
+    }
+
+    #[test]
+    fn depth_is_bounded() {
+        // Each round puts all that there is one level deeper.
+        let round = |i: usize| {
+            let (from, to) = (format!("/{i}"), format!("/{}", i + 1));
+            [
+                json!({"op": "add", "path": to, "value": {}}),
+                json!({"op": "move", "from": from, "path": format!("{to}/x")}),
+            ]
+        };
+        let moves = |n: usize| Value::Array((0..n).flat_map(round).collect());
+        assert!(patched(json!({"0": {}}), moves(DEPTH_MAX - 2)).is_ok());
+        assert_eq!(patched(json!({"0": {}}), moves(DEPTH_MAX - 1)), Err(422));
+        assert_eq!(patched(json!({"0": {}}), moves(5000)), Err(422));
+        // Neither do additions below each other nest without end, nor replacements.
+        let mut deep = json!({});
+        for _ in 0..100 {
+            deep = json!({ "a": deep });
+        }
+        for op in ["add", "replace"] {
+            let one = |i: usize| json!({"op": op, "path": "/a".repeat(100 * i + 1), "value": deep});
+            let all = Value::Array((0..150).map(one).collect());
+            assert_eq!(patched(json!({"a": {}}), all), Err(422));
+        }
     }
 }

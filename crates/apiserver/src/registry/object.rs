@@ -5,7 +5,7 @@ use crate::admission::{self, Admission, Operation, Options, Phase};
 use crate::cache::{Entry, Selectable};
 use crate::convert;
 use crate::hooks::Reservation;
-use crate::record::{self, Body};
+use crate::record::{self, Body, RecordError};
 use crate::request::RequestInfo;
 use crate::stats;
 use skeg_api::field::FieldError;
@@ -146,7 +146,10 @@ impl<'a> Context<'a> {
         };
         let stored = &self.served.stored;
         let fail = |error: &dyn std::fmt::Display| Unstored::Status(Status::internal(error));
-        let record = record::encode(&stored.gvk.version, object).map_err(|e| fail(&e))?;
+        let record = record::encode(&stored.gvk.version, object).map_err(|e| match e {
+            RecordError::Deep => Unstored::Status(Status::bad_request(e.to_string())),
+            _ => fail(&e),
+        })?;
         stats::add(&self.server.stats.encodes_total, 1);
         let body = record::decode(&record).map_err(|e| fail(&e))?;
         let cache = &self.server.cache;

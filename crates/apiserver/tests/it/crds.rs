@@ -481,3 +481,33 @@ async fn openapi_follows_the_versions_that_are_served() {
     assert_eq!(after["apis/other.org/v1"], before["apis/other.org/v1"], "what did not change keeps its hash");
     assert!(s.get("/openapi/v2").await.expect(200)["definitions"].get("com.example.v2.Widget").is_none());
 }
+
+/// What could not be read again is not stored, whatever way it came.
+#[tokio::test]
+async fn objects_nest_as_deep_as_they_can_be_read() {
+    let s = start().await;
+    establish(&s, &definition("widgets", "Widget")).await;
+    let nested = |levels: usize| (1..levels).fold(json!({}), |inner, _| json!({ "a": inner }));
+    // Two levels around it; four, and one for each level of it, around what its managers' entries end in.
+    let deep = |levels: usize| widget("deep", json!({"size": 1, "any": nested(levels)}));
+    let status = s.post(WIDGETS, &deep(125)).await.expect(400);
+    let told = "object nests deeper than 127 levels, with its managedFields";
+    assert_eq!(status["message"], told);
+    s.post(WIDGETS, &deep(100)).await.expect(201);
+    let deeper = json!([{"op": "add", "path": "/spec/any/b", "value": nested(123)}]);
+    let deep = format!("{WIDGETS}/deep");
+    assert_eq!(s.patch(&deep, "json-patch+json", &deeper).await.expect(400)["message"], told);
+    // Each move puts the whole object one level deeper.
+    let step = |i: usize| {
+        let (from, to) = (format!("/x{i}"), format!("/x{}", i + 1));
+        [
+            json!({"op": "add", "path": to, "value": {}}),
+            json!({"op": "move", "from": from, "path": format!("{to}/a")}),
+        ]
+    };
+    let first = json!({"op": "add", "path": "/x0", "value": {}});
+    let endless: Vec<Value> = std::iter::once(first).chain((0..4_999).flat_map(step)).collect();
+    s.patch(&deep, "json-patch+json", &json!(endless)).await.expect(422);
+    assert_eq!(s.get(&deep).await.expect(200)["spec"]["any"], nested(100));
+    assert_eq!(s.get(WIDGETS).await.expect(200)["items"].as_array().unwrap().len(), 1);
+}
