@@ -22,6 +22,11 @@ pub trait Reader: Send + Sync + 'static {
     fn get_value(&self, gvr: &Gvr, namespace: &str, name: &str) -> Option<Arc<Value>> {
         serde_json::from_slice(&self.get(gvr, namespace, name)?).ok().map(Arc::new)
     }
+
+    fn list_values(&self, gvr: &Gvr, namespace: &str) -> Vec<Arc<Value>> {
+        let found = self.list(gvr, namespace);
+        found.iter().filter_map(|bytes| serde_json::from_slice(bytes).ok().map(Arc::new)).collect()
+    }
 }
 
 #[cfg(test)]

@@ -63,8 +63,8 @@ pub fn encode(version: &str, object: &Value) -> Result<Bytes, RecordError> {
     out.push(b'}');
     let splice = splice.and_then(|at| u32::try_from(at).ok()).ok_or(RecordError::Metadata)?;
     out[header..header + 4].copy_from_slice(&splice.to_le_bytes());
-    out.shrink_to_fit();
-    Ok(out.into())
+    // A copy: shrunk in place it could keep twice the room, and it lives as long as the object.
+    Ok(Bytes::copy_from_slice(&out))
 }
 
 /// Borrows the body out of a record.

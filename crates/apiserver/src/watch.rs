@@ -20,12 +20,18 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::time::Sleep;
 
 /// How many objects of the initial state one review is for.
 const CONVERTED_MAX: usize = 500;
 /// How much of the initial state is copied at a time.
 const CHUNK_BYTES: usize = 128 << 10;
+/// How long a watcher rests for each that is handed the same event, who are served meanwhile; at most; and
+/// what is too little to rest for.
+const REST_PER_WATCHER: Duration = Duration::from_micros(20);
+const REST_MAX: Duration = Duration::from_millis(20);
+const REST_MIN: Duration = Duration::from_millis(2);
 
 /// What the frames of a watch are made of.
 pub enum Source {
@@ -199,6 +205,10 @@ pub struct WatchBody {
     /// The newest revision that the client knows of.
     delivered: u64,
     timeout: Pin<Box<Sleep>>,
+    /// How many watchers are handed what this one was handed since it rested.
+    watchers: usize,
+    /// Nothing is handed out before.
+    rest: Option<Pin<Box<Sleep>>>,
     ended: bool,
 }
 
@@ -213,6 +223,8 @@ impl WatchBody {
             pending: None,
             marks,
             timeout: Box::pin(timeout),
+            watchers: 0,
+            rest: None,
             ended: false,
         }
     }
@@ -224,6 +236,21 @@ impl WatchBody {
             self.encoder.added(&entry, &mut out);
         }
         out.into()
+    }
+
+    /// Ready when events may be handed out. Where many watchers see the same, each rests after it was
+    /// served: what comes meanwhile goes out together, in one write instead of one each.
+    fn poll_rest(&mut self, ctx: &mut Context<'_>) -> Poll<()> {
+        if self.watchers > 0 && self.subscription.notices.is_empty() {
+            let watchers = u32::try_from(std::mem::take(&mut self.watchers)).unwrap_or(u32::MAX);
+            let rest = REST_PER_WATCHER.saturating_mul(watchers).min(REST_MAX);
+            self.rest = (rest >= REST_MIN).then(|| Box::pin(tokio::time::sleep(rest)));
+        }
+        if let Some(rest) = &mut self.rest {
+            std::task::ready!(rest.as_mut().poll(ctx));
+            self.rest = None;
+        }
+        Poll::Ready(())
     }
 
     /// Nothing where the change has to be converted first.
@@ -287,8 +314,12 @@ impl http_body::Body for WatchBody {
             }
             let (event, kind) = match this.missed.pop_front() {
                 Some(missed) => missed,
+                None if this.poll_rest(ctx).is_pending() => break,
                 None => match this.subscription.notices.poll_recv(ctx) {
-                    Poll::Ready(Some(Notice::Event(event, kind))) => (event, kind),
+                    Poll::Ready(Some(Notice::Event(event, kind, watchers))) => {
+                        this.watchers = watchers;
+                        (event, kind)
+                    }
                     Poll::Ready(Some(Notice::Bookmark(revision))) => {
                         this.delivered = this.delivered.max(revision);
                         return ready(this.encoder.bookmark(this.delivered, false));

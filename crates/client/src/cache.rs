@@ -2,8 +2,9 @@
 //! derive from it. Plain data; knows nothing of requests.
 
 use bytes::Bytes;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use std::any::{Any, TypeId};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -75,13 +76,50 @@ struct HeadMeta<'a> {
     resource_version: Cow<'a, str>,
 }
 
+/// What an informer of metadata keeps of it: who an object is, who owns it, what holds it up.
+#[derive(Deserialize, Serialize)]
+struct Trimmed<'a> {
+    #[serde(borrow)]
+    metadata: TrimmedMeta<'a>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct TrimmedMeta<'a> {
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    name: Option<&'a RawValue>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    namespace: Option<&'a RawValue>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    uid: Option<&'a RawValue>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    resource_version: Option<&'a RawValue>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    deletion_timestamp: Option<&'a RawValue>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    finalizers: Option<&'a RawValue>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    owner_references: Option<&'a RawValue>,
+}
+
+/// An object's metadata without what takes most room and nobody asks for: labels, annotations, managed
+/// fields.
+pub(crate) fn trimmed(object: &[u8]) -> Result<Bytes, serde_json::Error> {
+    let text = serde_json::to_vec(&serde_json::from_slice::<Trimmed<'_>>(object)?)?;
+    Ok(Bytes::copy_from_slice(&text))
+}
+
 impl Entry {
-    /// Reads name, uid and revision of an object's JSON.
-    pub fn parse(bytes: Bytes) -> Result<Entry, serde_json::Error> {
+    /// Reads name, uid and revision of an object's JSON. Objects of one namespace share its name, where
+    /// they come one after the other: `namespace` is that of the last.
+    pub fn parse(bytes: Bytes, namespace: &mut Arc<str>) -> Result<Entry, serde_json::Error> {
         let head: Head<'_> = serde_json::from_slice(&bytes)?;
         let meta = &head.metadata;
+        if **namespace != *meta.namespace {
+            *namespace = meta.namespace.as_ref().into();
+        }
         let inner = EntryInner {
-            key: ObjectKey::new(&meta.namespace, &meta.name),
+            key: ObjectKey { namespace: namespace.clone(), name: meta.name.as_ref().into() },
             revision: meta.resource_version.parse().unwrap_or(0),
             uid: meta.uid.as_ref().into(),
             bad: AtomicBool::new(false),

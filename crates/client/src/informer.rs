@@ -105,7 +105,8 @@ impl Informers {
         Informer::over(self.core(Scope::all(gvr, false)))
     }
 
-    /// An informer of metadata. Shares the whole-object informer where that already runs.
+    /// An informer of metadata: names, uid, owners, finalizers and deletion; no labels, annotations or
+    /// managed fields. Shares the whole-object informer where that already runs.
     pub fn metadata(&self, gvr: &Gvr) -> Informer<PartialObjectMetadata> {
         let full = self.0.running.lock().get(&Scope::all(gvr, false)).map(|running| running.core.clone());
         Informer::over(full.unwrap_or_else(|| self.core(Scope::all(gvr, true))))

@@ -2,7 +2,7 @@
 //! forgotten the revision. Upstream counterpart: `k8s.io/client-go/tools/cache.Reflector`.
 
 use crate::api::{Api, ListOptions, WatchOptions};
-use crate::cache::{Entry, ObjectKey};
+use crate::cache::{self, Entry, ObjectKey};
 use crate::error::{Error, Result};
 use crate::informer::{Core, Scope};
 use crate::watch::{EventKind, WatchEvent, WatchStream};
@@ -34,8 +34,16 @@ pub(crate) async fn run<K>(
     random: Random,
     cancel: CancellationToken,
 ) {
-    let mut reflector =
-        Reflector { core, api, scope, random, resume: None, streaming: true, progressed: false };
+    let mut reflector = Reflector {
+        core,
+        api,
+        scope,
+        random,
+        resume: None,
+        streaming: true,
+        progressed: false,
+        namespace: Arc::default(),
+    };
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     loop {
         let started = Instant::now();
@@ -72,6 +80,8 @@ struct Reflector<K> {
     streaming: bool,
     /// Whether anything was learned since this was last looked at.
     progressed: bool,
+    /// Of the last object.
+    namespace: Arc<str>,
 }
 
 #[derive(Deserialize)]
@@ -197,14 +207,16 @@ impl<K> Reflector<K> {
         Ok(revision)
     }
 
-    fn collect(&self, all: &mut BTreeMap<ObjectKey, Entry>, object: Bytes) {
+    fn collect(&mut self, all: &mut BTreeMap<ObjectKey, Entry>, object: Bytes) {
         if let Some(entry) = self.parse(object) {
             all.insert(entry.key().clone(), entry);
         }
     }
 
-    fn parse(&self, object: Bytes) -> Option<Entry> {
-        Entry::parse(object)
+    fn parse(&mut self, object: Bytes) -> Option<Entry> {
+        let object = if self.scope.metadata_only { cache::trimmed(&object) } else { Ok(object) };
+        object
+            .and_then(|object| Entry::parse(object, &mut self.namespace))
             .inspect_err(|error| {
                 tracing::warn!(resource = %self.api.gvr().group_resource(), %error, "an object without a name is passed over");
             })

@@ -5,15 +5,16 @@ mod resizes;
 
 use crate::machine::resize::Allocation;
 use crate::machine::{self, Ended};
+use crate::sources::Followed;
 use crate::worker::{self, Birth, Worker};
 use crate::{
     Context, Error, NodeConfig, NodeParts, admit, host, registration, server, services, storage, text,
     volumes,
 };
-use k8s_openapi::api::core::v1::{ConfigMap, Node as NodeObject, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{Node as NodeObject, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::Mutex;
-use skeg_client::{Change, EventType, Informer, Recorder, object_ref};
+use skeg_client::{Change, EventType, Informer, Informers, Recorder, object_ref};
 use skeg_runtime::{Event, SandboxStatus};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -72,8 +73,11 @@ impl Node {
         let ctx = Arc::new(Context {
             recorder,
             pods: parts.informers.of::<Pod>(),
-            config_maps: parts.informers.of::<ConfigMap>(),
-            secrets: parts.informers.of::<Secret>(),
+            followed: Followed::new(Informers::new(
+                parts.client.clone(),
+                parts.random.fork(),
+                cancel.clone(),
+            )),
             services: parts.informers.of::<Service>(),
             client: parts.client,
             runtime: parts.runtime,
@@ -173,20 +177,6 @@ impl Agent {
                 }
             }
         });
-        let weak = Arc::downgrade(&self);
-        ctx.config_maps.subscribe(move |change: Change<'_, ConfigMap>| {
-            if let Some(agent) = weak.upgrade() {
-                let key = change.key();
-                agent.source_changed(&key.namespace, |refs| refs.config_maps.contains(&*key.name));
-            }
-        });
-        let weak = Arc::downgrade(&self);
-        ctx.secrets.subscribe(move |change: Change<'_, Secret>| {
-            if let Some(agent) = weak.upgrade() {
-                let key = change.key();
-                agent.source_changed(&key.namespace, |refs| refs.secrets.contains(&*key.name));
-            }
-        });
         tokio::select! {
             () = cancel.cancelled() => return,
             () = ctx.pods.synced() => {}
@@ -194,18 +184,33 @@ impl Agent {
         self.sweep().await;
     }
 
-    fn source_changed(&self, namespace: &str, refers: impl Fn(&crate::sources::References) -> bool) {
-        for worker in self.workers() {
-            if worker.refers(&refers) && text(&worker.pod().metadata.namespace) == namespace {
-                worker.sources_changed();
+    /// Follows what the Pods refer to by now.
+    fn follow_sources(self: &Arc<Self>) {
+        let wanted = || {
+            let workers = self.workers();
+            let of = |worker: &Arc<Worker>| {
+                (text(&worker.pod().metadata.namespace).to_owned(), worker.references())
+            };
+            workers.iter().map(of).collect()
+        };
+        let weak = Arc::downgrade(self);
+        self.ctx.followed.follow(wanted, move |namespace, changed| {
+            let Some(agent) = weak.upgrade() else { return };
+            for worker in agent.workers() {
+                if worker.references().meets(changed) && text(&worker.pod().metadata.namespace) == namespace {
+                    worker.sources_changed();
+                }
             }
-        }
+        });
     }
 
     fn pod_seen(self: &Arc<Self>, pod: Arc<Pod>) {
         let uid = text(&pod.metadata.uid).to_owned();
         if let Some(worker) = self.worker(&uid) {
-            worker.deliver(pod);
+            let refers_anew = worker.deliver(pod);
+            if refers_anew {
+                self.follow_sources();
+            }
             if worker.resizes() {
                 self.resize.notify_one();
             }
@@ -234,6 +239,7 @@ impl Agent {
             self.resize.notify_one();
         }
         self.workers.lock().insert(worker.uid.clone(), worker.clone());
+        self.follow_sources();
         if limited {
             self.limited.notify_one();
         }
@@ -246,6 +252,7 @@ impl Agent {
                 tracing::error!(uid, %error, "a Pod worker panicked");
             }
             agent.workers.lock().remove(&uid);
+            agent.follow_sources();
             agent.room_changed();
         });
     }

@@ -33,7 +33,7 @@ pub use server::ServerConfig;
 pub use services::{ServiceTables, tables};
 pub use volumes::remove_pod_dir;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{Pod, Service};
 use skeg_base::{Clock, Random};
 use skeg_client::{Client, Informer, Informers, Recorder};
 use skeg_images::Images;
@@ -87,8 +87,7 @@ pub(crate) struct Context {
     pub client: Client,
     pub recorder: Recorder,
     pub pods: Informer<Pod>,
-    pub config_maps: Informer<ConfigMap>,
-    pub secrets: Informer<Secret>,
+    pub followed: sources::Followed,
     pub services: Informer<Service>,
     pub runtime: Arc<dyn PodRuntime>,
     pub images: Arc<Images>,

@@ -1,10 +1,92 @@
 //! ConfigMaps and Secrets that a Pod refers to, from the informer or, when that does not have
-//! them (yet), from the API.
+//! them (yet), from the API. Each that some Pod refers to is followed by a watch of its own: a node
+//! neither may nor need see others. Upstream counterpart: `pkg/kubelet/util/manager`.
 
 use crate::{Context, text};
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, PodSpec, Secret, VolumeProjection};
+use parking_lot::Mutex;
+use skeg_client::{Change, Informer, Informers, ListOptions, ObjectKey, Typed};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+/// What is followed.
+pub struct Followed {
+    /// They act as the node.
+    informers: Informers,
+    each: Mutex<Each>,
+}
+
+#[derive(Default)]
+struct Each {
+    config_maps: BTreeMap<ObjectKey, Informer<ConfigMap>>,
+    secrets: BTreeMap<ObjectKey, Informer<Secret>>,
+}
+
+impl Followed {
+    pub fn new(informers: Informers) -> Self {
+        Followed { informers, each: Mutex::default() }
+    }
+
+    /// Follows what `wanted` says by namespace, and nothing else. Asks while nobody else follows, so that
+    /// the last answer is the one that counts. `changed` is told of each change.
+    pub fn follow(
+        &self,
+        wanted: impl FnOnce() -> Vec<(String, References)>,
+        changed: impl Fn(&str, &References) + Clone + Send + Sync + 'static,
+    ) {
+        let mut each = self.each.lock();
+        let wanted = wanted();
+        let keys = |of: fn(&References) -> &BTreeSet<String>| {
+            let keys = wanted.iter().flat_map(|(ns, refs)| of(refs).iter().map(|n| ObjectKey::new(ns, n)));
+            keys.collect()
+        };
+        let (config_maps, secrets) = (keys(|refs| &refs.config_maps), keys(|refs| &refs.secrets));
+        let told = changed.clone();
+        follow(&self.informers, &mut each.config_maps, config_maps, move |key| {
+            let config_maps = [key.name.to_string()].into();
+            told(&key.namespace, &References { config_maps, ..Default::default() });
+        });
+        follow(&self.informers, &mut each.secrets, secrets, move |key| {
+            let secrets = [key.name.to_string()].into();
+            changed(&key.namespace, &References { secrets, ..Default::default() });
+        });
+    }
+
+    fn config_map(&self, key: &ObjectKey) -> Option<Arc<ConfigMap>> {
+        let informer = self.each.lock().config_maps.get(key).cloned();
+        informer?.get(&key.namespace, &key.name)
+    }
+
+    fn secret(&self, key: &ObjectKey) -> Option<Arc<Secret>> {
+        let informer = self.each.lock().secrets.get(key).cloned();
+        informer?.get(&key.namespace, &key.name)
+    }
+}
+
+fn follow<K: Typed>(
+    informers: &Informers,
+    followed: &mut BTreeMap<ObjectKey, Informer<K>>,
+    wanted: BTreeSet<ObjectKey>,
+    changed: impl Fn(&ObjectKey) + Clone + Send + Sync + 'static,
+) {
+    let named = |key: &ObjectKey| ListOptions::fields(format!("metadata.name={}", key.name));
+    followed.retain(|key, _| {
+        let stays = wanted.contains(key);
+        if !stays {
+            informers.stop_selected::<K>(&key.namespace, &named(key));
+        }
+        stays
+    });
+    for key in wanted {
+        let (namespace, named) = (key.namespace.clone(), named(&key));
+        followed.entry(key).or_insert_with(|| {
+            let informer = informers.selected::<K>(&namespace, &named);
+            let changed = changed.clone();
+            informer.subscribe(move |change: Change<'_, K>| changed(change.key()));
+            informer
+        });
+    }
+}
 
 /// Names of one namespace's ConfigMaps and Secrets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,6 +140,11 @@ impl References {
         out
     }
 
+    /// Whether one of those of `other` is among them.
+    pub fn meets(&self, other: &References) -> bool {
+        !self.config_maps.is_disjoint(&other.config_maps) || !self.secrets.is_disjoint(&other.secrets)
+    }
+
     /// Everything a Pod refers to in any way.
     pub fn of_pod(spec: &PodSpec) -> Self {
         let mut out = Self::of_volumes(spec);
@@ -76,14 +163,14 @@ impl References {
         let ns = text(&pod.metadata.namespace);
         let mut out = Sources::default();
         for name in &self.config_maps {
-            let found = match ctx.config_maps.get(ns, name) {
+            let found = match ctx.followed.config_map(&ObjectKey::new(ns, name)) {
                 Some(found) => Some(found),
                 None => ctx.client.api::<ConfigMap>().get_opt(ns, name).await?.map(Arc::new),
             };
             out.config_maps.insert(name.clone(), found);
         }
         for name in &self.secrets {
-            let found = match ctx.secrets.get(ns, name) {
+            let found = match ctx.followed.secret(&ObjectKey::new(ns, name)) {
                 Some(found) => Some(found),
                 None => ctx.client.api::<Secret>().get_opt(ns, name).await?.map(Arc::new),
             };

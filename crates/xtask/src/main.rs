@@ -50,6 +50,9 @@ enum Command {
         /// What the API does under load instead; takes about two minutes.
         #[arg(value_parser = ["api"])]
         what: Option<String>,
+        /// One part of that alone.
+        #[arg(value_parser = ["writes", "watchers", "store", "definitions"])]
+        part: Option<String>,
     },
     /// Look for inputs that break what the readers of foreign bytes promise, guided by coverage.
     Fuzz {
@@ -82,7 +85,7 @@ fn main() -> Result<()> {
         Command::Test { unit, e2e, only } => test::test(unit, e2e, only.as_deref()),
         Command::Leakcheck => test::test(false, true, Some("nothing_leaks")),
         Command::Guest => guest::prepare(&host::target().join("release/skeg")).map(|_| ()),
-        Command::Bench { what } => test::bench(what.as_deref()),
+        Command::Bench { what, part } => test::bench(what.into_iter().chain(part)),
         Command::Fuzz { target, minutes } => fuzz::fuzz(target.as_deref(), minutes),
         Command::Coverage { spec: false } => coverage::coverage(),
         Command::Coverage { spec: true } => coverage::spec(),

@@ -327,7 +327,7 @@ fn end_to_end(only: Option<&str>, results: &mut Results) -> Result<()> {
 }
 
 /// Measures the cluster, or `what`.
-pub fn bench(what: Option<&str>) -> Result<()> {
+pub fn bench(what: impl Iterator<Item = String>) -> Result<()> {
     setup::setup()?;
     release_binary()?;
     run(suite("bench", "release")?.args(what))

@@ -24,7 +24,7 @@ impl LimitRanger {
     }
 
     /// The LimitRanges that bear on a write. What containers ask changes only when a Pod is resized.
-    fn ranges(&self, a: &Admission<'_>) -> Vec<Value> {
+    fn ranges(&self, a: &Admission<'_>) -> Vec<Arc<Value>> {
         let bears = match a.operation {
             Operation::Create => a.is("", "pods", "") || a.is("", "persistentvolumeclaims", ""),
             Operation::Update => {
@@ -33,8 +33,7 @@ impl LimitRanger {
             }
             _ => false,
         };
-        let found = if bears { self.reader.list(&resources::LIMIT_RANGES, a.namespace) } else { Vec::new() };
-        found.iter().filter_map(|bytes| serde_json::from_slice(bytes).ok()).collect()
+        if bears { self.reader.list_values(&resources::LIMIT_RANGES, a.namespace) } else { Vec::new() }
     }
 
     fn change(&self, a: &mut Admission<'_>) {

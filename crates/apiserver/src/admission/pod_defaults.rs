@@ -87,12 +87,10 @@ impl Priority {
 
     /// The class for Pods that name none; of several the one with the lowest value.
     fn default_class(&self, except: Option<&str>) -> Option<Arc<Value>> {
-        let classes = self.reader.list(&resources::PRIORITY_CLASSES, "");
-        let classes = classes.iter().filter_map(|bytes| serde_json::from_slice::<Value>(bytes).ok());
+        let classes = self.reader.list_values(&resources::PRIORITY_CLASSES, "").into_iter();
         classes
             .filter(|class| class["globalDefault"] == true && except != Some(meta::name(class)))
             .min_by_key(|class| class["value"].as_i64())
-            .map(Arc::new)
     }
 
     fn check_class(&self, a: &Admission<'_>) -> Result<(), Status> {

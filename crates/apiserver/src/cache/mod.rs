@@ -5,6 +5,7 @@
 pub mod entry;
 pub mod resource;
 
+use crate::auth::recent::Recent;
 use crate::reader::Reader;
 use crate::record::RecordError;
 use crate::stats::Stats;
@@ -12,7 +13,7 @@ use bytes::Bytes;
 pub use entry::{Entry, Event, Filter, Selectable, Type};
 use parking_lot::{Mutex, RwLock};
 pub use resource::{Notice, Page, Resource, Since, Subscription, TooOld};
-use skeg_api::{Gvr, Kind, Kinds};
+use skeg_api::{Gvr, Kind, Kinds, Value};
 use skeg_base::{HashMap, new_map};
 use skeg_store::{Change, Error, Record, Revision, Store, Watch, WatchItem};
 use std::collections::BTreeMap;
@@ -27,6 +28,8 @@ use tokio::sync::{Notify, oneshot, watch};
 pub const ROOT: &str = "/registry/";
 /// How long a reader waits for a revision that the store has but the cache not yet.
 const FRESH_WAIT: Duration = Duration::from_secs(3);
+/// How many decoded objects are kept; half of them at least were used last.
+const VALUES_MAX: usize = 32;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
@@ -48,6 +51,9 @@ pub struct Cache {
     pending: Mutex<HashMap<Arc<str>, Vec<Expected>>>,
     applied: Arc<AtomicU64>,
     waiters: Mutex<Waiters>,
+    /// Objects that were looked into lately, decoded, with their revision: most writes look into the same
+    /// few.
+    values: Mutex<Recent<Arc<str>, (u64, Arc<Value>)>>,
     stats: Arc<Stats>,
 }
 
@@ -177,6 +183,7 @@ impl Cache {
             pending: Mutex::new(new_map()),
             applied,
             waiters: Mutex::default(),
+            values: Mutex::new(Recent::new(VALUES_MAX)),
             stats,
         };
         Ok(Arc::new(cache))
@@ -421,6 +428,23 @@ impl Cache {
         }
     }
 
+    /// An object in the version of its kind, decoded.
+    fn value(&self, kind: &Kind, stored: &Kind, entry: &Entry) -> Option<Arc<Value>> {
+        let is_kept = kind.gvk == stored.gvk && kind.custom.is_none();
+        if is_kept
+            && let Some((revision, value)) = self.values.lock().get(entry.key())
+            && revision == entry.revision
+        {
+            return Some(value);
+        }
+        let value: Value = serde_json::from_slice(&crate::convert::output(kind, stored, entry)).ok()?;
+        let value = Arc::new(value);
+        if is_kept {
+            self.values.lock().insert(entry.key().clone(), (entry.revision, value.clone()));
+        }
+        Some(value)
+    }
+
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
     }
@@ -448,6 +472,21 @@ impl Reader for Cache {
         let entry =
             if kind.namespaced { resource.get(&format!("{namespace}/{name}")) } else { resource.get(name) }?;
         Some(crate::convert::output(&kind, &resource.kind(), &entry))
+    }
+
+    fn get_value(&self, gvr: &Gvr, namespace: &str, name: &str) -> Option<Arc<Value>> {
+        let (kind, resource) = self.resource_of(gvr)?;
+        let entry =
+            if kind.namespaced { resource.get(&format!("{namespace}/{name}")) } else { resource.get(name) }?;
+        self.value(&kind, &resource.kind(), &entry)
+    }
+
+    fn list_values(&self, gvr: &Gvr, namespace: &str) -> Vec<Arc<Value>> {
+        let Some((kind, resource)) = self.resource_of(gvr) else { return Vec::new() };
+        let stored = resource.kind();
+        let filter = Filter { namespace: namespace.to_owned(), ..Filter::default() };
+        let page = resource.list(&filter, None, 0);
+        page.entries.iter().filter_map(|entry| self.value(&kind, &stored, entry)).collect()
     }
 
     fn list(&self, gvr: &Gvr, namespace: &str) -> Vec<Bytes> {

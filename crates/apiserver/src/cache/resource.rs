@@ -27,7 +27,8 @@ const PACKED_BYTES_MAX: usize = 4 << 20;
 /// What a watcher is handed.
 #[derive(Clone, Debug)]
 pub enum Notice {
-    Event(Arc<Event>, Type),
+    /// With how many watchers are handed it.
+    Event(Arc<Event>, Type, usize),
     /// Everything up to this revision was delivered.
     Bookmark(u64),
 }
@@ -581,14 +582,14 @@ impl Watchers {
                 ids.extend(before.into_iter().flatten());
             }
         }
-        let (mut sent, mut slow) = (0, Vec::new());
+        let (mut sent, mut slow, watchers) = (0, Vec::new(), ids.len());
         for id in ids {
             let Some(watcher) = self.by_id.get(&id) else { continue };
             if event.revision <= watcher.after {
                 continue;
             }
             let Some(kind) = event.seen_by(&watcher.filter) else { continue };
-            match watcher.sender.try_send(Notice::Event(event.clone(), kind)) {
+            match watcher.sender.try_send(Notice::Event(event.clone(), kind, watchers)) {
                 Ok(()) => sent += 1,
                 Err(mpsc::error::TrySendError::Full(_)) => slow.push(id),
                 // Its registration is being dropped.

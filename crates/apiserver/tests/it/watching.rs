@@ -169,6 +169,42 @@ async fn initial_events_end_with_a_bookmark() {
     s.get(&format!("{CONFIG_MAPS}?watch=true&sendInitialEvents=true")).await.expect(422);
 }
 
+/// A thousand watchers who are told of each change by itself would keep every core busy.
+#[tokio::test(start_paused = true)]
+async fn many_watchers_of_the_same_rest_between_events() {
+    for (watchers, rest) in [(10, 0..1), (150, 3..5), (2_000, 20..22)] {
+        let s = start().await;
+        let mut all = Vec::new();
+        for _ in 0..watchers {
+            all.push(s.watch(&format!("{CONFIG_MAPS}?watch=true")).await);
+        }
+        let start = tokio::time::Instant::now();
+        fill(&s, 1).await;
+        for watch in &mut all {
+            assert_eq!(watch.event().await, ("ADDED".to_owned(), "c0".to_owned()));
+        }
+        assert_eq!(start.elapsed(), Duration::ZERO, "the first goes out at once");
+        let watch = &mut all[0];
+        // It looks for the next while there is none yet.
+        let looks = async {
+            let next = watch.event().await;
+            (next, start.elapsed().as_millis())
+        };
+        let writes = async {
+            tokio::task::yield_now().await;
+            for name in ["c1", "c2"] {
+                s.post(CONFIG_MAPS, &config_map(name, json!({}))).await.expect(201);
+            }
+        };
+        let ((next, waited), ()) = tokio::join!(looks, writes);
+        assert_eq!(next, ("ADDED".to_owned(), "c1".to_owned()));
+        assert!(rest.contains(&waited), "{watchers} watchers: {waited} ms");
+        // What came meanwhile goes out with it.
+        assert_eq!(all[0].event().await, ("ADDED".to_owned(), "c2".to_owned()));
+        assert_eq!(start.elapsed().as_millis(), waited);
+    }
+}
+
 #[tokio::test]
 async fn tables_and_metadata() {
     let s = start().await;

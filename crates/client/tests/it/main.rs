@@ -183,6 +183,34 @@ async fn one_watch_per_resource() {
     assert!(world.api.0.try_recv().is_err());
 }
 
+/// There is one for every object of the cluster: what nobody asks it for is not kept.
+#[tokio::test(start_paused = true)]
+async fn an_informer_of_metadata_keeps_little() {
+    let mut world = synced().await;
+    let pods = world.informers.metadata(&skeg_client::gvr_of::<Pod>());
+    let call = world.api.call().await;
+    let frames = call.stream();
+    let owners = json!([{"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "u", "controller": true}]);
+    let metadata = json!({
+        "name": "a", "namespace": "default", "uid": "1", "resourceVersion": "7", "finalizers": ["a/b"],
+        "ownerReferences": owners, "deletionTimestamp": "2026-01-02T03:04:05Z",
+        "labels": {"a": "b"}, "annotations": {"a": "b"}, "managedFields": [{"manager": "m"}],
+    });
+    let object =
+        json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": metadata});
+    frames.event("ADDED", &object);
+    frames.end_of_list(7);
+    pods.synced().await;
+    let mut kept = metadata;
+    for gone in ["labels", "annotations", "managedFields"] {
+        kept.as_object_mut().unwrap().remove(gone);
+    }
+    let entry = pods.entry("default", "a").unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(entry.bytes()).unwrap(), json!({ "metadata": kept }));
+    let seen = pods.get("default", "a").unwrap();
+    assert_eq!(seen.metadata.owner_references.as_ref().unwrap()[0].uid, "u");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_part_of_a_kind_has_a_watch_of_its_own() {
     let mut world = synced().await;

@@ -3,7 +3,9 @@
 //! Upstream counterpart: `pkg/controller/garbagecollector/graph_builder.go`.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use skeg_client::ObjectKey;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 pub(crate) const ORPHAN: &str = "orphan";
 pub(crate) const FOREGROUND: &str = "foregroundDeletion";
@@ -11,28 +13,35 @@ pub(crate) const FOREGROUND: &str = "foregroundDeletion";
 /// Owners remembered as gone, so that their many dependents do not each ask for them.
 const ABSENT_MAX: usize = 500;
 
-pub(crate) type Uid = String;
+/// Shared, as the other parts of identities are: there is a node for every object of the cluster.
+pub(crate) type Uid = Arc<str>;
 
 /// Names one object, or what an owner reference claims is one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Identity {
-    pub api_version: String,
-    pub kind: String,
+    pub api_version: Arc<str>,
+    pub kind: Arc<str>,
     /// Of a virtual owner: that of its dependent.
-    pub namespace: String,
-    pub name: String,
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
     pub uid: Uid,
+}
+
+/// Of which kind the objects of an informer are.
+pub(crate) struct Kind {
+    pub api_version: Arc<str>,
+    pub kind: Arc<str>,
 }
 
 impl Identity {
     /// The owner that a reference claims, as seen from a namespace.
     pub(crate) fn claimed(reference: &OwnerReference, namespace: &str) -> Self {
         Identity {
-            api_version: reference.api_version.clone(),
-            kind: reference.kind.clone(),
-            namespace: namespace.to_owned(),
-            name: reference.name.clone(),
-            uid: reference.uid.clone(),
+            api_version: reference.api_version.as_str().into(),
+            kind: reference.kind.as_str().into(),
+            namespace: namespace.into(),
+            name: reference.name.as_str().into(),
+            uid: reference.uid.as_str().into(),
         }
     }
 }
@@ -82,16 +91,17 @@ impl Graph {
     }
 
     /// An event showed the object as it is.
-    pub(crate) fn upsert(&mut self, api_version: &str, kind: &str, meta: &ObjectMeta) -> Vec<Work> {
+    pub(crate) fn upsert(&mut self, of: &Kind, key: &ObjectKey, meta: &ObjectMeta) -> Vec<Work> {
         let mut work = Vec::new();
+        let uid = meta.uid.as_deref().unwrap_or_default();
+        let uid: Uid = self.nodes.get_key_value(uid).map_or_else(|| uid.into(), |(known, _)| known.clone());
         let identity = Identity {
-            api_version: api_version.to_owned(),
-            kind: kind.to_owned(),
-            namespace: meta.namespace.clone().unwrap_or_default(),
-            name: meta.name.clone().unwrap_or_default(),
-            uid: meta.uid.clone().unwrap_or_default(),
+            api_version: of.api_version.clone(),
+            kind: of.kind.clone(),
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+            uid: uid.clone(),
         };
-        let uid = identity.uid.clone();
         let owners = meta.owner_references.clone().unwrap_or_default();
         let has = |finalizer: &str| meta.finalizers.iter().flatten().any(|own| own == finalizer);
         let is_deleting = meta.deletion_timestamp.is_some();
@@ -122,8 +132,8 @@ impl Graph {
         for old in was.owners.iter().filter(|old| old.block_owner_deletion == Some(true)) {
             let blocks =
                 owners.iter().any(|new| new.uid == old.uid && new.block_owner_deletion == Some(true));
-            if !blocks && self.nodes.contains_key(&old.uid) {
-                work.push(Work::Delete(old.uid.clone()));
+            if !blocks && self.nodes.contains_key(&*old.uid) {
+                work.push(Work::Delete(old.uid.as_str().into()));
             }
         }
         if orphans && !was.is_orphaning {
@@ -136,26 +146,26 @@ impl Graph {
         work
     }
 
-    fn link(&mut self, owner: &OwnerReference, dependent: &str, work: &mut Vec<Work>) {
+    fn link(&mut self, owner: &OwnerReference, dependent: &Uid, work: &mut Vec<Work>) {
         let namespace =
             self.nodes.get(dependent).map(|node| node.identity.namespace.clone()).unwrap_or_default();
-        if let Some(node) = self.nodes.get_mut(&owner.uid) {
-            node.dependents.insert(dependent.to_owned());
+        if let Some(node) = self.nodes.get_mut(&*owner.uid) {
+            node.dependents.insert(dependent.clone());
             let claimed = (&*owner.api_version, &*owner.kind, &*owner.name);
             let actual = (&*node.identity.api_version, &*node.identity.kind, &*node.identity.name);
             let elsewhere = !node.identity.namespace.is_empty() && node.identity.namespace != namespace;
             // A reference that does not name its owner right is checked against the server, and
             // so is a new dependent of an owner that is deleting its dependents.
             if claimed != actual || elsewhere || node.is_deleting_dependents {
-                work.push(Work::Delete(dependent.to_owned()));
+                work.push(Work::Delete(dependent.clone()));
             }
             return;
         }
         let identity = Identity::claimed(owner, &namespace);
-        let dependents = BTreeSet::from([dependent.to_owned()]);
-        self.nodes
-            .insert(owner.uid.clone(), Node { identity, dependents, is_virtual: true, ..Node::default() });
-        work.push(Work::Delete(owner.uid.clone()));
+        let dependents = BTreeSet::from([dependent.clone()]);
+        let uid = identity.uid.clone();
+        self.nodes.insert(uid.clone(), Node { identity, dependents, is_virtual: true, ..Node::default() });
+        work.push(Work::Delete(uid));
     }
 
     fn unlink(&mut self, owner: &str, dependent: &str) {
@@ -172,8 +182,10 @@ impl Graph {
         let mut work = Vec::new();
         for owner in &node.owners {
             self.unlink(&owner.uid, uid);
-            if self.nodes.get(&owner.uid).is_some_and(|owner| owner.is_deleting_dependents) {
-                work.push(Work::Delete(owner.uid.clone()));
+            if let Some((uid, owner)) = self.nodes.get_key_value(&*owner.uid)
+                && owner.is_deleting_dependents
+            {
+                work.push(Work::Delete(uid.clone()));
             }
         }
         if !node.dependents.is_empty() {
@@ -199,7 +211,7 @@ impl Graph {
         node.dependents = others;
         let identity = std::mem::replace(&mut node.identity, next);
         self.remember_absent(identity);
-        absent.into_iter().chain([uid.to_owned()]).map(Work::Delete).collect()
+        absent.into_iter().chain([uid.into()]).map(Work::Delete).collect()
     }
 
     /// Whether an owner is known to be gone, as seen from a namespace.
@@ -247,7 +259,9 @@ mod tests {
     }
 
     fn add(graph: &mut Graph, uid: &str, owners: &[(&str, bool)], more: Value) -> Vec<Work> {
-        graph.upsert("v1", "K", &meta(uid, owners, more))
+        let of = Kind { api_version: "v1".into(), kind: "K".into() };
+        let meta = meta(uid, owners, more);
+        graph.upsert(&of, &ObjectKey::new(meta.namespace.as_deref().unwrap(), uid), &meta)
     }
 
     fn delete(uid: &str) -> Work {
@@ -274,7 +288,7 @@ mod tests {
         add(&mut graph, "e", &[("o", false)], json!({}));
         assert_eq!(graph.remove_virtual("o"), [delete("d"), delete("o")]);
         let virtual_owner = graph.get("o").unwrap();
-        assert_eq!((virtual_owner.identity.kind.as_str(), virtual_owner.is_virtual), ("K", true));
+        assert_eq!((&*virtual_owner.identity.kind, virtual_owner.is_virtual), ("K", true));
         // Its event comes after all: who names it right is its dependent.
         add(&mut graph, "o", &[], json!({}));
         assert_eq!(graph.remove("o"), [delete("e")]);

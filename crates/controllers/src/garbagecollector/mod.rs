@@ -101,8 +101,9 @@ async fn follow_kinds(
         }
         for (informer, resource) in &new {
             let of = controller.clone();
-            let (api_version, kind) = (resource.gvr.group_version().to_string(), resource.kind.clone());
-            informer.subscribe(move |change| of.changed(&api_version, &kind, &change));
+            let api_version = resource.gvr.group_version().to_string().into();
+            let kind = graph::Kind { api_version, kind: resource.kind.as_str().into() };
+            informer.subscribe(move |change| of.changed(&kind, &change));
         }
         let all: Vec<_> = controller.followed.lock().values().cloned().collect();
         let all_synced = async {
@@ -124,12 +125,12 @@ async fn follow_kinds(
 }
 
 impl Controller {
-    fn changed(&self, api_version: &str, kind: &str, change: &Change<'_, PartialObjectMetadata>) {
+    fn changed(&self, kind: &graph::Kind, change: &Change<'_, PartialObjectMetadata>) {
         let meta = &change.object().metadata;
         let work = match change {
             Change::Deleted(_) => self.graph.lock().remove(meta.uid.as_deref().unwrap_or_default()),
             Change::Updated { old, new } if same_to_graph(&old.metadata, &new.metadata) => return,
-            _ => self.graph.lock().upsert(api_version, kind, meta),
+            _ => self.graph.lock().upsert(kind, change.key(), meta),
         };
         self.enqueue(work);
     }
@@ -165,9 +166,9 @@ impl Controller {
             // A cluster-scoped object cannot be owned by one of a namespace: nothing to check.
             return Ok(None);
         }
-        let namespace = if resource.namespaced { identity.namespace.as_str() } else { "" };
+        let namespace = if resource.namespaced { &*identity.namespace } else { "" };
         let live = self.api(&resource).get_opt(namespace, &identity.name).await?;
-        let Some(live) = live.filter(|live| live.metadata.uid.as_deref() == Some(&uid)) else {
+        let Some(live) = live.filter(|live| live.metadata.uid.as_deref() == Some(&*uid)) else {
             return Ok(self.gone(&node));
         };
         if node.is_virtual {
@@ -196,7 +197,10 @@ impl Controller {
                     version = self.unblock_owners(identity, &resource, &live.metadata).await?;
                 }
                 let options = DeleteOptions {
-                    preconditions: Some(Preconditions { uid: Some(uid.clone()), resource_version: version }),
+                    preconditions: Some(Preconditions {
+                        uid: Some(uid.to_string()),
+                        resource_version: version,
+                    }),
                     propagation_policy: Some(propagation.name().to_owned()),
                     ..Default::default()
                 };
@@ -232,7 +236,7 @@ impl Controller {
                 self.tell_invalid(identity, reference);
                 return Ok(None);
             }
-            let namespace = if resource.namespaced { identity.namespace.as_str() } else { "" };
+            let namespace = if resource.namespaced { &*identity.namespace } else { "" };
             let live = self.api(&resource).get_opt(namespace, &reference.name).await?;
             let owner = plan::classify(&reference.uid, live.as_ref().map(|live| &live.metadata));
             if owner == Owner::Dangling {
@@ -241,7 +245,7 @@ impl Controller {
                     graph.remember_absent(Identity::claimed(reference, namespace));
                     graph
                         .get(&reference.uid)
-                        .is_some_and(|known| !known.is_virtual && known.identity.namespace != namespace)
+                        .is_some_and(|known| !known.is_virtual && *known.identity.namespace != *namespace)
                 };
                 if elsewhere {
                     self.tell_invalid(identity, reference);
@@ -260,11 +264,11 @@ impl Controller {
         );
         let message = format!("ownerRef {described} does not exist in namespace \"{}\"", identity.namespace);
         let about = ObjectRef {
-            api_version: identity.api_version.clone(),
-            kind: identity.kind.clone(),
-            namespace: identity.namespace.clone(),
-            name: identity.name.clone(),
-            uid: identity.uid.clone(),
+            api_version: identity.api_version.to_string(),
+            kind: identity.kind.to_string(),
+            namespace: identity.namespace.to_string(),
+            name: identity.name.to_string(),
+            uid: identity.uid.to_string(),
             resource_version: String::new(),
         };
         self.recorder.event(&about, EventType::Warning, "OwnerRefInvalidNamespace", &message);
@@ -305,9 +309,9 @@ impl Controller {
     /// Removes references to owners that do not keep the object any more.
     async fn drop_references(&self, identity: &Identity, resource: &Resource, uids: &[String]) -> Result<()> {
         let removals: Vec<_> = uids.iter().map(|uid| json!({"$patch": "delete", "uid": uid})).collect();
-        let patch = json!({"metadata": {"uid": identity.uid, "ownerReferences": removals}});
+        let patch = json!({"metadata": {"uid": &*identity.uid, "ownerReferences": removals}});
         let api = self.api(resource);
-        let (namespace, name) = (identity.namespace.as_str(), identity.name.as_str());
+        let (namespace, name) = (&*identity.namespace, &*identity.name);
         match api.patch(namespace, name, PatchKind::Strategic, &patch, None).await {
             // Custom resources know no strategic merge: send what is to be left.
             Err(error) if error.code() == Some(415) => {}
@@ -317,7 +321,7 @@ impl Controller {
         let meta = &live.metadata;
         let left: Vec<_> =
             meta.owner_references.iter().flatten().filter(|owner| !uids.contains(&owner.uid)).collect();
-        let patch = json!({"metadata": {"uid": identity.uid, "resourceVersion": meta.resource_version, "ownerReferences": left}});
+        let patch = json!({"metadata": {"uid": &*identity.uid, "resourceVersion": meta.resource_version, "ownerReferences": left}});
         Ok(ignore_not_found(api.patch(namespace, name, PatchKind::Merge, &patch, None).await)?)
     }
 
@@ -332,7 +336,7 @@ impl Controller {
         for owner in &mut owners {
             owner.block_owner_deletion = Some(false);
         }
-        let patch = json!({"metadata": {"uid": identity.uid, "resourceVersion": live.resource_version, "ownerReferences": owners}});
+        let patch = json!({"metadata": {"uid": &*identity.uid, "resourceVersion": live.resource_version, "ownerReferences": owners}});
         let api = self.api(resource);
         let patched = api.patch(&identity.namespace, &identity.name, PatchKind::Merge, &patch, None).await?;
         Ok(patched.metadata.resource_version)
@@ -347,7 +351,7 @@ impl Controller {
                 graph.dependents(&uid).into_iter().map(|node| node.identity.clone()).collect();
             (node, dependents)
         };
-        let uids = [uid.clone()];
+        let uids = [uid.to_string()];
         let drops = dependents.iter().map(|dependent| {
             let uids = &uids;
             async move {
@@ -364,7 +368,7 @@ impl Controller {
         }
         let resource = self.resource(&node.identity.api_version, &node.identity.kind)?;
         let live = self.api(&resource).get_opt(&node.identity.namespace, &node.identity.name).await?;
-        if let Some(live) = live.filter(|live| live.metadata.uid.as_deref() == Some(&uid)) {
+        if let Some(live) = live.filter(|live| live.metadata.uid.as_deref() == Some(&*uid)) {
             self.remove_finalizer(&resource, &live.metadata, ORPHAN).await?;
         }
         Ok(None)

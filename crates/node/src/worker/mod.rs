@@ -84,19 +84,24 @@ impl Worker {
         })
     }
 
-    /// Whether the Pod refers to what is asked for.
-    pub fn refers(&self, asked: impl Fn(&References) -> bool) -> bool {
-        asked(&self.references.lock())
+    /// What the Pod refers to.
+    pub fn references(&self) -> References {
+        self.references.lock().clone()
     }
 
-    pub fn deliver(&self, pod: Arc<Pod>) {
+    /// Takes the Pod as it is now; returns whether it refers to anything else than before.
+    pub fn deliver(&self, pod: Arc<Pod>) -> bool {
+        let mut refers_anew = false;
         if machine::spec(&pod).ephemeral_containers.is_some() {
             // They may have come just now.
-            *self.references.lock() = References::of_pod(machine::spec(&pod));
+            let new = References::of_pod(machine::spec(&pod));
+            let old = std::mem::replace(&mut *self.references.lock(), new.clone());
+            refers_anew = old != new;
         }
         self.set_grace(pod.metadata.deletion_grace_period_seconds);
         self.mail.lock().pod = pod;
         self.notify.notify_one();
+        refers_anew
     }
 
     /// The Pod with what it has been given.

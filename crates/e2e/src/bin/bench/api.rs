@@ -12,8 +12,15 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-pub async fn run() -> Result<()> {
-    for part in [Part::Writes, Part::Watchers, Part::Store, Part::Definitions] {
+/// All parts, or the one of that name.
+pub async fn run(only: Option<&str>) -> Result<()> {
+    let parts = [
+        ("writes", Part::Writes),
+        ("watchers", Part::Watchers),
+        ("store", Part::Store),
+        ("definitions", Part::Definitions),
+    ];
+    for (_, part) in parts.iter().filter(|(name, _)| only.is_none_or(|only| only == *name)) {
         let cluster = Cluster::prepare()?;
         cluster.up()?;
         let result = part.measure(&cluster).await;

@@ -37,8 +37,9 @@ pub struct Scope<'a> {
 
 fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    match std::env::args().nth(1).as_deref() {
-        Some("api") => runtime.block_on(api::run()),
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|one| one != "--tiny").collect();
+    match arguments.first().map(String::as_str) {
+        Some("api") => runtime.block_on(api::run(arguments.get(1).map(String::as_str))),
         _ => runtime.block_on(run()),
     }
 }
