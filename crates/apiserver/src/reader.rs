@@ -19,6 +19,10 @@ pub trait Reader: Send + Sync + 'static {
     /// A counter that rises with each change of the kind: for compiled views such as RBAC's.
     fn changes(&self, gvr: &Gvr) -> watch::Receiver<u64>;
 
+    /// The names of all objects of a cluster-scoped kind, with the revisions of their last changes:
+    /// for those who look again at what changed alone.
+    fn revisions(&self, gvr: &Gvr) -> Vec<(String, u64)>;
+
     fn get_value(&self, gvr: &Gvr, namespace: &str, name: &str) -> Option<Arc<Value>> {
         serde_json::from_slice(&self.get(gvr, namespace, name)?).ok().map(Arc::new)
     }
@@ -71,6 +75,12 @@ pub(crate) mod fake {
             let Some((objects, _)) = all.get(gvr) else { return Vec::new() };
             let wanted = objects.iter().filter(|((ns, _), _)| namespace.is_empty() || ns == namespace);
             wanted.map(|(_, bytes)| bytes.clone()).collect()
+        }
+
+        fn revisions(&self, gvr: &Gvr) -> Vec<(String, u64)> {
+            let all = self.0.lock().unwrap();
+            let Some((objects, _)) = all.get(gvr) else { return Vec::new() };
+            objects.keys().map(|(_, name)| (name.clone(), u64::MAX)).collect()
         }
 
         fn changes(&self, gvr: &Gvr) -> watch::Receiver<u64> {

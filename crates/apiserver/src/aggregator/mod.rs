@@ -45,9 +45,18 @@ pub struct Aggregator {
     /// By which those servers know this one; none in the simulation.
     identity: Option<Pair>,
     changes: watch::Receiver<u64>,
-    /// Of which count of changes, and what there is.
-    current: RwLock<(Option<u64>, Arc<Remotes>)>,
+    current: RwLock<Current>,
     slots: Arc<Semaphore>,
+}
+
+/// The other servers at one moment.
+#[derive(Clone, Default)]
+struct Current {
+    /// The count of changes that it is of.
+    count: Option<u64>,
+    /// That of the APIService that changed last.
+    revision: u64,
+    remotes: Arc<Remotes>,
 }
 
 impl Aggregator {
@@ -66,31 +75,37 @@ impl Aggregator {
     /// The other servers, as of now.
     pub(crate) fn remotes(&self) -> Arc<Remotes> {
         let count = *self.changes.borrow();
-        let (seen, known) = self.current.read().clone();
+        let Current { count: seen, revision, remotes: known } = self.current.read().clone();
         if seen == Some(count) {
             return known;
         }
-        let fresh: Remotes = self
-            .reader
-            .list(&resources::API_SERVICES, "")
-            .iter()
-            .filter_map(|bytes| serde_json::from_slice::<Value>(bytes).ok())
-            .filter(|object| object["spec"]["service"].is_object())
-            .map(|object| {
-                let text = |field: &str| object["spec"][field].as_str().unwrap_or_default().to_owned();
-                let key = (text("group"), text("version"));
-                let before = known.get(&key).cloned();
-                let remote = match before {
-                    Some(before) if before.is_of(&object) => before,
-                    before => Arc::new(Remote::new(&object, self.tls(&object["spec"]), before.as_deref())),
-                };
-                (key, remote)
-            })
-            .collect();
+        let all = self.reader.revisions(&resources::API_SERVICES);
+        // What did not change is what it was.
+        let mut fresh: Remotes = known.iter().map(|(key, remote)| (key.clone(), remote.clone())).collect();
+        fresh.retain(|_, remote| all.iter().any(|(name, at)| *name == remote.name && *at <= revision));
+        let changed = all.iter().filter(|(_, at)| *at > revision);
+        fresh.extend(
+            changed
+                .filter_map(|(name, _)| self.reader.get_value(&resources::API_SERVICES, "", name))
+                .filter(|object| object["spec"]["service"].is_object())
+                .map(|object| {
+                    let text = |field: &str| object["spec"][field].as_str().unwrap_or_default().to_owned();
+                    let key = (text("group"), text("version"));
+                    let before = known.get(&key).cloned();
+                    let remote = match before {
+                        Some(before) if before.is_of(&object) => before,
+                        before => {
+                            Arc::new(Remote::new(&object, self.tls(&object["spec"]), before.as_deref()))
+                        }
+                    };
+                    (key, remote)
+                }),
+        );
+        let revision = all.iter().map(|(_, at)| *at).max().unwrap_or(0).max(revision);
         let is_other = fresh.len() != known.len()
             || fresh.iter().any(|(key, remote)| known.get(key).is_none_or(|old| !Arc::ptr_eq(old, remote)));
         let fresh = Arc::new(fresh);
-        *self.current.write() = (Some(count), fresh.clone());
+        *self.current.write() = Current { count: Some(count), revision, remotes: fresh.clone() };
         if is_other {
             // Whoever keeps something of what is served makes it anew.
             self.kinds.touch();
