@@ -445,4 +445,23 @@ mod tests {
         // Who comes late does not wait.
         assert!(pin!(kinds.changed(seen)).poll(&mut task).is_ready());
     }
+
+    #[test]
+    fn groups_that_changed_are_told_apart() {
+        let kind = |group: &str| Kind::custom(Gvk::new(group, "v1", "X"), "xs", Schema::any());
+        let kinds = Kinds::new(["a", "b", "b.c", "d"].map(kind));
+        let before = kinds.snapshot();
+        let changed = || -> Option<Vec<String>> {
+            let groups = kinds.snapshot().groups_other_than(&before)?;
+            Some(groups.iter().map(|group| group.to_string()).collect())
+        };
+        assert_eq!(changed(), Some(vec![]));
+        kinds.replace(&[Gvr::new("b", "v1", "xs")], vec![kind("e")]);
+        kinds.insert(kind("d"));
+        assert_eq!(changed().unwrap(), ["b", "d", "e"]);
+        let of_group = |group: &'static str| kinds.snapshot().of_group(group).count();
+        assert_eq!(["a", "b", "b.c"].map(of_group), [1, 0, 1]);
+        kinds.touch();
+        assert_eq!(changed(), None, "it may be any");
+    }
 }

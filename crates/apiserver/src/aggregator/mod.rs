@@ -190,3 +190,49 @@ impl Endpoint for Aggregator {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reader::fake::Fake;
+    use serde_json::json;
+    use skeg_base::{Clock, Random};
+    use std::sync::atomic::Ordering;
+
+    #[test]
+    fn what_changed_alone_is_read_again() {
+        let reader = Arc::new(Fake::default());
+        let seams = Seams {
+            reader: reader.clone(),
+            kinds: Arc::default(),
+            store: Arc::new(skeg_store::Memory::new()),
+            clock: Clock::system(),
+            random: Random::seeded(1),
+        };
+        let aggregator = Aggregator::new(&seams, None, None);
+        let put = |group: &str, service: Value| {
+            reader.put(
+                &resources::API_SERVICES,
+                json!({"metadata": {"name": format!("v1.{group}")}, "spec": {"group": group, "version": "v1",
+                    "insecureSkipTLSVerify": true, "service": service}}),
+            );
+        };
+        let groups =
+            || -> Vec<String> { aggregator.remotes().keys().map(|(group, _)| group.clone()).collect() };
+        let read = || reader.read.swap(0, Ordering::Relaxed);
+        (0..100).for_each(|n| put(&format!("own{n}"), Value::Null));
+        put("a", json!({"name": "a"}));
+        assert_eq!((groups(), read()), (vec!["a".to_owned()], 101));
+        put("own100", Value::Null);
+        put("b", json!({"name": "b"}));
+        let known = aggregator.remotes();
+        assert_eq!((groups(), read()), (vec!["a".to_owned(), "b".to_owned()], 2));
+        // One that changes hands, and one that goes.
+        put("a", Value::Null);
+        assert_eq!((groups(), read()), (vec!["b".to_owned()], 1));
+        let key = ("b".to_owned(), "v1".to_owned());
+        assert!(Arc::ptr_eq(&aggregator.remotes()[&key], &known[&key]), "what did not change is what it was");
+        reader.remove(&resources::API_SERVICES, "", "v1.b");
+        assert_eq!((groups(), read()), (vec![], 0));
+    }
+}
