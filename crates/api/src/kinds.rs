@@ -8,7 +8,7 @@ use crate::jsonpath::JsonPath;
 use crate::portion::Portion;
 use crate::schema::Schema;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::{Poll, Waker};
@@ -298,6 +298,8 @@ pub struct Kinds {
 pub struct Snapshot {
     /// Rises with each change, for caches of discovery and OpenAPI.
     pub generation: u64,
+    /// How often what is served changed beside the table.
+    touched: u64,
     by_gvr: BTreeMap<Gvr, Arc<Kind>>,
     by_gvk: BTreeMap<Gvk, Arc<Kind>>,
 }
@@ -316,6 +318,25 @@ impl Snapshot {
         self.all().filter(|kind| kind.is_served())
     }
 
+    /// As [`Snapshot::iter`], of one group; looks at no others.
+    pub fn of_group<'a>(&'a self, group: &'a str) -> impl Iterator<Item = &'a Arc<Kind>> {
+        let from_group = self.by_gvr.range(Gvr::new(group, "", "")..).map(|(_, kind)| kind);
+        from_group.take_while(move |kind| &*kind.gvk.group == group).filter(|kind| kind.is_served())
+    }
+
+    /// The groups with other rows than `before` has; nothing where what is served changed beside the
+    /// table, since nobody knows then of which group.
+    pub fn groups_other_than(&self, before: &Snapshot) -> Option<BTreeSet<Arc<str>>> {
+        let other = |of: &Snapshot, than: &Snapshot| -> Vec<Arc<str>> {
+            let is_other = |(gvr, kind): &(&Gvr, &Arc<Kind>)| {
+                than.by_gvr.get(gvr).is_none_or(|there| !Arc::ptr_eq(there, kind))
+            };
+            of.by_gvr.iter().filter(is_other).map(|(gvr, _)| gvr.group.clone()).collect()
+        };
+        let groups = || other(self, before).into_iter().chain(other(before, self)).collect();
+        (self.touched == before.touched).then(groups)
+    }
+
     /// As [`Snapshot::iter`], with the versions of custom resources that are only stored.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Kind>> {
         self.by_gvr.values()
@@ -325,7 +346,7 @@ impl Snapshot {
 impl Kinds {
     pub fn new(rows: impl IntoIterator<Item = Kind>) -> Self {
         let kinds = Kinds::default();
-        kinds.change(|by_gvr| by_gvr.extend(rows.into_iter().map(|kind| (kind.gvr(), Arc::new(kind)))));
+        kinds.change(|now| now.by_gvr.extend(rows.into_iter().map(|kind| (kind.gvr(), Arc::new(kind)))));
         kinds
     }
 
@@ -352,37 +373,40 @@ impl Kinds {
     /// Adds a row or replaces the one of the same group, version and resource.
     pub fn insert(&self, kind: Kind) -> Arc<Kind> {
         let kind = Arc::new(kind);
-        self.change(|by_gvr| {
-            by_gvr.insert(kind.gvr(), kind.clone());
+        self.change(|now| {
+            now.by_gvr.insert(kind.gvr(), kind.clone());
         });
         kind
     }
 
     /// Takes rows away and adds others, as one change.
     pub fn replace(&self, old: &[Gvr], new: Vec<Kind>) {
-        self.change(|by_gvr| {
-            by_gvr.retain(|gvr, _| !old.contains(gvr));
-            by_gvr.extend(new.into_iter().map(|kind| (kind.gvr(), Arc::new(kind))));
+        self.change(|now| {
+            old.iter().for_each(|gvr| drop(now.by_gvr.remove(gvr)));
+            now.by_gvr.extend(new.into_iter().map(|kind| (kind.gvr(), Arc::new(kind))));
         });
     }
 
     /// Says that what is served changed beside the table: what others serve behind this server.
     pub fn touch(&self) {
-        self.change(|_| {});
+        self.change(|now| now.touched += 1);
     }
 
     pub fn remove(&self, gvr: &Gvr) {
-        self.change(|by_gvr| {
-            by_gvr.remove(gvr);
-        });
+        self.replace(std::slice::from_ref(gvr), Vec::new());
     }
 
-    fn change(&self, edit: impl FnOnce(&mut BTreeMap<Gvr, Arc<Kind>>)) {
+    fn change(&self, edit: impl FnOnce(&mut Snapshot)) {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        let mut by_gvr = current.by_gvr.clone();
-        edit(&mut by_gvr);
-        let by_gvk = by_gvr.values().map(|kind| (kind.gvk.clone(), kind.clone())).collect();
-        *current = Arc::new(Snapshot { generation: current.generation + 1, by_gvr, by_gvk });
+        let mut now = Snapshot {
+            generation: current.generation + 1,
+            touched: current.touched,
+            by_gvr: current.by_gvr.clone(),
+            by_gvk: BTreeMap::new(),
+        };
+        edit(&mut now);
+        now.by_gvk = now.by_gvr.values().map(|kind| (kind.gvk.clone(), kind.clone())).collect();
+        *current = Arc::new(now);
         drop(current);
         let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         waiting.into_iter().for_each(Waker::wake);
@@ -420,5 +444,24 @@ mod tests {
         assert!(wait.poll(&mut task).is_ready());
         // Who comes late does not wait.
         assert!(pin!(kinds.changed(seen)).poll(&mut task).is_ready());
+    }
+
+    #[test]
+    fn groups_that_changed_are_told_apart() {
+        let kind = |group: &str| Kind::custom(Gvk::new(group, "v1", "X"), "xs", Schema::any());
+        let kinds = Kinds::new(["a", "b", "b.c", "d"].map(kind));
+        let before = kinds.snapshot();
+        let changed = || -> Option<Vec<String>> {
+            let groups = kinds.snapshot().groups_other_than(&before)?;
+            Some(groups.iter().map(|group| group.to_string()).collect())
+        };
+        assert_eq!(changed(), Some(vec![]));
+        kinds.replace(&[Gvr::new("b", "v1", "xs")], vec![kind("e")]);
+        kinds.insert(kind("d"));
+        assert_eq!(changed().unwrap(), ["b", "d", "e"]);
+        let of_group = |group: &'static str| kinds.snapshot().of_group(group).count();
+        assert_eq!(["a", "b", "b.c"].map(of_group), [1, 0, 1]);
+        kinds.touch();
+        assert_eq!(changed(), None, "it may be any");
     }
 }

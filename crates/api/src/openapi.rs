@@ -13,6 +13,7 @@ use crate::schema::Descriptions;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
+use std::io::{self, Write};
 use std::sync::Arc;
 
 /// The version of the API that the documents describe.
@@ -43,6 +44,13 @@ fn by_group_version(snapshot: &Snapshot) -> BTreeMap<GroupVersion, Vec<Arc<Kind>
     groups
 }
 
+/// The kinds of one group version; looks at no other group.
+fn kinds_of(snapshot: &Snapshot, gv: &GroupVersion) -> Option<Vec<Arc<Kind>>> {
+    let of_version = snapshot.of_group(&gv.group).filter(|kind| kind.gvk.version == gv.version);
+    let kinds: Vec<_> = of_version.cloned().collect();
+    (!kinds.is_empty()).then_some(kinds)
+}
+
 /// The path of a group version below the root: `api/v1`, `apis/apps/v1`.
 fn prefix(gv: &GroupVersion) -> String {
     if gv.group.is_empty() {
@@ -66,7 +74,7 @@ pub fn v3_index(snapshot: &Snapshot) -> Vec<u8> {
 
 /// The hash of a group version's document, as the index has it; none if it has no kinds.
 pub fn v3_hash(snapshot: &Snapshot, gv: &GroupVersion) -> Option<String> {
-    by_group_version(snapshot).get(gv).map(|kinds| fingerprint(kinds))
+    kinds_of(snapshot, gv).map(|kinds| fingerprint(&kinds))
 }
 
 /// Of everything that the document of these kinds is made of.
@@ -98,13 +106,12 @@ fn fingerprint(kinds: &[Arc<Kind>]) -> String {
 
 /// `/openapi/v3/apis/<group>/<version>`: the document of one group version; none if it has no kinds.
 pub fn v3_document(snapshot: &Snapshot, gv: &GroupVersion) -> Option<Vec<u8>> {
-    let groups = by_group_version(snapshot);
-    let kinds = groups.get(gv)?;
+    let kinds = kinds_of(snapshot, gv)?;
     let descriptions = Descriptions::load();
     let mut used = BTreeSet::new();
     let mut paths = serde_json::Map::new();
-    paths::add(Form::V3, gv, kinds, &mut paths, &mut used);
-    let schemas = schemas::all(Form::V3, kinds, used, &descriptions);
+    paths::add(Form::V3, gv, &kinds, &mut paths, &mut used);
+    let schemas = schemas::all(Form::V3, &kinds, used, &BTreeSet::new(), &descriptions);
     let document = json!({
         "openapi": "3.0.0",
         "info": info(),
@@ -122,34 +129,38 @@ pub fn types_of(kind: &Arc<Kind>) -> (String, serde_json::Map<String, Value>) {
     let form = if kind.schema.is_custom() { Form::V3 } else { Form::V2 };
     let name = schemas::type_name(kind);
     let used = BTreeSet::from([name.clone()]);
-    (name, schemas::all(form, std::slice::from_ref(kind), used, &Descriptions::none()))
+    (name, schemas::all(form, std::slice::from_ref(kind), used, &BTreeSet::new(), &Descriptions::none()))
 }
 
-/// `/openapi/v2`: one document of all kinds, as JSON.
-pub fn v2_document(snapshot: &Snapshot) -> Vec<u8> {
-    let mut texts = [String::new(), String::new()];
-    v2(snapshot, |paths, definitions| {
-        for (text, part) in texts.iter_mut().zip([paths, definitions]) {
-            for (name, value) in part {
-                let joint = if text.is_empty() { "" } else { "," };
-                *text += &format!("{joint}{}:{value}", Value::String(name));
-            }
+/// `/openapi/v2`: one document of all kinds, as JSON. Of it no more than the definitions is ever in
+/// memory at once.
+pub fn v2_document(snapshot: &Snapshot, out: &mut dyn Write) -> io::Result<()> {
+    fn add(entries: Entries, is_first: &mut bool, out: &mut dyn Write) -> io::Result<()> {
+        for (name, value) in entries {
+            let joint = if std::mem::take(is_first) { "" } else { "," };
+            write!(out, "{joint}{}:{value}", Value::String(name))?;
         }
-    });
+        Ok(())
+    }
     let head = v2_head().to_string();
-    let head = head.trim_end_matches('}');
-    let [paths, definitions] = texts;
-    format!("{head},\"paths\":{{{paths}}},\"definitions\":{{{definitions}}}}}").into_bytes()
+    write!(out, "{},\"paths\":{{", head.trim_end_matches('}'))?;
+    let (mut texts, mut no_path, mut no_text) = (Vec::new(), true, true);
+    v2(snapshot, |paths, definitions| {
+        add(definitions, &mut no_text, &mut texts)?;
+        add(paths, &mut no_path, out)
+    })?;
+    out.write_all(b"},\"definitions\":{")?;
+    out.write_all(&texts)?;
+    out.write_all(b"}}")
 }
 
 /// The same in gnostic's protobuf.
-pub fn v2_gnostic(snapshot: &Snapshot) -> Vec<u8> {
-    let mut out = gnostic::encode(&v2_head());
+pub fn v2_gnostic(snapshot: &Snapshot, out: &mut dyn Write) -> io::Result<()> {
+    out.write_all(&gnostic::encode(&v2_head()))?;
     // Messages one behind the other are one message with the fields of all.
     v2(snapshot, |paths, definitions| {
-        out.extend(gnostic::encode(&json!({ "paths": paths, "definitions": definitions })));
-    });
-    out
+        out.write_all(&gnostic::encode(&json!({ "paths": paths, "definitions": definitions })))
+    })
 }
 
 /// A document of version 2 in gnostic's protobuf.
@@ -168,27 +179,22 @@ fn v2_head() -> Value {
 
 type Entries = serde_json::Map<String, Value>;
 
-/// Hands out paths and definitions in parts: the built-in kinds, then each group version of custom
-/// resources, of which there may be so many that all at once would be too large.
-fn v2(snapshot: &Snapshot, mut part: impl FnMut(Entries, Entries)) {
+/// Hands out paths and definitions in parts, each a group version: there may be so many that all at
+/// once would be too large.
+fn v2(snapshot: &Snapshot, mut part: impl FnMut(Entries, Entries) -> io::Result<()>) -> io::Result<()> {
     let descriptions = Descriptions::load();
-    let (custom, builtin): (Vec<_>, Vec<_>) = by_group_version(snapshot)
-        .into_iter()
-        .partition(|(_, kinds)| kinds.iter().all(|kind| kind.schema.is_custom()));
+    let (mut used, mut paths) = (BTreeSet::new(), Entries::new());
+    let groups = by_group_version(snapshot);
+    let builtin = groups.iter().filter(|(_, kinds)| kinds.iter().any(|kind| !kind.schema.is_custom()));
+    paths::add_roots(builtin.map(|(gv, _)| gv), &mut paths, &mut used);
     let mut told = BTreeSet::new();
-    for groups in std::iter::once(builtin).chain(custom.into_iter().map(|group| vec![group])) {
-        let (mut used, mut paths, mut all) = (BTreeSet::new(), Entries::new(), Vec::new());
-        if groups.iter().any(|(_, kinds)| kinds.iter().any(|kind| !kind.schema.is_custom())) {
-            paths::add_roots(groups.iter().map(|(gv, _)| gv), &mut paths, &mut used);
-        }
-        for (gv, kinds) in groups {
-            paths::add(Form::V2, &gv, &kinds, &mut paths, &mut used);
-            all.extend(kinds);
-        }
-        let mut definitions = schemas::all(Form::V2, &all, used, &descriptions);
-        definitions.retain(|name, _| told.insert(name.clone()));
-        part(paths, definitions);
+    for (gv, kinds) in groups {
+        paths::add(Form::V2, &gv, &kinds, &mut paths, &mut used);
+        let definitions = schemas::all(Form::V2, &kinds, std::mem::take(&mut used), &told, &descriptions);
+        told.extend(definitions.keys().cloned());
+        part(std::mem::take(&mut paths), definitions)?;
     }
+    Ok(())
 }
 
 fn info() -> Value {

@@ -1,6 +1,6 @@
 //! Which groups, versions and resources there are: per group and aggregated, the OpenAPI
-//! documents, and the paths of the root. Everything is made from one state of the kinds table and
-//! kept until the table changes.
+//! documents, and the paths of the root. Each is made from one state of the kinds table when it is
+//! asked for, and kept until the table changes.
 //! Upstream counterpart: `k8s.io/apiserver/pkg/endpoints/discovery`, `kube-openapi/pkg/handler3`.
 
 mod groups;
@@ -56,10 +56,9 @@ struct Document {
 struct Documents {
     snapshot: Arc<Snapshot>,
     remotes: Arc<Remotes>,
-    /// By path; of `/api` and `/apis` also the aggregated forms as `<path>;<version>`.
-    made: BTreeMap<String, Document>,
-    /// OpenAPI documents, compressed, as they were asked for.
-    packed: Mutex<BTreeMap<String, Arc<Document>>>,
+    /// What was asked for, by path, OpenAPI compressed; of `/api` and `/apis` also the aggregated forms,
+    /// as `<path>;<version>`.
+    made: Mutex<BTreeMap<String, Arc<Document>>>,
 }
 
 impl Discovery {
@@ -76,7 +75,7 @@ impl Discovery {
         match &*current {
             Some(documents) if documents.snapshot.generation == snapshot.generation => documents.clone(),
             _ => {
-                let fresh = Arc::new(documents(snapshot, remotes));
+                let fresh = Arc::new(Documents { snapshot, remotes, made: Mutex::default() });
                 *current = Some(fresh.clone());
                 fresh
             }
@@ -96,19 +95,18 @@ impl Discovery {
         let documents = self.documents();
         if path == "/api" || path == "/apis" {
             if let Some((version, encoding)) = aggregated(headers) {
-                let document =
-                    documents.made.get(&format!("{path};{version}")).ok_or_else(Status::no_route)?;
+                let document = documents.get(&format!("{path};{version}")).ok_or_else(Status::no_route)?;
                 let media = encoding.media_type();
                 let media = format!("{media};g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
                 let output = Output::negotiate(headers, Offer::PLAIN).unwrap_or_default();
                 let output = Output { encoding, pretty: false, ..output };
-                return cached(headers, document, &media, "public", output);
+                return cached(headers, &document, &media, "public", output);
             }
             if path == "/api" {
                 return respond(headers, &api_versions(headers));
             }
         }
-        if let Some(document) = documents.made.get(path) {
+        if let Some(document) = documents.get(path) {
             // The list of paths is no object.
             let output =
                 if path == "/" { Output::default() } else { Output::negotiate(headers, Offer::PLAIN)? };
@@ -148,7 +146,7 @@ impl Discovery {
     /// Unknown groups and versions are the router's to refuse.
     fn known(&self, info: &RequestInfo) -> bool {
         let path = info.path.trim_end_matches('/');
-        path == "/api" || path == "/apis" || self.documents().made.contains_key(path)
+        path == "/api" || path == "/apis" || self.documents().get(path).is_some()
     }
 }
 
@@ -226,52 +224,77 @@ fn etag(bytes: &[u8]) -> String {
     digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
-fn documents(snapshot: Arc<Snapshot>, remotes: Arc<Remotes>) -> Documents {
-    let groups = groups(&snapshot, &remotes);
-    let mut made = BTreeMap::new();
-    let mut add = |path: String, value: Value| {
-        let bytes: Bytes = value.to_string().into();
-        made.insert(path, Document { etag: etag(&bytes), bytes });
-    };
-    let mut paths: Vec<String> = PATHS.iter().map(|path| (*path).to_owned()).collect();
-    paths.extend(["/api".to_owned(), "/apis".to_owned()]);
-    let mut list = Vec::new();
-    for (group, versions) in &groups {
-        let prefix = if group.is_empty() { "/api".to_owned() } else { format!("/apis/{group}") };
-        for (version, served) in versions {
-            let path = format!("{prefix}/{version}");
-            paths.push(path.clone());
-            // What another server has is its own to say.
-            if let Version::Own(kinds) = served {
-                add(path, resource_list(group, version, kinds));
-            }
+impl Documents {
+    /// A document of discovery, by path.
+    fn get(&self, path: &str) -> Option<Arc<Document>> {
+        self.kept(path, || {
+            let bytes: Bytes = self.make(path)?.to_string().into();
+            Some(Document { etag: etag(&bytes), bytes })
+        })
+    }
+
+    fn kept(&self, name: &str, make: impl FnOnce() -> Option<Document>) -> Option<Arc<Document>> {
+        if let Some(document) = self.made.lock().get(name) {
+            return Some(document.clone());
         }
-        if !group.is_empty() {
-            let value = api_group(group, versions.iter().map(|(version, _)| version.as_str()));
-            let mut alone = value.clone();
+        let document = Arc::new(make()?);
+        self.made.lock().insert(name.to_owned(), document.clone());
+        Some(document)
+    }
+
+    fn make(&self, path: &str) -> Option<Value> {
+        let all = || groups(self.snapshot.iter(), self.remotes.iter());
+        let (group, version) = match *path.split('/').skip(1).collect::<Vec<_>>() {
+            [""] => return Some(json!({"paths": self.paths()})),
+            ["apis"] => {
+                let all = all();
+                let named = all.iter().filter(|(group, _)| !group.is_empty());
+                let list: Vec<Value> = named.map(|(group, versions)| api_group(group, versions)).collect();
+                return Some(json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": list}));
+            }
+            ["api", version] => ("", Some(version)),
+            ["apis", group] if !group.is_empty() => (group, None),
+            ["apis", group, version] if !group.is_empty() => (group, Some(version)),
+            [aggregated] => {
+                let (root, version) = aggregated.split_once(';')?;
+                let all = all();
+                let of_root = all.iter().filter(|(group, _)| group.is_empty() == (root == "api"));
+                let items: Vec<Value> =
+                    of_root.map(|(group, versions)| aggregated_group(group, versions)).collect();
+                return Some(json!({"kind": "APIGroupDiscoveryList",
+                    "apiVersion": format!("apidiscovery.k8s.io/{version}"), "metadata": {}, "items": items}));
+            }
+            _ => return None,
+        };
+        let of_group = self.remotes.iter().filter(|((own, _), _)| own == group);
+        let (_, versions) = groups(self.snapshot.of_group(group), of_group).pop()?;
+        let Some(version) = version else {
+            let mut alone = api_group(group, &versions);
             alone["kind"] = "APIGroup".into();
             alone["apiVersion"] = "v1".into();
-            paths.push(prefix.clone());
-            add(prefix, alone);
-            list.push(value);
-        }
+            return Some(alone);
+        };
+        versions.iter().find_map(|(own, served)| match served {
+            // What another server has is its own to say.
+            Version::Own(kinds) if own == version => Some(resource_list(group, version, kinds)),
+            _ => None,
+        })
     }
-    add("/apis".to_owned(), json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": list}));
-    paths.sort();
-    add("/".to_owned(), json!({"paths": paths}));
-    for version in AGGREGATED {
-        for (path, core) in [("/api", true), ("/apis", false)] {
-            let items: Vec<Value> = groups
-                .iter()
-                .filter(|(group, _)| group.is_empty() == core)
-                .map(|(group, versions)| aggregated_group(group, versions))
-                .collect();
-            let value = json!({"kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{version}"),
-                "metadata": {}, "items": items});
-            add(format!("{path};{version}"), value);
+
+    /// All paths, sorted.
+    fn paths(&self) -> Vec<String> {
+        let mut paths: Vec<String> = PATHS.iter().map(|path| (*path).to_owned()).collect();
+        paths.extend(["/api".to_owned(), "/apis".to_owned()]);
+        for (group, versions) in groups(self.snapshot.iter(), self.remotes.iter()) {
+            let prefix = if group.is_empty() { "/api".to_owned() } else { format!("/apis/{group}") };
+            paths.extend(versions.iter().map(|(version, _)| format!("{prefix}/{version}")));
+            if !group.is_empty() {
+                paths.push(prefix);
+            }
         }
+        paths.sort();
+        paths
     }
-    Documents { snapshot, remotes, made, packed: Mutex::default() }
 }
 
 fn api_versions(headers: &HeaderMap) -> Value {
@@ -280,9 +303,10 @@ fn api_versions(headers: &HeaderMap) -> Value {
         "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": address}]})
 }
 
-fn api_group<'a>(group: &str, versions: impl Iterator<Item = &'a str>) -> Value {
+fn api_group(group: &str, versions: &[(String, Version)]) -> Value {
     let versions: Vec<Value> = versions
-        .map(|version| json!({"groupVersion": format!("{group}/{version}"), "version": version}))
+        .iter()
+        .map(|(version, _)| json!({"groupVersion": format!("{group}/{version}"), "version": version}))
         .collect();
     json!({"name": group, "preferredVersion": versions.first(), "versions": versions})
 }
@@ -451,6 +475,8 @@ mod tests {
             "APIGroupList"
         );
         discovery.kinds.insert(kind("later.io", "Y", "ys", true));
+        assert_eq!(ask(&discovery, "/apis/later.io/v1", &[]).0, 200);
+        assert_eq!(discovery.documents().made.lock().len(), 1, "no document is made that nobody asked for");
         assert_eq!(ask(&discovery, "/apis", &again).0, 200);
         assert_eq!(ask(&discovery, "/apis/later.io/v1", &[]).0, 200);
     }

@@ -19,6 +19,10 @@ pub trait Reader: Send + Sync + 'static {
     /// A counter that rises with each change of the kind: for compiled views such as RBAC's.
     fn changes(&self, gvr: &Gvr) -> watch::Receiver<u64>;
 
+    /// The names of all objects of a cluster-scoped kind, with the revisions of their last changes:
+    /// for those who look again at what changed alone.
+    fn revisions(&self, gvr: &Gvr) -> Vec<(String, u64)>;
+
     fn get_value(&self, gvr: &Gvr, namespace: &str, name: &str) -> Option<Arc<Value>> {
         serde_json::from_slice(&self.get(gvr, namespace, name)?).ok().map(Arc::new)
     }
@@ -35,51 +39,68 @@ pub(crate) mod fake {
     use skeg_api::meta;
     use std::collections::BTreeMap;
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
-    type Objects = BTreeMap<(String, String), Bytes>;
+    /// With the revisions of their last changes.
+    type Objects = BTreeMap<(String, String), (Bytes, u64)>;
     type Stored = (Objects, Option<watch::Sender<u64>>);
 
     /// Objects that a test puts there.
     #[derive(Default)]
-    pub struct Fake(Mutex<BTreeMap<Gvr, Stored>>);
+    pub struct Fake {
+        kinds: Mutex<BTreeMap<Gvr, Stored>>,
+        /// How many objects were read.
+        pub read: AtomicUsize,
+    }
 
     impl Fake {
         pub fn put(&self, gvr: &Gvr, object: Value) {
             let key = (meta::namespace(&object).to_owned(), meta::name(&object).to_owned());
-            self.change(gvr, |objects| {
-                objects.insert(key, object.to_string().into());
+            self.change(gvr, |objects, revision| {
+                objects.insert(key, (object.to_string().into(), revision));
             });
         }
 
         pub fn remove(&self, gvr: &Gvr, namespace: &str, name: &str) {
-            self.change(gvr, |objects| {
+            self.change(gvr, |objects, _| {
                 objects.remove(&(namespace.to_owned(), name.to_owned()));
             });
         }
 
-        fn change(&self, gvr: &Gvr, edit: impl FnOnce(&mut Objects)) {
-            let mut all = self.0.lock().unwrap();
+        fn change(&self, gvr: &Gvr, edit: impl FnOnce(&mut Objects, u64)) {
+            let mut all = self.kinds.lock().unwrap();
             let (objects, sender) = all.entry(gvr.clone()).or_default();
-            edit(objects);
-            sender.get_or_insert_with(|| watch::Sender::new(0)).send_modify(|n| *n += 1);
+            let sender = sender.get_or_insert_with(|| watch::Sender::new(0));
+            edit(objects, *sender.borrow() + 1);
+            sender.send_modify(|n| *n += 1);
         }
     }
 
     impl Reader for Fake {
         fn get(&self, gvr: &Gvr, namespace: &str, name: &str) -> Option<Bytes> {
-            let all = self.0.lock().unwrap();
-            all.get(gvr)?.0.get(&(namespace.to_owned(), name.to_owned())).cloned()
+            let all = self.kinds.lock().unwrap();
+            let (bytes, _) = all.get(gvr)?.0.get(&(namespace.to_owned(), name.to_owned()))?;
+            self.read.fetch_add(1, Ordering::Relaxed);
+            Some(bytes.clone())
         }
 
         fn list(&self, gvr: &Gvr, namespace: &str) -> Vec<Bytes> {
-            let all = self.0.lock().unwrap();
+            let all = self.kinds.lock().unwrap();
             let Some((objects, _)) = all.get(gvr) else { return Vec::new() };
             let wanted = objects.iter().filter(|((ns, _), _)| namespace.is_empty() || ns == namespace);
-            wanted.map(|(_, bytes)| bytes.clone()).collect()
+            let found: Vec<_> = wanted.map(|(_, (bytes, _))| bytes.clone()).collect();
+            self.read.fetch_add(found.len(), Ordering::Relaxed);
+            found
+        }
+
+        fn revisions(&self, gvr: &Gvr) -> Vec<(String, u64)> {
+            let all = self.kinds.lock().unwrap();
+            let Some((objects, _)) = all.get(gvr) else { return Vec::new() };
+            objects.iter().map(|((_, name), (_, revision))| (name.clone(), *revision)).collect()
         }
 
         fn changes(&self, gvr: &Gvr) -> watch::Receiver<u64> {
-            let mut all = self.0.lock().unwrap();
+            let mut all = self.kinds.lock().unwrap();
             all.entry(gvr.clone()).or_default().1.get_or_insert_with(|| watch::Sender::new(0)).subscribe()
         }
     }

@@ -3,11 +3,12 @@
 //! Upstream counterpart: `k8s.io/client-go/discovery`.
 
 use crate::context::{ControllerContext, Controllers};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{APIGroupList, APIResourceList};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{APIGroup, APIGroupList, APIResourceList};
 use skeg_api::Gvr;
+use skeg_api::kinds::Snapshot;
 use skeg_base::{Backoff, Level};
 use skeg_client::{Client, RawRequest};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +42,12 @@ pub(crate) struct Served {
 impl Served {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Resource> {
         self.resources.values()
+    }
+
+    /// A resource, where it is served in this version before others.
+    pub(crate) fn get(&self, gvr: &Gvr) -> Option<&Resource> {
+        let found = self.resources.get(&(gvr.group.to_string(), gvr.resource.to_string()));
+        found.filter(|resource| resource.gvr == *gvr)
     }
 
     /// The resource of a kind, in any of the versions that are served: what an owner reference in
@@ -97,11 +104,32 @@ pub(crate) async fn other_than(known: &Served, level: &Level<Arc<Served>>) -> Ar
     level.find(|served| (**served != *known).then(|| served.clone())).await
 }
 
-async fn fetch(client: &Client, known: &Served) -> skeg_client::Result<Served> {
+/// Asks for all that is served, or for some groups alone; of the others what is known stays.
+async fn fetch(
+    client: &Client,
+    known: &Served,
+    changed: Option<BTreeSet<Arc<str>>>,
+) -> skeg_client::Result<Served> {
     let mut served = Served::default();
-    served.add("", "v1", client.json(&RawRequest::get("/api/v1")).await?);
-    let groups: APIGroupList = client.json(&RawRequest::get("/apis")).await?;
-    for group in groups.groups {
+    let mut groups: Vec<APIGroup> = Vec::new();
+    match changed.filter(|changed| !changed.contains("")) {
+        Some(changed) => {
+            let others = known.resources.iter().filter(|((group, _), _)| !changed.contains(&**group));
+            served.resources = others.map(|(key, resource)| (key.clone(), resource.clone())).collect();
+            for group in changed {
+                match client.json(&RawRequest::get(format!("/apis/{group}"))).await {
+                    Ok(group) => groups.push(group),
+                    Err(error) if error.code() == Some(404) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        None => {
+            served.add("", "v1", client.json(&RawRequest::get("/api/v1")).await?);
+            groups = client.json::<APIGroupList>(&RawRequest::get("/apis")).await?.groups;
+        }
+    }
+    for group in groups {
         let preferred = group.preferred_version.map(|preferred| preferred.version);
         let others = group.versions.into_iter().map(|other| other.version);
         let others: Vec<_> = others.filter(|version| Some(version) != preferred.as_ref()).collect();
@@ -124,13 +152,18 @@ pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers) -> A
     let (cancel, random) = (ctx.cancel.clone(), ctx.random.clone());
     let follow = async move {
         let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(10));
+        // The table of which all is known.
+        let mut whole: Option<Arc<Snapshot>> = None;
         loop {
             // Before the look: a change during it is not missed.
-            let seen = kinds.snapshot().generation;
+            let now = kinds.snapshot();
+            let seen = now.generation;
             let before = known.read(Clone::clone);
-            match fetch(&client, &before).await {
+            let changed = whole.as_ref().and_then(|whole| now.groups_other_than(whole));
+            match fetch(&client, &before, changed).await {
                 Ok(served) => {
                     let is_whole = served.failed.is_empty();
+                    whole = is_whole.then_some(now);
                     if *before != served {
                         known.modify(|old| *old = Arc::new(served));
                     }

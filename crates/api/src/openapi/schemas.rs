@@ -64,11 +64,12 @@ fn custom_name(gvk: &Gvk, kind: &str) -> String {
     format!("{}.{}.{kind}", reversed.join("."), gvk.version)
 }
 
-/// All types that the given names need, by name.
+/// All types that the given names need, by name, but for those that are told already.
 pub(super) fn all(
     form: Form,
     kinds: &[Arc<Kind>],
     used: BTreeSet<String>,
+    told: &BTreeSet<String>,
     descriptions: &Descriptions,
 ) -> Map<String, Value> {
     let mut out = Map::new();
@@ -79,7 +80,7 @@ pub(super) fn all(
         open.extend([OBJECT_META, LIST_META].map(str::to_owned));
     }
     while let Some(name) = open.pop() {
-        if out.contains_key(&name) {
+        if out.contains_key(&name) || told.contains(&name) {
             continue;
         }
         let Some(definition) = Schema::builtin_definition(&name) else { continue };

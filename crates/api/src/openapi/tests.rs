@@ -22,6 +22,12 @@ fn check_references(document: &Value, at: &Value) {
     }
 }
 
+fn v2_value(snapshot: &Snapshot) -> Value {
+    let mut text = Vec::new();
+    v2_document(snapshot, &mut text).unwrap();
+    serde_json::from_slice(&text).unwrap()
+}
+
 #[test]
 fn the_index_lists_each_group_version_once() {
     let kinds = Kinds::new(builtin());
@@ -112,7 +118,7 @@ fn core_kinds_have_their_subresources() {
 #[test]
 fn version_2_is_one_document() {
     let snapshot = Kinds::new(builtin()).snapshot();
-    let document: Value = serde_json::from_slice(&v2_document(&snapshot)).unwrap();
+    let document: Value = v2_value(&snapshot);
     check_references(&document, &document);
     assert_eq!(document["swagger"], "2.0");
     let strategy = &document["definitions"]["io.k8s.api.apps.v1.DeploymentSpec"]["properties"]["strategy"];
@@ -138,6 +144,6 @@ fn a_kind_registered_later_is_described() {
     let types = patch["requestBody"]["content"].as_object().unwrap();
     assert!(types.contains_key("application/merge-patch+json"));
     assert!(!types.contains_key("application/strategic-merge-patch+json"));
-    let v2: Value = serde_json::from_slice(&v2_document(&kinds.snapshot())).unwrap();
+    let v2: Value = v2_value(&kinds.snapshot());
     check_references(&v2, &v2);
 }

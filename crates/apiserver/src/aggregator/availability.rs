@@ -87,12 +87,14 @@ pub async fn run(server: Arc<ApiServer>, aggregator: Arc<Aggregator>) {
     let mut ways = [&resources::SERVICES, &resources::ENDPOINT_SLICES].map(|gvr| seams.reader.changes(gvr));
     let (_, stop) = server.tasks();
     let mut known: BTreeMap<String, Looked> = BTreeMap::new();
+    // The revision up to which those that this server serves are told to be there.
+    let mut settled = 0;
     loop {
         services.borrow_and_update();
         for way in &mut ways {
             way.borrow_and_update();
         }
-        let failed = settle_local(&server).await.is_err();
+        let failed = settle_local(&server, &mut settled).await.is_err();
         let next = aggregator.look(&server, &mut known).await;
         let next = if failed { Some(next.unwrap_or(ASK_EVERY).min(Duration::from_secs(1))) } else { next };
         let [of_services, of_slices] = &mut ways;
@@ -107,14 +109,19 @@ pub async fn run(server: Arc<ApiServer>, aggregator: Arc<Aggregator>) {
     }
 }
 
-/// What this server serves itself is always there.
-async fn settle_local(server: &Arc<ApiServer>) -> Result<(), String> {
-    for bytes in server.seams().reader.list(&resources::API_SERVICES, "") {
+/// What this server serves itself is always there. Looks at what changed after the revision that is
+/// settled.
+async fn settle_local(server: &Arc<ApiServer>, settled: &mut u64) -> Result<(), String> {
+    let reader = &server.seams().reader;
+    let all = reader.revisions(&resources::API_SERVICES);
+    for (name, _) in all.iter().filter(|(_, revision)| revision > settled) {
+        let Some(bytes) = reader.get(&resources::API_SERVICES, "", name) else { continue };
         let object: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         if !object["spec"]["service"].is_object() {
             conditions::set(server, API_SERVICES, object, local_condition()).await?;
         }
     }
+    *settled = all.iter().map(|(_, revision)| *revision).max().unwrap_or(0).max(*settled);
     Ok(())
 }
 

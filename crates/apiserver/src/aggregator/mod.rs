@@ -45,9 +45,18 @@ pub struct Aggregator {
     /// By which those servers know this one; none in the simulation.
     identity: Option<Pair>,
     changes: watch::Receiver<u64>,
-    /// Of which count of changes, and what there is.
-    current: RwLock<(Option<u64>, Arc<Remotes>)>,
+    current: RwLock<Current>,
     slots: Arc<Semaphore>,
+}
+
+/// The other servers at one moment.
+#[derive(Clone, Default)]
+struct Current {
+    /// The count of changes that it is of.
+    count: Option<u64>,
+    /// That of the APIService that changed last.
+    revision: u64,
+    remotes: Arc<Remotes>,
 }
 
 impl Aggregator {
@@ -66,31 +75,37 @@ impl Aggregator {
     /// The other servers, as of now.
     pub(crate) fn remotes(&self) -> Arc<Remotes> {
         let count = *self.changes.borrow();
-        let (seen, known) = self.current.read().clone();
+        let Current { count: seen, revision, remotes: known } = self.current.read().clone();
         if seen == Some(count) {
             return known;
         }
-        let fresh: Remotes = self
-            .reader
-            .list(&resources::API_SERVICES, "")
-            .iter()
-            .filter_map(|bytes| serde_json::from_slice::<Value>(bytes).ok())
-            .filter(|object| object["spec"]["service"].is_object())
-            .map(|object| {
-                let text = |field: &str| object["spec"][field].as_str().unwrap_or_default().to_owned();
-                let key = (text("group"), text("version"));
-                let before = known.get(&key).cloned();
-                let remote = match before {
-                    Some(before) if before.is_of(&object) => before,
-                    before => Arc::new(Remote::new(&object, self.tls(&object["spec"]), before.as_deref())),
-                };
-                (key, remote)
-            })
-            .collect();
+        let all = self.reader.revisions(&resources::API_SERVICES);
+        // What did not change is what it was.
+        let mut fresh: Remotes = known.iter().map(|(key, remote)| (key.clone(), remote.clone())).collect();
+        fresh.retain(|_, remote| all.iter().any(|(name, at)| *name == remote.name && *at <= revision));
+        let changed = all.iter().filter(|(_, at)| *at > revision);
+        fresh.extend(
+            changed
+                .filter_map(|(name, _)| self.reader.get_value(&resources::API_SERVICES, "", name))
+                .filter(|object| object["spec"]["service"].is_object())
+                .map(|object| {
+                    let text = |field: &str| object["spec"][field].as_str().unwrap_or_default().to_owned();
+                    let key = (text("group"), text("version"));
+                    let before = known.get(&key).cloned();
+                    let remote = match before {
+                        Some(before) if before.is_of(&object) => before,
+                        before => {
+                            Arc::new(Remote::new(&object, self.tls(&object["spec"]), before.as_deref()))
+                        }
+                    };
+                    (key, remote)
+                }),
+        );
+        let revision = all.iter().map(|(_, at)| *at).max().unwrap_or(0).max(revision);
         let is_other = fresh.len() != known.len()
             || fresh.iter().any(|(key, remote)| known.get(key).is_none_or(|old| !Arc::ptr_eq(old, remote)));
         let fresh = Arc::new(fresh);
-        *self.current.write() = (Some(count), fresh.clone());
+        *self.current.write() = Current { count: Some(count), revision, remotes: fresh.clone() };
         if is_other {
             // Whoever keeps something of what is served makes it anew.
             self.kinds.touch();
@@ -173,5 +188,51 @@ impl Endpoint for Aggregator {
             let remote = self.remote_of(&call.info).ok_or_else(Status::no_route)?;
             self.relay(&call, &remote, request).await
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reader::fake::Fake;
+    use serde_json::json;
+    use skeg_base::{Clock, Random};
+    use std::sync::atomic::Ordering;
+
+    #[test]
+    fn what_changed_alone_is_read_again() {
+        let reader = Arc::new(Fake::default());
+        let seams = Seams {
+            reader: reader.clone(),
+            kinds: Arc::default(),
+            store: Arc::new(skeg_store::Memory::new()),
+            clock: Clock::system(),
+            random: Random::seeded(1),
+        };
+        let aggregator = Aggregator::new(&seams, None, None);
+        let put = |group: &str, service: Value| {
+            reader.put(
+                &resources::API_SERVICES,
+                json!({"metadata": {"name": format!("v1.{group}")}, "spec": {"group": group, "version": "v1",
+                    "insecureSkipTLSVerify": true, "service": service}}),
+            );
+        };
+        let groups =
+            || -> Vec<String> { aggregator.remotes().keys().map(|(group, _)| group.clone()).collect() };
+        let read = || reader.read.swap(0, Ordering::Relaxed);
+        (0..100).for_each(|n| put(&format!("own{n}"), Value::Null));
+        put("a", json!({"name": "a"}));
+        assert_eq!((groups(), read()), (vec!["a".to_owned()], 101));
+        put("own100", Value::Null);
+        put("b", json!({"name": "b"}));
+        let known = aggregator.remotes();
+        assert_eq!((groups(), read()), (vec!["a".to_owned(), "b".to_owned()], 2));
+        // One that changes hands, and one that goes.
+        put("a", Value::Null);
+        assert_eq!((groups(), read()), (vec!["b".to_owned()], 1));
+        let key = ("b".to_owned(), "v1".to_owned());
+        assert!(Arc::ptr_eq(&aggregator.remotes()[&key], &known[&key]), "what did not change is what it was");
+        reader.remove(&resources::API_SERVICES, "", "v1.b");
+        assert_eq!((groups(), read()), (vec![], 0));
     }
 }

@@ -8,7 +8,7 @@ use crate::resources;
 use crate::server::ApiServer;
 use serde_json::{Value, json};
 use skeg_api::kinds::Snapshot;
-use skeg_api::meta;
+use skeg_api::{Kind, meta};
 use skeg_base::Backoff;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -69,24 +69,33 @@ pub(crate) fn local_condition() -> Value {
         "message": "Local APIServices are always available", "lastTransitionTime": null})
 }
 
-/// What is to be there for a state of the kinds table.
-pub(super) fn wanted(snapshot: &Snapshot) -> Vec<Wanted> {
-    let mut all = BTreeMap::new();
+/// By name, those that are to be there for a state of the kinds table: a row of each one's group and
+/// version.
+fn all(snapshot: &Snapshot) -> BTreeMap<String, &Arc<Kind>> {
+    let mut rows = BTreeMap::new();
     for kind in snapshot.iter().filter(|kind| &*kind.gvk.group != OWN_GROUP) {
-        let (group, version) = (&*kind.gvk.group, &*kind.gvk.version);
-        let managed = if kind.schema.is_custom() { "true" } else { "onstart" };
-        all.entry((group, version)).or_insert_with(|| {
-            let mut spec = json!({"version": version, "groupPriorityMinimum": group_priority(group).0,
-                "versionPriority": version_priority(group, version)});
-            if !group.is_empty() {
-                spec["group"] = group.into();
-            }
-            json!({"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
-                "metadata": {"name": format!("{version}.{group}"), "labels": {MANAGED: managed}},
-                "spec": spec, "status": {"conditions": [local_condition()]}})
-        });
+        rows.entry((&*kind.gvk.group, &*kind.gvk.version)).or_insert(kind);
     }
-    all.into_values().map(|object| Wanted { gvr: &resources::API_SERVICES, object, reconcile }).collect()
+    rows.into_iter().map(|((group, version), kind)| (format!("{version}.{group}"), kind)).collect()
+}
+
+fn wanted(name: &str, kind: &Kind) -> Wanted {
+    let (group, version) = (&*kind.gvk.group, &*kind.gvk.version);
+    let managed = if kind.schema.is_custom() { "true" } else { "onstart" };
+    let mut spec = json!({"version": version, "groupPriorityMinimum": group_priority(group).0,
+        "versionPriority": version_priority(group, version)});
+    if !group.is_empty() {
+        spec["group"] = group.into();
+    }
+    let object = json!({"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
+        "metadata": {"name": name, "labels": {MANAGED: managed}},
+        "spec": spec, "status": {"conditions": [local_condition()]}});
+    Wanted { gvr: &resources::API_SERVICES, object, reconcile }
+}
+
+/// What is to be there for a state of the kinds table.
+pub(super) fn all_wanted(snapshot: &Snapshot) -> Vec<Wanted> {
+    all(snapshot).into_iter().map(|(name, kind)| wanted(&name, kind)).collect()
 }
 
 fn managed(object: &Value) -> Option<&str> {
@@ -104,11 +113,14 @@ pub async fn run(server: Arc<ApiServer>) {
     let mut changes = seams.reader.changes(&resources::API_SERVICES);
     let (_, stop) = server.tasks();
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+    // The revision up to which all is as it is to be.
+    let mut settled = 0;
     loop {
         changes.borrow_and_update();
         let snapshot = seams.kinds.snapshot();
-        let again = match settle(&server, &snapshot).await {
-            Ok(()) => {
+        let again = match settle(&server, &snapshot, settled).await {
+            Ok(revision) => {
+                settled = revision;
                 backoff.reset();
                 None
             }
@@ -127,38 +139,41 @@ pub async fn run(server: Arc<ApiServer>) {
     }
 }
 
-async fn settle(server: &Arc<ApiServer>, snapshot: &Snapshot) -> Result<(), super::BootstrapError> {
+/// Looks at those that changed after a revision, and at those that are to come or to go; returns the
+/// revision up to which all is as it is to be.
+async fn settle(
+    server: &Arc<ApiServer>,
+    snapshot: &Snapshot,
+    settled: u64,
+) -> Result<u64, super::BootstrapError> {
     let seams = server.seams();
-    let listed = seams.reader.list(&resources::API_SERVICES, "");
-    let there: BTreeMap<String, Value> = listed
-        .iter()
-        .filter_map(|bytes| serde_json::from_slice::<Value>(bytes).ok())
-        .map(|object| (meta::name(&object).to_owned(), object))
-        .collect();
-    let mut wanted = wanted(snapshot);
-    let gone = there.values().filter(|object| {
-        managed(object) == Some("true")
-            && !meta::is_deleting(object)
-            && !wanted.iter().any(|wanted| meta::name(&wanted.object) == meta::name(object))
-    });
+    let there: BTreeMap<String, u64> = seams.reader.revisions(&resources::API_SERVICES).into_iter().collect();
+    let all = all(snapshot);
+    let read = |name: &str| seams.reader.get_value(&resources::API_SERVICES, "", name);
     let service = server.loopback();
-    for object in gone {
-        let path = format!("{PATH}/{}", meta::name(object));
+    for object in there.keys().filter(|name| !all.contains_key(*name)).filter_map(|name| read(name)) {
+        if managed(&object) != Some("true") || meta::is_deleting(&object) {
+            continue;
+        }
+        let path = format!("{PATH}/{}", meta::name(&object));
         // What was taken over meanwhile is not deleted.
-        let options = json!({"preconditions": {"resourceVersion": meta::resource_version(object)}});
+        let options = json!({"preconditions": {"resourceVersion": meta::resource_version(&object)}});
         if let Err(why) = crate::local::send(&service, http::Method::DELETE, &path, options.to_string()).await
         {
-            tracing::debug!(name = meta::name(object), why, "APIService not deleted");
+            tracing::debug!(name = meta::name(&object), why, "APIService not deleted");
         }
     }
+    let is_settled = |name: &String| there.get(name).is_some_and(|revision| *revision <= settled);
+    let mut wanted: Vec<Wanted> =
+        all.iter().filter(|(name, _)| !is_settled(name)).map(|(name, kind)| wanted(name, kind)).collect();
     wanted.retain(|wanted| {
-        let existing = there.get(meta::name(&wanted.object));
-        existing.is_none_or(|existing| reconcile(existing, &wanted.object).is_some())
+        let existing = read(meta::name(&wanted.object));
+        existing.is_none_or(|existing| reconcile(&existing, &wanted.object).is_some())
     });
     if !wanted.is_empty() {
         write(&*seams.store, &seams.kinds, seams.clock, &seams.random, &wanted).await?;
     }
-    Ok(())
+    Ok(there.into_values().max().unwrap_or(0).max(settled))
 }
 
 #[cfg(test)]
@@ -171,7 +186,7 @@ mod tests {
         let kinds = Kinds::new(builtin::builtin());
         let snapshot = kinds.snapshot();
         let row = snapshot.by_gvr(&resources::API_SERVICES).unwrap();
-        let all = wanted(&snapshot);
+        let all = all_wanted(&snapshot);
         for Wanted { object, .. } in &all {
             let mut errors = Vec::new();
             row.check(object, None, &mut errors);
@@ -186,7 +201,7 @@ mod tests {
     #[test]
     fn what_is_changed_comes_back_unless_it_was_taken_over() {
         let kinds = Kinds::new(builtin::builtin());
-        let default = wanted(&kinds.snapshot()).remove(0).object;
+        let default = all_wanted(&kinds.snapshot()).remove(0).object;
         let mut mine = default.clone();
         mine["spec"]["versionPriority"] = 7.into();
         assert_eq!(reconcile(&mine, &default).unwrap()["spec"], default["spec"]);

@@ -85,7 +85,7 @@ pub async fn run(
 ) -> Result<usize, BootstrapError> {
     let mut all = indispensable(settings, authorities);
     all.extend(initial(settings));
-    all.extend(api_services::wanted(&kinds.snapshot()));
+    all.extend(api_services::all_wanted(&kinds.snapshot()));
     write(store, kinds, clock, random, &all).await
 }
 
@@ -194,9 +194,12 @@ async fn write(
     Ok(count)
 }
 
+/// So many of a kind are read by one list.
+const LISTED_FROM: usize = 10;
+
 type Existing = BTreeMap<String, (Revision, Value)>;
 
-/// What is stored of the wanted kinds: whole kinds where they are few, single objects else.
+/// What is stored of the wanted: whole kinds where many of one are wanted, single objects else.
 async fn existing(store: &dyn Store, kinds: &Kinds, wanted: &[Wanted]) -> Result<Existing, BootstrapError> {
     let snapshot = kinds.snapshot();
     let mut found = Existing::new();
@@ -212,12 +215,12 @@ async fn existing(store: &dyn Store, kinds: &Kinds, wanted: &[Wanted]) -> Result
         Ok::<(), BootstrapError>(())
     };
     let mut listed: Vec<&Gvr> = Vec::new();
+    let mut counts: BTreeMap<&Gvr, usize> = BTreeMap::new();
+    wanted.iter().for_each(|wanted| *counts.entry(wanted.gvr).or_default() += 1);
     for Wanted { gvr, object, .. } in wanted {
         let kind = snapshot.by_gvr(gvr).ok_or_else(|| BootstrapError::Kind(gvr.group_resource()))?;
         let storage = kind.storage.as_deref().ok_or_else(|| BootstrapError::Kind(gvr.group_resource()))?;
-        if ["rbac.authorization.k8s.io", "flowcontrol.apiserver.k8s.io", "apiregistration.k8s.io"]
-            .contains(&&*gvr.group)
-        {
+        if counts[gvr] >= LISTED_FROM {
             if !listed.contains(gvr) {
                 listed.push(gvr);
                 let page = store.list(&format!("{ROOT}{storage}"), None, None, 0).await?;

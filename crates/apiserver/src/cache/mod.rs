@@ -501,6 +501,12 @@ impl Reader for Cache {
             .collect()
     }
 
+    fn revisions(&self, gvr: &Gvr) -> Vec<(String, u64)> {
+        let Some((_, resource)) = self.resource_of(gvr) else { return Vec::new() };
+        let entries = resource.list(&Filter::default(), None, 0).entries;
+        entries.iter().map(|entry| (entry.name().to_owned(), entry.revision)).collect()
+    }
+
     fn changes(&self, gvr: &Gvr) -> watch::Receiver<u64> {
         match self.resource_of(gvr) {
             Some((_, resource)) => resource.changes(),

@@ -516,7 +516,8 @@ impl Scope {
 #[derive(Default)]
 struct Watchers {
     next_id: u64,
-    by_id: BTreeMap<u64, Watcher>,
+    /// Boxed: most kinds have one watcher, and a node of the tree has room for eleven.
+    by_id: BTreeMap<u64, Box<Watcher>>,
     all: Vec<u64>,
     by_namespace: HashMap<String, Vec<u64>>,
     by_path: HashMap<String, Vec<u64>>,
@@ -535,7 +536,7 @@ impl Watchers {
                 self.by_field.entry(key).or_insert_with(new_map).entry(value).or_default().push(id);
             }
         }
-        self.by_id.insert(id, watcher);
+        self.by_id.insert(id, Box::new(watcher));
         id
     }
 

@@ -1,9 +1,8 @@
 //! Groups and their versions in the order in which they are listed.
 
-use crate::aggregator::{Remote, Remotes};
+use crate::aggregator::Remote;
 use crate::bootstrap::api_services::{group_priority, version_priority};
 use skeg_api::Kind;
-use skeg_api::kinds::Snapshot;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -17,9 +16,12 @@ pub(super) enum Version {
     Other(Arc<Remote>),
 }
 
-pub(super) fn groups(snapshot: &Snapshot, remotes: &Remotes) -> Groups {
+pub(super) fn groups<'a>(
+    kinds: impl Iterator<Item = &'a Arc<Kind>>,
+    remotes: impl Iterator<Item = (&'a (String, String), &'a Arc<Remote>)>,
+) -> Groups {
     let mut map: BTreeMap<&str, BTreeMap<&str, Version>> = BTreeMap::new();
-    for kind in snapshot.iter() {
+    for kind in kinds {
         let versions = map.entry(&*kind.gvk.group).or_default();
         let version = versions.entry(&*kind.gvk.version).or_insert_with(|| Version::Own(Vec::new()));
         if let Version::Own(kinds) = version {

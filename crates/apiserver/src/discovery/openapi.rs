@@ -7,14 +7,18 @@ use crate::aggregator::merge_v2;
 use crate::local::{Body, empty};
 use crate::negotiate::{self, Offer, Output};
 use crate::query::Query;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
+use flate2::Compression;
 use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Response, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
 use serde_json::Value;
 use skeg_api::kinds::Snapshot;
 use skeg_api::{GroupVersion, Status, openapi};
-use std::io::Read;
+use std::io::{self, BufWriter, Read, Write};
 use std::sync::Arc;
 
 /// How clients ask for OpenAPI v2 in protobuf, and how they are answered: their form is no media type.
@@ -22,6 +26,9 @@ const GNOSTIC_ASKED: &str = "application/com.github.proto-openapi.spec.v2@v1.0+p
 const GNOSTIC: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 /// OpenAPI documents whose URL carries their hash never change.
 const IMMUTABLE: &str = "public, immutable, max-age=31536000";
+
+/// How much of a document is compressed or sent at once.
+const CHUNK_BYTES: usize = 64 << 10;
 
 pub(super) fn serve(
     documents: &Documents,
@@ -38,14 +45,14 @@ pub(super) fn serve(
     if rest == "v2" {
         let (packed, media) = match asks_for_gnostic(headers) {
             Some(true) => (
-                documents.packed("v2 gnostic", || {
-                    Some((documents.v2(openapi::v2_gnostic, openapi::gnostic_of), None))
+                documents.packed("v2 gnostic", None, |out| {
+                    documents.v2(openapi::v2_gnostic, openapi::gnostic_of, out)
                 }),
                 GNOSTIC,
             ),
             Some(false) => (
-                documents.packed(rest, || {
-                    Some((documents.v2(openapi::v2_document, |v| v.to_string().into_bytes()), None))
+                documents.packed(rest, None, |out| {
+                    documents.v2(openapi::v2_document, |v| v.to_string().into_bytes(), out)
                 }),
                 "application/json",
             ),
@@ -74,8 +81,10 @@ pub(super) fn serve(
         }
         return Ok(response);
     }
-    let make = || Some((openapi::v3_document(&documents.snapshot, &gv)?, Some(hash.clone())));
-    let document = documents.packed(rest, make).ok_or_else(Status::no_route)?;
+    let make = |out: &mut dyn Write| {
+        out.write_all(&openapi::v3_document(&documents.snapshot, &gv).ok_or(io::ErrorKind::NotFound)?)
+    };
+    let document = documents.packed(rest, Some(&hash), make).ok_or_else(Status::no_route)?;
     let control = if asked.is_some() { IMMUTABLE } else { "no-cache, private" };
     Ok(unpacked(headers, &document, "application/json", control, gzip))
 }
@@ -105,10 +114,15 @@ fn unpacked(
     } else if gzip {
         negotiate::respond_packed(Output::default(), document.bytes.clone())
     } else {
-        let mut plain = Vec::new();
-        // What was compressed here decompresses.
-        let _ = GzDecoder::new(&document.bytes[..]).read_to_end(&mut plain);
-        negotiate::respond(StatusCode::OK, Output::default(), plain.into())
+        // As it is sent, so that it is never in memory as a whole.
+        let mut plain = GzDecoder::new(document.bytes.clone().reader());
+        let chunks = std::iter::from_fn(move || {
+            let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+            // What was compressed here decompresses.
+            let read = (&mut plain).take(CHUNK_BYTES as u64).read_to_end(&mut chunk);
+            read.is_ok_and(|count| count > 0).then(|| Ok(Frame::data(chunk.into())))
+        });
+        Response::new(StreamBody::new(futures_util::stream::iter(chunks)).boxed_unsync())
     };
     mark(response.headers_mut(), &document.etag, media, control);
     if gzip {
@@ -138,32 +152,40 @@ impl Documents {
     }
 
     /// The document of OpenAPI v2, with what other servers add to it.
-    fn v2(&self, own: fn(&Snapshot) -> Vec<u8>, encode: fn(&Value) -> Vec<u8>) -> Vec<u8> {
+    fn v2(
+        &self,
+        own: fn(&Snapshot, &mut dyn Write) -> io::Result<()>,
+        encode: fn(&Value) -> Vec<u8>,
+        out: &mut dyn Write,
+    ) -> io::Result<()> {
         let others: Vec<_> =
             self.remotes.values().filter_map(|remote| remote.learned.lock().openapi_v2.clone()).collect();
         if others.is_empty() {
-            return own(&self.snapshot);
+            return own(&self.snapshot, out);
         }
-        let mut document: Value =
-            serde_json::from_slice(&openapi::v2_document(&self.snapshot)).unwrap_or_default();
+        let mut text = Vec::new();
+        openapi::v2_document(&self.snapshot, &mut text)?;
+        let mut document: Value = serde_json::from_slice(&text)?;
         for other in others {
             merge_v2(&mut document, &other);
         }
-        encode(&document)
+        out.write_all(&encode(&document))
     }
 
+    /// A document that is compressed as `make` writes it. Without a hash its tag is made of its bytes.
     fn packed(
         &self,
         name: &str,
-        make: impl FnOnce() -> Option<(Vec<u8>, Option<String>)>,
+        hash: Option<&str>,
+        make: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Option<Arc<Document>> {
-        if let Some(document) = self.packed.lock().get(name) {
-            return Some(document.clone());
-        }
-        let (bytes, hash) = make()?;
-        let etag = hash.unwrap_or_else(|| etag(&bytes));
-        let document = Arc::new(Document { bytes: negotiate::gzip(&bytes), etag });
-        self.packed.lock().insert(name.to_owned(), document.clone());
-        Some(document)
+        self.kept(name, || {
+            let encoder = GzEncoder::new(Vec::new(), Compression::fast());
+            let mut buffer = BufWriter::with_capacity(CHUNK_BYTES, encoder);
+            make(&mut buffer).ok()?;
+            let bytes = buffer.into_inner().ok()?.finish().ok()?;
+            let etag = hash.map_or_else(|| etag(&bytes), str::to_owned);
+            Some(Document { bytes: bytes.into_boxed_slice().into(), etag })
+        })
     }
 }

@@ -85,7 +85,7 @@ async fn follow_kinds(
         {
             let mut followed = controller.followed.lock();
             followed.retain(|gvr, _| {
-                let stays = wanted.iter().any(|resource| resource.gvr == *gvr);
+                let stays = now.get(gvr).is_some_and(is_collectable);
                 if !stays {
                     informers.stop(gvr);
                 }

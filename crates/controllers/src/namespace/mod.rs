@@ -79,7 +79,7 @@ async fn follow_content(controller: Arc<Controller>, informers: Informers, serve
     let mut now = Arc::<Served>::default();
     loop {
         now = other_than(&now, &served).await;
-        followed.retain(|gvr| now.iter().any(|resource| resource.gvr == *gvr));
+        followed.retain(|gvr| now.get(gvr).is_some());
         for resource in now.iter().filter(|resource| resource.namespaced && is_collectable(resource)) {
             if followed.insert(resource.gvr.clone()) {
                 let of = controller.clone();

@@ -86,7 +86,7 @@ async fn follow_kinds(controller: Arc<Controller>, served: Arc<Level<Arc<Served>
     let mut now = Arc::<Served>::default();
     loop {
         now = other_than(&now, &served).await;
-        followed.retain(|gvr| now.iter().any(|resource| resource.gvr == *gvr));
+        followed.retain(|gvr| now.get(gvr).is_some());
         for resource in now.iter().filter(|resource| is_plain(resource)) {
             if followed.insert(resource.gvr.clone()) {
                 let (of, gvr) = (controller.clone(), resource.gvr.clone());

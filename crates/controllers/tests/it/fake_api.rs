@@ -68,6 +68,8 @@ pub struct State {
     pub fault: Option<FaultFn>,
     /// Resources served besides the built-in ones.
     pub widgets: bool,
+    /// The paths of discovery that were asked for.
+    pub discovered: Vec<String>,
     /// Called with the state after each write.
     pub check: Option<CheckFn>,
     /// What the check found, with the writes before it.
@@ -268,16 +270,26 @@ impl State {
         Ok(self.store(resource, key, object))
     }
 
-    fn discovery(&self, path: &str) -> Option<Value> {
+    fn discovery(&mut self, path: &str) -> Option<Value> {
+        let found = self.documents(path);
+        if found.is_some() {
+            self.discovered.push(path.to_owned());
+        }
+        found
+    }
+
+    fn documents(&self, path: &str) -> Option<Value> {
         let kinds = || KINDS.iter().filter(|kind| self.widgets || kind.1 != "widgets");
+        let mut groups: Vec<&str> = kinds().map(|kind| kind.0).filter(|group| !group.is_empty()).collect();
+        groups.dedup();
+        let group = |name: &&str| {
+            let version = json!({"groupVersion": format!("{name}/v1"), "version": "v1"});
+            json!({"name": name, "versions": [version], "preferredVersion": version})
+        };
+        if let Some(found) = groups.iter().find(|name| path.strip_prefix("/apis/") == Some(**name)) {
+            return Some(group(found));
+        }
         if path == "/apis" {
-            let mut groups: Vec<&str> =
-                kinds().map(|kind| kind.0).filter(|group| !group.is_empty()).collect();
-            groups.dedup();
-            let group = |name: &&str| {
-                let version = json!({"groupVersion": format!("{name}/v1"), "version": "v1"});
-                json!({"name": name, "versions": [version], "preferredVersion": version})
-            };
             return Some(
                 json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups.iter().map(group).collect::<Vec<_>>()}),
             );
@@ -362,6 +374,7 @@ impl FakeApi {
             writes: Vec::new(),
             fault: None,
             widgets: false,
+            discovered: Vec::new(),
             check: None,
             violation: None,
         };

@@ -9,7 +9,8 @@ mod fake_api;
 use fake_api::{FakeApi, Fault, State, renew_lease, run_node, time};
 use http::Method;
 use serde_json::{Value, json};
-use skeg_api::{Gvr, Kinds};
+use skeg_api::schema::Schema;
+use skeg_api::{Gvk, Kind, Kinds};
 use skeg_base::{Clock, Random};
 use skeg_client::{Client, Informers};
 use skeg_controllers::{Config, ControllerContext, Controllers};
@@ -583,8 +584,9 @@ async fn a_kind_that_comes_later_is_collected() {
     let cluster = Cluster::start().await;
     cluster.settled().await;
     cluster.api.state().widgets = true;
-    // What is in the table is the server's to serve: controllers only hear that it is another.
-    cluster.kinds.remove(&Gvr::new("example.com", "v1", "none"));
+    cluster.api.state().discovered.clear();
+    // What is in the table is the server's to serve: controllers hear of which group it is another.
+    cluster.kinds.insert(Kind::custom(Gvk::new("example.com", "v1", "Widget"), "widgets", Schema::any()));
     let map = cluster.api.send(
         Method::POST,
         "/api/v1/namespaces/default/configmaps",
@@ -598,6 +600,7 @@ async fn a_kind_that_comes_later_is_collected() {
     cluster.api.send(Method::POST, widgets, json!({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "stray", "ownerReferences": [absent]}}));
     cluster.api.wait("the stray goes", |state| state.get("widgets", "default", "stray").is_none()).await;
     assert!(cluster.api.state().get("widgets", "default", "w").is_some());
+    assert_eq!(cluster.api.state().discovered, ["/apis/example.com", "/apis/example.com/v1"]);
     cluster.api.send(Method::DELETE, "/api/v1/namespaces/default/configmaps/owner", json!({}));
     cluster.api.wait("the widget follows its owner", |state| state.list("widgets").is_empty()).await;
     cluster.stop().await;
