@@ -190,7 +190,8 @@ impl Network {
         let ground = Ground { table, bridge, pods, services };
         let left = run_nft(&["-j", "list", "sets", "table", "ip", &ground.table], String::new()).await?;
         let upstreams = dns::host_upstreams(&config.resolv_conf, gateway);
-        let dns = Arc::new(dns::Dns::new(&config.cluster_domain, upstreams));
+        let dns =
+            Arc::new(dns::Dns::new(&config.cluster_domain, config.dns_ip.unwrap_or(gateway), upstreams));
         let stop = CancellationToken::new();
         const DNS_PORT: u16 = 53;
         dns::serve(dns.clone(), SocketAddr::from((gateway, DNS_PORT)), stop.clone()).await?;

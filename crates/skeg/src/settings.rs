@@ -6,6 +6,8 @@ use crate::refuse;
 use anyhow::{Context, Result};
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
+use skeg_api::field::Path;
+use skeg_apiserver::admission::pod_security::PodSecurityConfiguration;
 use skeg_apiserver::admission::{Plugins, SWITCHABLE};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -26,6 +28,7 @@ struct ConfigFile {
     compaction_interval_seconds: Option<u32>,
     enable_admission_plugins: Vec<String>,
     disable_admission_plugins: Vec<String>,
+    pod_security: PodSecurityConfiguration,
 }
 
 /// A range of addresses as flags and the configuration file spell it.
@@ -68,6 +71,9 @@ pub struct Settings {
     pub enable_admission_plugins: Vec<String>,
     #[serde(default)]
     pub disable_admission_plugins: Vec<String>,
+    /// What Pods are held to where the labels of their namespace say nothing, and who is exempt.
+    #[serde(default)]
+    pub pod_security: PodSecurityConfiguration,
 }
 
 /// Upstream's default of `--etcd-compaction-interval`.
@@ -80,6 +86,7 @@ impl Settings {
         Plugins {
             enable: self.enable_admission_plugins.clone(),
             disable: self.disable_admission_plugins.clone(),
+            pod_security: self.pod_security.clone(),
         }
     }
 
@@ -190,6 +197,7 @@ pub fn resolve(flags: &Up, instance: &Instance) -> Result<Settings> {
         compaction_interval_seconds: file.compaction_interval_seconds.unwrap_or_else(five_minutes_s),
         enable_admission_plugins: file.enable_admission_plugins,
         disable_admission_plugins: file.disable_admission_plugins,
+        pod_security: file.pod_security,
     };
     check(&settings)?;
     if let Some(kept) = kept {
@@ -247,6 +255,9 @@ fn check(settings: &Settings) -> Result<()> {
     if let Some(name) = settings.admission().unknown().next() {
         let known = SWITCHABLE.join(", ");
         refuse!("enableAdmissionPlugins, disableAdmissionPlugins: no plugin {name:?}; there are {known}");
+    }
+    if let Some(wrong) = settings.pod_security.validate(&Path::new("podSecurity")).first() {
+        refuse!("{}: {}", wrong.path, wrong.message());
     }
     if let Some(path) = &settings.registries
         && let Err(error) = skeg_images::Registries::load(path)
@@ -341,6 +352,38 @@ mod tests {
         assert!(said.contains("no plugin \"Nothing\"; there are NamespaceLifecycle, LimitRanger"), "{said}");
         let settings = resolve("disableAdmissionPlugins: [PodSecurity]").unwrap();
         assert_eq!(settings.admission().disable, ["PodSecurity"]);
+    }
+
+    #[test]
+    fn pod_security_is_configured_as_upstreams_file_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.yaml");
+        let resolve = |text: &str| {
+            std::fs::write(&path, format!("podSecurity:\n  {}", text.replace('\n', "\n  "))).unwrap();
+            resolve_flags(&Up { config: Some(path.clone()), node_name: Some("n".into()), ..Up::default() })
+        };
+        for (text, part) in [
+            (
+                "defaults:\n  enforce: strict",
+                "podSecurity.defaults.enforce: Invalid value: \"strict\": must be one of privileged, baseline, restricted",
+            ),
+            ("defaults: {enforced: baseline}", "unknown field `enforced`"),
+            (
+                "exemptions: {namespaces: [a, a]}",
+                "podSecurity.exemptions.namespaces[1]: Duplicate value: \"a\"",
+            ),
+        ] {
+            let error = resolve(text).unwrap_err();
+            let UserError(said) = error.downcast_ref().unwrap();
+            assert!(said.contains(part), "{said}");
+        }
+        let text = "apiVersion: pod-security.admission.config.k8s.io/v1\nkind: PodSecurityConfiguration\n\
+            defaults:\n  enforce: baseline\n  enforce-version: latest\nexemptions:\n  usernames: []\n  namespaces: [kube-system]";
+        let settings = resolve(text).unwrap();
+        assert_eq!(settings.admission().pod_security, settings.pod_security);
+        let again: Settings = serde_json::from_slice(&serde_json::to_vec(&settings).unwrap()).unwrap();
+        assert_eq!(again, settings);
+        assert_ne!(settings.pod_security, PodSecurityConfiguration::default());
     }
 
     #[test]

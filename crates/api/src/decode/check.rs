@@ -10,6 +10,10 @@ use std::fmt::{self, Write as _};
 /// The most unknown fields that one request reports.
 const UNKNOWN_LEN_MAX: usize = 100;
 
+/// Optional lists that say something while they are empty: managedFields are cleared by it, and an
+/// autoscaler without policies is refused where one that names none gets upstream's.
+const TELLING_EMPTY: [&str; 2] = ["managedFields", "policies"];
+
 /// What a walk found.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Checked {
@@ -171,13 +175,12 @@ impl Walk {
             }
             Value::Null if self.custom => !property.schema.nullable(),
             Value::Null => shape != Shape::Any,
-            // Of managedFields, an empty list says something: it clears them.
             Value::Array(items) => {
                 shape == Shape::Array
                     && items.is_empty()
                     && !property.required
                     && !self.custom
-                    && property.name != "managedFields"
+                    && !TELLING_EMPTY.contains(&property.name)
             }
             Value::Object(map) => shape == Shape::Map && map.is_empty() && !property.required && !self.custom,
         }

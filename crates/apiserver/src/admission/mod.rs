@@ -7,6 +7,7 @@ use crate::proxy::Dialer;
 use crate::registry::{DeleteOptions, WriteOptions};
 use crate::server::ApiServer;
 use futures_util::future::BoxFuture;
+use pod_security::PodSecurityConfiguration;
 use reinvocation::Reinvocation;
 use skeg_api::{Kind, Status, Value};
 use std::sync::Arc;
@@ -98,12 +99,13 @@ pub mod storage;
 mod versions;
 pub mod webhook;
 
-/// Which plugins differ from upstream's defaults: its flags `--enable-admission-plugins` and
-/// `--disable-admission-plugins`.
+/// Which plugins differ from upstream's defaults: its flags `--enable-admission-plugins`,
+/// `--disable-admission-plugins` and what `--admission-control-config-file` says of them.
 #[derive(Clone, Debug, Default)]
 pub struct Plugins {
     pub enable: Vec<String>,
     pub disable: Vec<String>,
+    pub pod_security: PodSecurityConfiguration,
 }
 
 impl Plugins {
@@ -157,12 +159,17 @@ pub fn chain(
     dialer: Option<Arc<dyn Dialer>>,
     plugins: &Plugins,
 ) -> Vec<Arc<dyn Plugin>> {
-    let mut all = every(seams, authorizer, dialer);
+    let mut all = every(seams, authorizer, dialer, plugins);
     all.retain(|plugin| plugins.has(plugin.name()));
     all
 }
 
-fn every(seams: &Seams, authorizer: &Arc<Union>, dialer: Option<Arc<dyn Dialer>>) -> Vec<Arc<dyn Plugin>> {
+fn every(
+    seams: &Seams,
+    authorizer: &Arc<Union>,
+    dialer: Option<Arc<dyn Dialer>>,
+    plugins: &Plugins,
+) -> Vec<Arc<dyn Plugin>> {
     let (reader, webhooks) = (&seams.reader, webhook::Shared::new(dialer, authorizer.clone()));
     vec![
         Arc::new(namespace_lifecycle::NamespaceLifecycle::new(reader.clone())),
@@ -170,7 +177,7 @@ fn every(seams: &Seams, authorizer: &Arc<Union>, dialer: Option<Arc<dyn Dialer>>
         Arc::new(service_account::ServiceAccount::new(reader.clone(), seams.random.clone())),
         Arc::new(node_restriction::NodeRestriction::new(reader.clone())),
         Arc::new(pod_defaults::TaintNodesByCondition),
-        Arc::new(pod_security::PodSecurity(reader.clone())),
+        Arc::new(pod_security::PodSecurity::new(reader.clone(), &plugins.pod_security)),
         Arc::new(pod_defaults::Priority::new(reader.clone())),
         Arc::new(pod_defaults::DefaultTolerationSeconds),
         Arc::new(classes::ExtendedResourceToleration),
@@ -328,7 +335,7 @@ mod tests {
         let authorizer = Arc::new(Union::new(reader));
         let names = |enable: &[&str], disable: &[&str]| -> Vec<&'static str> {
             let owned = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect();
-            let plugins = Plugins { enable: owned(enable), disable: owned(disable) };
+            let plugins = Plugins { enable: owned(enable), disable: owned(disable), ..Plugins::default() };
             let all = chain(&seams, &authorizer, None, &plugins);
             all.iter().map(|plugin| plugin.name()).filter(|name| SWITCHABLE.contains(name)).collect()
         };
@@ -338,7 +345,11 @@ mod tests {
         assert_eq!(usual.len() + OFF_BY_DEFAULT.len(), SWITCHABLE.len());
         assert!(!names(&[], &["PodSecurity"]).contains(&"PodSecurity"));
         assert_eq!(names(&[], SWITCHABLE), Vec::<&str>::new());
-        let wrong = Plugins { enable: vec!["AlwaysAdmit".into()], disable: vec!["Priority".into()] };
+        let wrong = Plugins {
+            enable: vec!["AlwaysAdmit".into()],
+            disable: vec!["Priority".into()],
+            ..Plugins::default()
+        };
         assert_eq!(wrong.unknown().collect::<Vec<_>>(), ["AlwaysAdmit"]);
     }
 }

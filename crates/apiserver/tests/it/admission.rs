@@ -1,15 +1,19 @@
 //! Quotas, limits and Pod security over HTTP.
 
-use crate::harness::{PODS, Server, config_map, pod, start_assembled};
+use crate::harness::{PODS, Recorder, Server, config_map, pod, start_assembled, start_assembled_with};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
+use skeg_apiserver::admission::Plugins;
 use skeg_store::Memory;
 use std::sync::Arc;
 
 const QUOTAS: &str = "/api/v1/namespaces/default/resourcequotas";
 
 async fn start() -> Server {
-    let server = start_assembled(Arc::new(Memory::new())).await;
+    ready(start_assembled(Arc::new(Memory::new())).await).await
+}
+
+async fn ready(server: Server) -> Server {
     let account = json!({"metadata": {"name": "default"}});
     server.post("/api/v1/namespaces/default/serviceaccounts", &account).await.expect(201);
     server
@@ -208,5 +212,75 @@ async fn namespaces_hold_pods_to_a_standard() {
     assert_eq!(
         wrong["message"],
         "Namespace \"default\" is invalid: metadata.labels[pod-security.kubernetes.io/audit]: Invalid value: \"strict\": must be one of privileged, baseline, restricted"
+    );
+}
+
+#[tokio::test]
+async fn a_cluster_has_defaults_and_exemptions_of_pod_security() {
+    let pod_security = json!({"defaults": {"enforce": "baseline", "audit": "baseline", "warn": "restricted"},
+        "exemptions": {"usernames": ["tester"], "runtimeClasses": ["kata"], "namespaces": ["kube-system"]}});
+    let plugins =
+        Plugins { pod_security: serde_json::from_value(pod_security).unwrap(), ..Plugins::default() };
+    let server = ready(start_assembled_with(Arc::new(Memory::new()), plugins).await).await;
+    let recorder = Recorder::default();
+    let _kept = tracing::subscriber::set_default(recorder.clone());
+    let class = json!({"metadata": {"name": "kata"}, "handler": "kata"});
+    server.post("/apis/node.k8s.io/v1/runtimeclasses", &class).await.expect(201);
+    let bind = json!({"metadata": {"name": "all"}, "subjects": [{"kind": "User", "name": "other", "apiGroup": "rbac.authorization.k8s.io"}],
+        "roleRef": {"kind": "ClusterRole", "name": "cluster-admin", "apiGroup": "rbac.authorization.k8s.io"}});
+    server.post("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &bind).await.expect(201);
+    let host = |name: &str| {
+        let mut host = pod(name);
+        host["spec"]["hostPID"] = true.into();
+        host
+    };
+    let on_record = |key: &str, value: &str| {
+        let entry = (format!("pod-security.kubernetes.io/{key}"), value.to_owned());
+        let told = recorder.take();
+        assert!(told.contains(&entry), "{entry:?} is not in {told:?}");
+    };
+    // Whoever is exempt is neither refused nor warned, and that is put on record.
+    recorder.take();
+    let exempt = server.post(PODS, &host("user")).await;
+    assert_eq!(exempt.warnings(), Vec::<String>::new());
+    exempt.expect(201);
+    on_record("exempt", "user");
+    let other = server.as_user("other");
+    let account = json!({"metadata": {"name": "default"}});
+    server.post("/api/v1/namespaces/kube-system/serviceaccounts", &account).await.expect(201);
+    other.post("/api/v1/namespaces/kube-system/pods", &host("namespace")).await.expect(201);
+    on_record("exempt", "namespace");
+    let mut kata = host("class");
+    kata["spec"]["runtimeClassName"] = "kata".into();
+    other.post(PODS, &kata).await.expect(201);
+    on_record("exempt", "runtimeClass");
+    // Whoever is not, is held to the defaults.
+    let refused = other.post(PODS, &host("host")).await.expect(403);
+    assert_eq!(
+        refused["message"],
+        "pods \"host\" is forbidden: violates PodSecurity \"baseline:latest\": host namespaces (hostPID)"
+    );
+    on_record("audit-violations", "would violate PodSecurity \"baseline:latest\": host namespaces (hostPID)");
+    let warned = other.post(PODS, &pod("plain")).await;
+    assert!(warned.warnings()[0].contains("would violate PodSecurity \\\"restricted:latest\\\""));
+    warned.expect(201);
+    // Labels go over the defaults.
+    let labels = json!({"pod-security.kubernetes.io/enforce": "privileged", "pod-security.kubernetes.io/warn": "baseline"});
+    let patch = json!({"metadata": {"labels": labels}});
+    server.patch("/api/v1/namespaces/default", "merge-patch+json", &patch).await.expect(200);
+    let let_in = other.post(PODS, &host("host")).await;
+    assert!(let_in.warnings()[0].contains("would violate PodSecurity \\\"baseline:latest\\\""));
+    let_in.expect(201);
+    // Back to a stricter one: whose class is exempt is not told of, an exempt namespace is told of alone.
+    let patch = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "baseline"}}});
+    let labelled = server.patch("/api/v1/namespaces/default", "merge-patch+json", &patch).await;
+    assert_eq!(labelled.warnings()[1..], ["299 - \"host (and 1 other pod): host namespaces\""]);
+    let patch = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}});
+    let ignored = server.patch("/api/v1/namespaces/kube-system", "merge-patch+json", &patch).await;
+    assert_eq!(
+        ignored.warnings(),
+        [
+            "299 - \"namespace \\\"kube-system\\\" is exempt from Pod Security, and the policy (enforce=restricted:latest) will be ignored\""
+        ]
     );
 }

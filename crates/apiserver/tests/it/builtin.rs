@@ -218,6 +218,34 @@ async fn autoscalers_are_the_same_in_both_versions() {
 }
 
 #[tokio::test]
+async fn autoscalers_without_policies_are_refused() {
+    let s = start().await;
+    let at =
+        |version: &str| format!("/apis/autoscaling/{version}/namespaces/default/horizontalpodautoscalers");
+    let object = |behavior: Value| {
+        json!({"metadata": {"name": "web"}, "spec": {"maxReplicas": 4, "behavior": behavior,
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"}}})
+    };
+    let why = "HorizontalPodAutoscaler.autoscaling \"web\" is invalid: spec.behavior.scaleUp.policies: Required value: must specify at least one Policy";
+    let none = json!({"scaleUp": {"policies": []}});
+    assert_eq!(s.post(&at("v2"), &object(none.clone())).await.expect(422)["message"], why);
+    // Absent or null is something else.
+    let made = s.post(&at("v2"), &object(json!({"scaleUp": {"policies": null}}))).await.expect(201);
+    assert_eq!(made["spec"]["behavior"]["scaleUp"]["policies"].as_array().map(Vec::len), Some(2));
+    let path = format!("{}/web", at("v2"));
+    let patch = json!({"spec": {"behavior": none}});
+    assert_eq!(s.patch(&path, "merge-patch+json", &patch).await.expect(422)["message"], why);
+    let apply = json!({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "web"},
+        "spec": {"behavior": none}});
+    let applied = s.patch(&format!("{path}?fieldManager=m&force=true"), "apply-patch+yaml", &apply).await;
+    assert_eq!(applied.expect(422)["message"], why);
+    let annotation = json!({"autoscaling.alpha.kubernetes.io/behavior": none.to_string()});
+    let patch = json!({"metadata": {"annotations": annotation}});
+    let refused = s.patch(&format!("{}/web", at("v1")), "merge-patch+json", &patch).await.expect(422);
+    assert_eq!(refused["message"], why);
+}
+
+#[tokio::test]
 async fn every_set_of_pods_scales() {
     let s = start().await;
     let template =

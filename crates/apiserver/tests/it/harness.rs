@@ -6,15 +6,18 @@ use http::{Method, Request, Response};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use skeg_api::{Kinds, Status};
-use skeg_apiserver::admission::Plugin;
+use skeg_apiserver::admission::{Plugin, Plugins};
 use skeg_apiserver::assembly::{self, Setup};
 use skeg_apiserver::hooks::{Authenticator, Authorizer, Nobody};
 use skeg_apiserver::request::{Attributes, Decision};
 use skeg_apiserver::{ApiServer, Body, Config, Hooks, Identity, LocalService, bootstrap};
 use skeg_base::{Clock, Random};
 use skeg_store::Memory;
-use std::sync::Arc;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tracing::field::{Field, Visit};
+use tracing::span;
 
 /// Takes every request from the network as the same user.
 pub struct Everybody;
@@ -103,10 +106,14 @@ pub async fn start_at_store(store: Arc<dyn skeg_store::Store>, random: Random) -
 
 /// With everything that plugs into a server of the product, but for a network.
 pub async fn start_assembled(store: Arc<dyn skeg_store::Store>) -> Server {
+    start_assembled_with(store, Plugins::default()).await
+}
+
+pub async fn start_assembled_with(store: Arc<dyn skeg_store::Store>, admission: Plugins) -> Server {
     let setup = Setup {
         edge: None,
         cluster_domain: "cluster.local".into(),
-        admission: Default::default(),
+        admission,
         bootstrap: bootstrap::Settings {
             service_range: "10.96.0.0/16".parse().unwrap(),
             service_ip: [10, 96, 0, 1].into(),
@@ -265,3 +272,49 @@ pub fn deployment(name: &str) -> Value {
 pub const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
 pub const PODS: &str = "/api/v1/namespaces/default/pods";
 pub const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
+
+/// Keeps what is put on record.
+#[derive(Clone, Default)]
+pub struct Recorder(Arc<Mutex<Vec<(String, String)>>>);
+
+impl Recorder {
+    /// Keys and values since the last call.
+    pub fn take(&self) -> Vec<(String, String)> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+impl tracing::Subscriber for Recorder {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target() == "audit"
+    }
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut entry = Entry::default();
+        event.record(&mut entry);
+        self.0.lock().unwrap().push((entry.key, entry.value));
+    }
+}
+
+#[derive(Default)]
+struct Entry {
+    key: String,
+    value: String,
+}
+
+impl Visit for Entry {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        match field.name() {
+            "key" => value.clone_into(&mut self.key),
+            "value" => value.clone_into(&mut self.value),
+            _ => {}
+        }
+    }
+    fn record_debug(&mut self, _: &Field, _: &dyn Debug) {}
+}

@@ -68,6 +68,8 @@ impl Table {
 
 pub struct Dns {
     domain: String,
+    /// Where Pods find this server.
+    address: Ipv4Addr,
     table: RwLock<Table>,
     upstreams: Vec<SocketAddr>,
     /// Rotates answers, so that clients that take the first spread out.
@@ -89,17 +91,21 @@ pub fn upstreams(text: &str, own: Ipv4Addr) -> Vec<SocketAddr> {
 }
 
 impl Dns {
-    pub fn new(domain: &str, upstreams: Vec<SocketAddr>) -> Dns {
-        Dns {
+    pub fn new(domain: &str, address: Ipv4Addr, upstreams: Vec<SocketAddr>) -> Dns {
+        let dns = Dns {
             domain: domain.trim_end_matches('.').to_ascii_lowercase(),
+            address,
             table: RwLock::new(Table::default()),
             upstreams,
             turn: AtomicUsize::new(0),
             queries: Semaphore::new(QUERIES_MAX),
-        }
+        };
+        dns.set(Records::default());
+        dns
     }
 
-    pub fn set(&self, records: Records) {
+    pub fn set(&self, mut records: Records) {
+        records.addresses.insert(wire::name_server(&self.domain), vec![self.address]);
         let table = Table::new(records);
         *self.table.write() = table;
     }
@@ -109,13 +115,14 @@ impl Dns {
         let table = self.table.read();
         let records = &table.records;
         let answer = |code, answers, additionals| {
-            Some(Answer { code, answers, additionals, zone: &self.domain, ttl_s: TTL_S })
+            Some(Answer { code, answers, additionals, zone: self.domain.as_str(), ttl_s: TTL_S })
         };
         if let Some(address) = wire::reverse_address(&query.name) {
             let name = records.names.get(&address)?;
             let ptr = Record { name: query.name.clone(), data: Data::Ptr(name.clone()) };
             let asked = matches!(query.kind, wire::TYPE_PTR | wire::TYPE_ANY);
-            return answer(Code::NoError, if asked { vec![ptr] } else { vec![] }, vec![]);
+            let found = answer(Code::NoError, if asked { vec![ptr] } else { vec![] }, vec![]);
+            return found.map(|answer| Answer { zone: wire::REVERSE_ZONE, ..answer });
         }
         let below = query.name.strip_suffix(self.domain.as_str())?;
         if !below.is_empty() && !below.ends_with('.') {
@@ -138,6 +145,14 @@ impl Dns {
                 addresses.rotate_left(turn);
             }
             answers.extend(addresses);
+        }
+        if below.is_empty() && query.kind == wire::TYPE_SOA {
+            answers.push(Record { name: query.name.clone(), data: Data::Soa });
+        }
+        if below.is_empty() && query.kind == wire::TYPE_NS {
+            let server = wire::name_server(&self.domain);
+            additionals.extend(address_records(&server));
+            answers.push(Record { name: query.name.clone(), data: Data::Ns(server) });
         }
         let pod = pod_address(below);
         if let Some(address) = pod.filter(|_| matches!(query.kind, wire::TYPE_A | wire::TYPE_ANY)) {
@@ -317,6 +332,8 @@ mod tests {
     use super::wire::tests::query;
     use super::*;
 
+    const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+
     fn records() -> Records {
         let web = "web.default.svc.cluster.local";
         let ip = Ipv4Addr::new;
@@ -342,7 +359,7 @@ mod tests {
 
     #[test]
     fn names_of_the_cluster() {
-        let dns = Dns::new("cluster.local", vec![]);
+        let dns = Dns::new("cluster.local", ADDRESS, vec![]);
         dns.set(records());
         for (name, kind, expected) in [
             ("web.default.svc.cluster.local", 1, Some((Code::NoError, 1, 0))),
@@ -352,6 +369,12 @@ mod tests {
             ("_tcp.web.default.svc.cluster.local", 1, Some((Code::NoError, 0, 0))),
             ("default.svc.cluster.local", 1, Some((Code::NoError, 0, 0))),
             ("cluster.local", 1, Some((Code::NoError, 0, 0))),
+            ("cluster.local", 2, Some((Code::NoError, 1, 1))),
+            ("cluster.local", 6, Some((Code::NoError, 1, 0))),
+            ("ns.dns.cluster.local", 1, Some((Code::NoError, 1, 0))),
+            ("ns.dns.cluster.local", 28, Some((Code::NoError, 0, 0))),
+            ("web.default.svc.cluster.local", 2, Some((Code::NoError, 0, 0))),
+            ("nope.default.svc.cluster.local", 6, Some((Code::NoSuchName, 0, 0))),
             ("nope.default.svc.cluster.local", 1, Some((Code::NoSuchName, 0, 0))),
             ("inner.default.svc.cluster.local", 1, Some((Code::NoError, 2, 0))),
             ("inner.default.svc.cluster.local", 5, Some((Code::NoError, 1, 0))),
@@ -372,6 +395,41 @@ mod tests {
         }
     }
 
+    /// The sections of a message that one record is in, by their numbers, and the record without the
+    /// question's name.
+    fn only_record(message: &[u8], asked: &[u8]) -> ([u16; 3], Vec<u8>) {
+        let count = |at: usize| u16::from_be_bytes([message[at], message[at + 1]]);
+        ([count(6), count(8), count(10)], message[asked.len()..].to_vec())
+    }
+
+    #[test]
+    fn the_zone_tells_of_itself() {
+        let dns = Dns::new("cluster.local", ADDRESS, vec![]);
+        let written = |name: &str, kind: u16| {
+            let question = query(name, kind, None);
+            let parsed = wire::parse(&question).unwrap();
+            let message = wire::write(&parsed, &dns.lookup(&parsed).unwrap(), 512);
+            only_record(&message, &question)
+        };
+        let name = |labels: &[&str]| -> Vec<u8> {
+            let label = |label: &&str| [&[label.len() as u8], label.as_bytes()].concat();
+            labels.iter().flat_map(label).chain([0]).collect()
+        };
+        let record = |name: &[u8], kind: u8, data: &[u8]| {
+            [name, &[0, kind, 0, 1, 0, 0, 0, 5, 0, data.len() as u8], data].concat()
+        };
+        let (asked, server) = ([0xc0, 12], name(&["ns", "dns", "cluster", "local"]));
+        let numbers = [1u32, 7200, 1800, 86_400, 5].map(u32::to_be_bytes).concat();
+        let soa = [server.clone(), name(&["hostmaster", "cluster", "local"]), numbers].concat();
+        assert_eq!(written("cluster.local", 6), ([1, 0, 0], record(&asked, 6, &soa)));
+        let address = record(&server, 1, &ADDRESS.octets());
+        assert_eq!(written("cluster.local", 2), ([1, 0, 1], [record(&asked, 2, &server), address].concat()));
+        // What is not there names the zone and how long that holds.
+        let absent = record(&name(&["cluster", "local"]), 6, &soa);
+        assert_eq!(written("ns.dns.cluster.local", 28), ([0, 1, 0], absent.clone()));
+        assert_eq!(written("nope.svc.cluster.local", 1), ([0, 1, 0], absent));
+    }
+
     #[test]
     fn resolv_conf() {
         let text = "# x\nnameserver 10.0.0.1\nsearch a\nnameserver ::1\nnameserver 9.9.9.9 # y\n";
@@ -384,13 +442,13 @@ mod tests {
     async fn serves_and_forwards() {
         let loopback = || SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let stop = CancellationToken::new();
-        let outer = Arc::new(Dns::new("outer.test", vec![]));
+        let outer = Arc::new(Dns::new("outer.test", ADDRESS, vec![]));
         outer.set(Records {
             addresses: BTreeMap::from([("a.outer.test".to_owned(), vec![Ipv4Addr::new(1, 2, 3, 4)])]),
             ..Records::default()
         });
         let upstream = serve(outer, loopback(), stop.clone()).await.unwrap();
-        let inner = Arc::new(Dns::new("cluster.local", vec![upstream]));
+        let inner = Arc::new(Dns::new("cluster.local", ADDRESS, vec![upstream]));
         inner.set(records());
         let address = serve(inner, loopback(), stop.clone()).await.unwrap();
         for name in ["a.outer.test", "web.default.svc.cluster.local"] {

@@ -10,8 +10,9 @@ const UDP_LEN_MIN: usize = 512;
 const UDP_LEN_MAX: usize = 1232;
 
 pub const TYPE_A: u16 = 1;
+pub const TYPE_NS: u16 = 2;
 pub const TYPE_CNAME: u16 = 5;
-const TYPE_SOA: u16 = 6;
+pub const TYPE_SOA: u16 = 6;
 pub const TYPE_PTR: u16 = 12;
 pub const TYPE_TXT: u16 = 16;
 pub const TYPE_AAAA: u16 = 28;
@@ -49,6 +50,9 @@ pub enum Data {
     Aaaa(Ipv6Addr),
     Cname(String),
     Ptr(String),
+    Ns(String),
+    /// Of the zone that the record is named after.
+    Soa,
     /// At most 255 bytes.
     Txt(&'static str),
     Srv {
@@ -212,14 +216,31 @@ fn put_record(out: &mut Vec<u8>, question: &str, name: &str, kind: u16, ttl_s: u
     out.extend_from_slice(data);
 }
 
+/// The name server of a zone, as CoreDNS names itself.
+pub fn name_server(zone: &str) -> String {
+    format!("ns.dns.{zone}")
+}
+
 fn record(out: &mut Vec<u8>, question: &str, record: &Record, ttl_s: u32) {
+    let name = |target: &str| {
+        let mut data = Vec::new();
+        put_name(&mut data, target);
+        data
+    };
     let (kind, data) = match &record.data {
         Data::A(address) => (TYPE_A, address.octets().to_vec()),
         Data::Aaaa(address) => (TYPE_AAAA, address.octets().to_vec()),
-        Data::Ptr(target) | Data::Cname(target) => {
-            let mut data = Vec::new();
-            put_name(&mut data, target);
-            (if matches!(record.data, Data::Ptr(_)) { TYPE_PTR } else { TYPE_CNAME }, data)
+        Data::Ptr(target) => (TYPE_PTR, name(target)),
+        Data::Cname(target) => (TYPE_CNAME, name(target)),
+        Data::Ns(target) => (TYPE_NS, name(target)),
+        Data::Soa => {
+            let mut data = name(&name_server(&record.name));
+            put_name(&mut data, &format!("hostmaster.{}", record.name));
+            // The last of them is how long an absence may be remembered.
+            for word in [1u32, 7200, 1800, 86_400, ttl_s] {
+                data.extend_from_slice(&word.to_be_bytes());
+            }
+            (TYPE_SOA, data)
         }
         Data::Txt(text) => (TYPE_TXT, [&[text.len() as u8], text.as_bytes()].concat()),
         Data::Srv { port, target } => {
@@ -267,15 +288,9 @@ pub fn write(query: &Query, answer: &Answer<'_>, len_max: usize) -> Vec<u8> {
         }
     }
     if answer.answers.is_empty() {
-        // Tells how long the absence may be remembered.
-        let mut data = Vec::new();
-        put_name(&mut data, &format!("ns.dns.{}", answer.zone));
-        put_name(&mut data, &format!("hostmaster.{}", answer.zone));
-        for word in [1u32, 7200, 1800, 86_400, answer.ttl_s] {
-            data.extend_from_slice(&word.to_be_bytes());
-        }
+        let authority = Record { name: answer.zone.to_owned(), data: Data::Soa };
         let mut bytes = Vec::new();
-        put_record(&mut bytes, &query.name, answer.zone, TYPE_SOA, answer.ttl_s, &data);
+        record(&mut bytes, &query.name, &authority, answer.ttl_s);
         add(&mut out, 2, bytes);
     }
     for additional in answer.additionals.iter().filter(|_| !truncated) {
@@ -310,9 +325,11 @@ pub fn refuse(message: &[u8], code: Code) -> Vec<u8> {
     out
 }
 
+pub const REVERSE_ZONE: &str = "in-addr.arpa";
+
 /// The address that a name like `4.3.2.1.in-addr.arpa` asks about.
 pub fn reverse_address(name: &str) -> Option<Ipv4Addr> {
-    let mut parts = name.strip_suffix(".in-addr.arpa")?.split('.').map(str::parse::<u8>);
+    let mut parts = name.strip_suffix(REVERSE_ZONE)?.strip_suffix('.')?.split('.').map(str::parse::<u8>);
     let mut next = || parts.next()?.ok();
     let octets = [next()?, next()?, next()?, next()?];
     parts.next().is_none().then(|| Ipv4Addr::new(octets[3], octets[2], octets[1], octets[0]))

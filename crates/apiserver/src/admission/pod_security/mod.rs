@@ -2,11 +2,14 @@
 //! warned of, or put on record.
 //! Upstream counterpart: `plugin/pkg/admission/security/podsecurity`.
 
+mod configuration;
 mod standards;
 
 use super::{Admission, Operation, Plugin, aggregate, ready};
 use crate::reader::Reader;
 use crate::resources;
+use configuration::Exemptions;
+pub use configuration::PodSecurityConfiguration;
 use futures_util::future::BoxFuture;
 use serde_json::{Map, Value};
 use skeg_api::field::{FieldError, Path};
@@ -19,6 +22,8 @@ use std::sync::Arc;
 /// How many Pods are looked at when the labels of a namespace change.
 const PODS_MAX: usize = 3000;
 const PREFIX: &str = "pod-security.kubernetes.io/";
+/// Audit annotation: by what a request is exempt.
+const EXEMPT: &str = "pod-security.kubernetes.io/exempt";
 /// Subresources of Pods that cannot change what a Pod may do.
 const IGNORED: [&str; 8] = ["exec", "attach", "binding", "eviction", "log", "portforward", "proxy", "status"];
 
@@ -34,44 +39,82 @@ const TEMPLATES: [(&str, &str, &str); 8] = [
     ("batch", "cronjobs", "/spec/jobTemplate/spec/template"),
 ];
 
-pub struct PodSecurity(pub Arc<dyn Reader>);
+pub struct PodSecurity {
+    reader: Arc<dyn Reader>,
+    defaults: Policies,
+    exemptions: Exemptions,
+}
 
-/// What the labels of a namespace ask for.
-#[derive(Debug, PartialEq)]
+/// What Pods of a namespace are held to.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Policies {
     enforce: Policy,
     audit: Policy,
     warn: Policy,
 }
 
-/// The policies, and what is wrong with the labels. A label that cannot be read enforces the
-/// strictest level, and warns and records nothing.
-fn policies(labels: Option<&Map<String, Value>>) -> (Policies, Vec<FieldError>) {
-    let mut errors = Vec::new();
-    let mut policy = |mode: &str, level_else: Level| {
-        let mut policy = Policy { level: Level::Privileged, minor: LATEST };
-        let mut wrong = |key: &str, value: &str, why: &str| {
-            let path = Path::new("metadata").child("labels").key(key);
-            errors.push(FieldError::invalid(path, value, why));
-        };
-        let (level, version) = (format!("{PREFIX}{mode}"), format!("{PREFIX}{mode}-version"));
-        if let Some(text) = labels.and_then(|labels| labels.get(&level)?.as_str()) {
+impl Policies {
+    /// Each mode, and the level it takes for one that cannot be read.
+    fn modes(&mut self) -> [(&'static str, Level, &mut Policy); 3] {
+        [
+            ("enforce", Level::Restricted, &mut self.enforce),
+            ("audit", Level::Privileged, &mut self.audit),
+            ("warn", Level::Privileged, &mut self.warn),
+        ]
+    }
+
+    fn is_privileged(&self) -> bool {
+        self.enforce.level == Level::Privileged && self.is_silent()
+    }
+
+    /// Whether nothing is said of a template of Pods.
+    fn is_silent(&self) -> bool {
+        self.audit.level == Level::Privileged && self.warn.level == Level::Privileged
+    }
+}
+
+/// `base` with the levels and versions that `get` knows by `<mode>` and `<mode>-version`, and what is
+/// wrong with them.
+fn read<'a>(
+    base: Policies,
+    get: impl Fn(&str) -> Option<&'a str>,
+    path: impl Fn(&str) -> Path,
+) -> (Policies, Vec<FieldError>) {
+    let (mut policies, mut errors) = (base, Vec::new());
+    for (mode, level_else, policy) in policies.modes() {
+        let mut wrong = |key: &str, value: &str, why| errors.push(FieldError::invalid(path(key), value, why));
+        if let Some(text) = get(mode) {
             policy.level = Level::parse(text).unwrap_or_else(|| {
-                wrong(&level, text, "must be one of privileged, baseline, restricted");
+                wrong(mode, text, "must be one of privileged, baseline, restricted");
                 level_else
             });
         }
-        if let Some(text) = labels.and_then(|labels| labels.get(&version)?.as_str()) {
+        let version = format!("{mode}-version");
+        if let Some(text) = get(&version) {
             policy.minor = minor(text).unwrap_or_else(|| {
                 wrong(&version, text, "must be \"latest\" or \"v1.x\"");
                 LATEST
             });
         }
-        policy
-    };
-    let enforce = policy("enforce", Level::Restricted);
-    let (audit, warn) = (policy("audit", Level::Privileged), policy("warn", Level::Privileged));
-    (Policies { enforce, audit, warn }, errors)
+    }
+    (policies, errors)
+}
+
+/// What the labels of a namespace ask for, where they do. A level that cannot be read enforces the
+/// strictest, and warns and records nothing. Who is held to a level is warned of it, unless a label
+/// says what to warn of.
+fn policies(labels: Option<&Map<String, Value>>, defaults: Policies) -> (Policies, Vec<FieldError>) {
+    let label = |key: &str| labels?.get(&format!("{PREFIX}{key}"))?.as_str();
+    let path = |key: &str| Path::new("metadata").child("labels").key(&format!("{PREFIX}{key}"));
+    let (mut policies, errors) = read(defaults, label, path);
+    let enforced = label("enforce").and_then(Level::parse);
+    if label("warn").is_none() && enforced > Some(policies.warn.level) {
+        policies.warn.level = policies.enforce.level;
+        if label("warn-version").is_none() {
+            policies.warn.minor = policies.enforce.minor;
+        }
+    }
+    (policies, errors)
 }
 
 /// The minor version that `latest` or `v1.x` names.
@@ -85,6 +128,11 @@ fn minor(text: &str) -> Option<u32> {
 }
 
 impl PodSecurity {
+    pub fn new(reader: Arc<dyn Reader>, configuration: &PodSecurityConfiguration) -> Self {
+        let (defaults, exemptions) = (configuration.policies(), configuration.exemptions.clone());
+        PodSecurity { reader, defaults, exemptions }
+    }
+
     fn check(&self, a: &mut Admission<'_>) -> Result<(), Status> {
         if !matches!(a.operation, Operation::Create | Operation::Update) {
             return Ok(());
@@ -104,26 +152,62 @@ impl PodSecurity {
     /// Labels must be ones; a stricter level warns of the Pods that it would refuse.
     fn namespace(&self, a: &mut Admission<'_>) -> Result<(), Status> {
         let Some(object) = a.object.as_deref() else { return Ok(()) };
-        let (new, errors) = policies(meta::labels(object));
-        let old = a.old.map(|old| policies(meta::labels(old)));
+        let (new, errors) = policies(meta::labels(object), self.defaults);
+        let old = a.old.map(|old| policies(meta::labels(old), self.defaults));
         if !errors.is_empty() && old.as_ref().is_none_or(|(_, before)| *before != errors) {
             return Err(Status::invalid("", "Namespace", a.name, &errors));
         }
-        let Some((old, _)) = old else { return Ok(()) };
-        let relaxed = new.enforce.minor == old.enforce.minor && new.enforce.level <= old.enforce.level;
-        if new.enforce != old.enforce && new.enforce.level != Level::Privileged && !relaxed {
-            let told = self.existing(meta::name(object), new.enforce);
-            a.warnings.extend(told);
+        let relaxed = old.is_some_and(|(old, _)| {
+            new.enforce == old.enforce
+                || new.enforce.level == Level::Privileged
+                || (new.enforce.minor == old.enforce.minor && new.enforce.level <= old.enforce.level)
+        });
+        if relaxed {
+            return Ok(());
         }
+        let name = meta::name(object);
+        let told = if is_listed(&self.exemptions.namespaces, name) {
+            self.ignored(name, meta::labels(object), new).into_iter().collect()
+        } else if a.old.is_some() {
+            self.existing(name, new.enforce)
+        } else {
+            Vec::new()
+        };
+        a.warnings.extend(told);
         Ok(())
     }
 
+    /// What labels of an exempt namespace ask for in vain.
+    fn ignored(&self, name: &str, labels: Option<&Map<String, Value>>, mut new: Policies) -> Option<String> {
+        let old = &self.defaults;
+        let pairs = [(new.enforce, old.enforce), (new.audit, old.audit), (new.warn, old.warn)];
+        if new.is_privileged() || pairs.into_iter().all(|(new, old)| new.is_same(old)) {
+            return None;
+        }
+        let is_set = |mode: &str| {
+            let has = |key: String| labels.is_some_and(|labels| labels.contains_key(&key));
+            has(format!("{PREFIX}{mode}")) || has(format!("{PREFIX}{mode}-version"))
+        };
+        let set = new
+            .modes()
+            .into_iter()
+            .filter(|(mode, _, policy)| policy.level > Level::Privileged && is_set(mode));
+        let set: Vec<String> = set.map(|(mode, _, policy)| format!("{mode}={policy}")).collect();
+        let set = set.join(", ");
+        Some(format!(
+            "namespace {name:?} is exempt from Pod Security, and the policy ({set}) will be ignored"
+        ))
+    }
+
     fn existing(&self, namespace: &str, policy: Policy) -> Vec<String> {
-        let pods = self.0.list(&resources::PODS, namespace);
+        let pods = self.reader.list(&resources::PODS, namespace);
         // By what is wrong: the first Pod by name, and how many there are.
         let mut found: BTreeMap<String, (String, usize)> = BTreeMap::new();
         for bytes in pods.iter().take(PODS_MAX) {
             let Ok(pod) = serde_json::from_slice::<Value>(bytes) else { continue };
+            if self.exempts_class(&pod) {
+                continue;
+            }
             let reasons: Vec<String> = violations(policy, &pod).into_iter().map(|v| v.reason).collect();
             if !reasons.is_empty() {
                 let name = meta::name(&pod).to_owned();
@@ -158,26 +242,94 @@ impl PodSecurity {
     }
 
     fn of_namespace(&self, a: &Admission<'_>) -> (Policies, Vec<FieldError>) {
-        let namespace = self.0.get_value(&resources::NAMESPACES, "", a.namespace);
-        policies(namespace.as_deref().and_then(meta::labels))
+        let namespace = self.reader.get_value(&resources::NAMESPACES, "", a.namespace);
+        policies(namespace.as_deref().and_then(meta::labels), self.defaults)
+    }
+
+    fn exempts_class(&self, pod: &Value) -> bool {
+        let class = pod["spec"]["runtimeClassName"].as_str();
+        class.is_some_and(|class| is_listed(&self.exemptions.runtime_classes, class))
+    }
+
+    /// Whether namespace or user are exempt, which goes on record.
+    fn exempts(&self, a: &Admission<'_>) -> bool {
+        let by = if is_listed(&self.exemptions.namespaces, a.namespace) {
+            "namespace"
+        } else if is_listed(&self.exemptions.usernames, a.identity.user()) {
+            "user"
+        } else {
+            return false;
+        };
+        a.audit(EXEMPT, by);
+        true
     }
 
     fn pod(&self, a: &mut Admission<'_>) -> Result<(), Status> {
+        if self.exempts(a) {
+            return Ok(());
+        }
         let (policies, errors) = self.of_namespace(a);
+        if errors.is_empty() && policies.is_privileged() {
+            return Ok(());
+        }
         let Some(pod) = a.object.take() else { return Ok(()) };
         let bears = a.old.is_none_or(|old| is_significant(pod, old));
-        let result = if bears { evaluate(a, &policies, &errors, pod, true) } else { Ok(()) };
+        let result = if bears { self.evaluate(a, &policies, &errors, pod, true) } else { Ok(()) };
         a.object = Some(pod);
         result
     }
 
     fn template(&self, a: &mut Admission<'_>, at: &str) -> Result<(), Status> {
+        if self.exempts(a) {
+            return Ok(());
+        }
         let (policies, errors) = self.of_namespace(a);
+        if errors.is_empty() && policies.is_silent() {
+            return Ok(());
+        }
         let Some(object) = a.object.take() else { return Ok(()) };
-        let result = object.pointer(at).map_or(Ok(()), |pod| evaluate(a, &policies, &errors, pod, false));
+        let result =
+            object.pointer(at).map_or(Ok(()), |pod| self.evaluate(a, &policies, &errors, pod, false));
         a.object = Some(object);
         result
     }
+
+    fn evaluate(
+        &self,
+        a: &mut Admission<'_>,
+        policies: &Policies,
+        errors: &[FieldError],
+        pod: &Value,
+        enforced: bool,
+    ) -> Result<(), Status> {
+        if self.exempts_class(pod) {
+            a.audit(EXEMPT, "runtimeClass");
+            return Ok(());
+        }
+        let told = |policy: Policy| {
+            let found: Vec<String> = violations(policy, pod).iter().map(ToString::to_string).collect();
+            (!found.is_empty()).then(|| format!("violate PodSecurity \"{policy}\": {}", found.join(", ")))
+        };
+        if !errors.is_empty() {
+            let errors = errors.iter().map(|error| format!("{}: {}", error.path, error.message()));
+            a.audit(
+                &format!("{PREFIX}error"),
+                &format!("Failed to parse policy: {}", aggregate(errors.collect())),
+            );
+        }
+        if let Some(told) = told(policies.audit) {
+            a.audit(&format!("{PREFIX}audit-violations"), &format!("would {told}"));
+        }
+        if let Some(told) = told(policies.enforce).filter(|_| enforced) {
+            return Err(a.forbid(told.replacen("violate", "violates", 1)));
+        }
+        a.warnings.extend(told(policies.warn).map(|told| format!("would {told}")));
+        Ok(())
+    }
+}
+
+fn is_listed(list: &[String], name: &str) -> bool {
+    list.iter().any(|listed| listed == name)
 }
 
 /// What of a Pod that can change bears on its security.
@@ -196,34 +348,6 @@ fn is_significant(new: &Value, old: &Value) -> bool {
         || now
             .iter()
             .any(|(_, name, _)| differs(&format!("container.seccomp.security.alpha.kubernetes.io/{name}")))
-}
-
-fn evaluate(
-    a: &mut Admission<'_>,
-    policies: &Policies,
-    errors: &[FieldError],
-    pod: &Value,
-    enforced: bool,
-) -> Result<(), Status> {
-    let told = |policy: Policy| {
-        let found: Vec<String> = violations(policy, pod).iter().map(ToString::to_string).collect();
-        (!found.is_empty()).then(|| format!("violate PodSecurity \"{policy}\": {}", found.join(", ")))
-    };
-    if !errors.is_empty() {
-        let errors = errors.iter().map(|error| format!("{}: {}", error.path, error.message()));
-        a.audit(
-            &format!("{PREFIX}error"),
-            &format!("Failed to parse policy: {}", aggregate(errors.collect())),
-        );
-    }
-    if let Some(told) = told(policies.audit) {
-        a.audit(&format!("{PREFIX}audit-violations"), &format!("would {told}"));
-    }
-    if let Some(told) = told(policies.enforce).filter(|_| enforced) {
-        return Err(a.forbid(told.replacen("violate", "violates", 1)));
-    }
-    a.warnings.extend(told(policies.warn).map(|told| format!("would {told}")));
-    Ok(())
 }
 
 impl Plugin for PodSecurity {
@@ -249,7 +373,7 @@ mod tests {
     fn labels_name_policies() {
         let labels = json!({"pod-security.kubernetes.io/enforce": "baseline", "pod-security.kubernetes.io/enforce-version": "v1.30",
             "pod-security.kubernetes.io/warn": "strict", "pod-security.kubernetes.io/audit-version": "v1.01"});
-        let (found, errors) = policies(labels.as_object());
+        let (found, errors) = policies(labels.as_object(), Policies::default());
         let policy = |level, minor| Policy { level, minor };
         assert_eq!(
             found,
@@ -269,8 +393,34 @@ mod tests {
             ]
         );
         assert_eq!(
-            policies(json!({"pod-security.kubernetes.io/enforce": "x"}).as_object()).0.enforce,
-            policy(Level::Restricted, LATEST)
+            policies(json!({"pod-security.kubernetes.io/enforce": "x"}).as_object(), Policies::default()).0,
+            Policies { enforce: policy(Level::Restricted, LATEST), ..Policies::default() }
         );
+    }
+
+    #[test]
+    fn what_is_enforced_is_warned_of_unless_a_label_says_what_is() {
+        let policy = |level, minor| Policy { level, minor };
+        let warn = |labels: Value, warn: Policy| {
+            let labels: Map<String, Value> = labels
+                .as_object()
+                .unwrap()
+                .iter()
+                .map(|(k, v)| (format!("{PREFIX}{k}"), v.clone()))
+                .collect();
+            policies(Some(&labels), Policies { warn, ..Policies::default() }).0.warn
+        };
+        let (none, all) = (Policy::default(), policy(Level::Restricted, LATEST));
+        assert_eq!(
+            warn(json!({"enforce": "baseline", "enforce-version": "v1.22"}), none),
+            policy(Level::Baseline, 22)
+        );
+        assert_eq!(
+            warn(json!({"enforce": "baseline", "warn-version": "v1.23"}), none),
+            policy(Level::Baseline, 23)
+        );
+        assert_eq!(warn(json!({"enforce": "baseline", "warn": "privileged"}), none), none);
+        assert_eq!(warn(json!({"enforce": "baseline"}), all), all);
+        assert_eq!(warn(json!({"audit": "baseline"}), none), none);
     }
 }

@@ -42,6 +42,19 @@ pub struct Policy {
 
 pub const LATEST: u32 = u32::MAX;
 
+impl Policy {
+    /// Whether both forbid the same: `privileged` does at every version.
+    pub fn is_same(self, other: Self) -> bool {
+        self.level == other.level && (self.level == Level::Privileged || self.minor == other.minor)
+    }
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy { level: Level::Privileged, minor: LATEST }
+    }
+}
+
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.minor {

@@ -1,12 +1,8 @@
 //! Validations: what they see, what they cost and how they refuse.
 
 use super::{Spec, maps, mutation, mutations, refusal, rule, start, with};
-use crate::harness::{CONFIG_MAPS, DEPLOYMENTS, config_map, deployment};
+use crate::harness::{CONFIG_MAPS, DEPLOYMENTS, Recorder, config_map, deployment};
 use serde_json::{Value, json};
-use std::fmt::Debug;
-use std::sync::{Arc, Mutex};
-use tracing::field::{Field, Visit};
-use tracing::span;
 
 #[tokio::test]
 async fn a_policy_validates_deployments() {
@@ -294,45 +290,6 @@ async fn variables_that_name_each_other_stay_within_the_stack() {
     }
 }
 
-/// Keeps what is put on record.
-#[derive(Clone, Default)]
-struct Recorder(Arc<Mutex<Vec<(String, String)>>>);
-
-impl tracing::Subscriber for Recorder {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.target() == "audit"
-    }
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-    fn enter(&self, _: &span::Id) {}
-    fn exit(&self, _: &span::Id) {}
-    fn event(&self, event: &tracing::Event<'_>) {
-        let mut entry = Entry::default();
-        event.record(&mut entry);
-        self.0.lock().unwrap().push((entry.key, entry.value));
-    }
-}
-
-#[derive(Default)]
-struct Entry {
-    key: String,
-    value: String,
-}
-
-impl Visit for Entry {
-    fn record_str(&mut self, field: &Field, value: &str) {
-        match field.name() {
-            "key" => value.clone_into(&mut self.key),
-            "value" => value.clone_into(&mut self.value),
-            _ => {}
-        }
-    }
-    fn record_debug(&mut self, _: &Field, _: &dyn Debug) {}
-}
-
 #[tokio::test]
 async fn annotations_and_failures_are_put_on_record() {
     let server = start().await;
@@ -355,9 +312,9 @@ async fn annotations_and_failures_are_put_on_record() {
         server.try_map("m", json!({"a": "2"})).await.expect(201);
     }
     let failure = json!([{"message": "no", "policy": "told", "binding": "told", "expressionIndex": 1, "validationActions": ["Audit"]}]);
-    let mut found = recorder.0.lock().unwrap().clone();
-    assert_eq!(found.remove(0).0, "validation.policy.admission.k8s.io/validation_failure");
-    let first = recorder.0.lock().unwrap()[0].1.clone();
+    let mut found = recorder.take();
+    let (key, first) = found.remove(0);
+    assert_eq!(key, "validation.policy.admission.k8s.io/validation_failure");
     assert_eq!(serde_json::from_str::<Value>(&first).unwrap(), failure);
     let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
     assert_eq!(found, [pair("told/max", "at most 1, at most 2"), pair("told/same", "x")]);
