@@ -265,7 +265,6 @@ fn mounts(ctx: &Context, inputs: &Inputs<'_>, lookup: &BTreeMap<&str, &str>) -> 
 fn etc_files(ctx: &Context, pod: &Pod, pod_ips: &[String]) -> [(&'static str, String); 3] {
     let spec = machine::spec(pod);
     let host_network = spec.host_network == Some(true);
-    let host_file = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let hosts_of_host = host_network.then(|| host_file("/etc/hosts"));
     let domain = &ctx.config.cluster_domain;
     let name = if host_network { ctx.host.hostname.clone() } else { etc::shown_hostname(pod, spec, domain) };
@@ -274,6 +273,15 @@ fn etc_files(ctx: &Context, pod: &Pod, pod_ips: &[String]) -> [(&'static str, St
         ("/etc/resolv.conf", etc::resolv_conf(&ctx.config, pod, spec, &host_file("/etc/resolv.conf"))),
         ("/etc/hostname", format!("{name}\n")),
     ]
+}
+
+fn host_file(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// What to tell of DNS configuration that the Pod asks for and does not get.
+pub fn dns_limits(ctx: &Context, pod: &Pod) -> Vec<String> {
+    etc::dns_limits(&ctx.config, pod, machine::spec(pod), &host_file("/etc/resolv.conf"))
 }
 
 /// The containers of a Pod share these files and may change them: whoever comes first makes each, and
