@@ -487,7 +487,12 @@ fn port_forward(scope: &Scope<'_>) -> Result<()> {
 
 /// The server ends with unread bytes, which resets its connection.
 fn broken_forward(scope: &Scope<'_>) -> Result<()> {
-    started(scope, &pod("rude", &[("main", "nc -lk -p 8080 -e sh -c 'echo part; sleep 1'")]))?;
+    started(
+        scope,
+        &pod("rude", &[("main", "while true; do nc -l -p 8080 -e sh -c 'echo part; sleep 1'; done")]),
+    )?;
+    let listens = "until grep -q ':1F90 .* 0A ' /proc/net/tcp /proc/net/tcp6; do sleep 0.1; done";
+    scope.exec("rude", &["sh", "-c", listens])?;
     let mut child = scope.kubectl_command();
     let child =
         child.args(["port-forward", "pod/rude", ":8080"]).stdout(Stdio::piped()).stderr(Stdio::piped());

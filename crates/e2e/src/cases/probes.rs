@@ -213,7 +213,7 @@ fn timeouts(scope: &Scope<'_>) -> Result<()> {
     };
     let slow = json!({"exec": {"command": ["sleep", "2"]}});
     let silent = json!({"httpGet": {"port": 8080}});
-    let mut timed = pod("timed", &[("hasty", "sleep 1000"), ("patient", "nc -lk -p 8080 -e sleep 1000")]);
+    let mut timed = pod("timed", &[("hasty", "sleep 1000"), ("patient", "nc -l -p 8080 -e sleep 1000")]);
     timed["spec"]["containers"][0]["readinessProbe"] = probe(slow.clone(), 1);
     timed["spec"]["containers"][1]["readinessProbe"] = probe(slow, 60);
     scope.apply(&timed)?;
