@@ -319,8 +319,10 @@ fn a_start_is_interrupted(scope: &Scope<'_>) -> Result<()> {
         json!({"postStart": {"exec": {"command": ["sleep", "1000"]}}});
     scope.apply(&hooked)?;
     scope.event("starting", "Started", "")?;
-    let held = status(scope, "starting")?["containerStatuses"][1]["state"].clone();
-    ensure!(held["waiting"].is_object(), "the hook holds the next container up: {held}");
+    let held = status(scope, "starting")?;
+    let waits = |n: usize| held["containerStatuses"][n]["state"]["waiting"]["reason"] == "ContainerCreating";
+    ensure!(waits(0) && held["phase"] == "Pending", "it does not run before its hook is done: {held}");
+    ensure!(waits(1), "the hook holds the next container up: {held}");
     scope.kubectl(&["delete", "pod", "starting", "--timeout=40s"])?;
     // A registry that takes the request and never answers.
     let silent = std::net::TcpListener::bind(("127.0.0.1", 0))?;

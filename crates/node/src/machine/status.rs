@@ -105,7 +105,9 @@ fn running_phase(pod: &Pod, memory: &Memory, initialized: bool) -> &'static str 
                     failed += 1;
                 }
             }
-            Some(run) if run.is_running() => running += 1,
+            Some(run) if run.is_running() && !(is_hooking(container, memory) && run.attempt == 0) => {
+                running += 1
+            }
             Some(_) => waiting += 1,
         }
     }
@@ -124,6 +126,13 @@ fn running_phase(pod: &Pod, memory: &Memory, initialized: bool) -> &'static str 
         (_, _, 0) => "Succeeded",
         _ => "Failed",
     }
+}
+
+/// Its postStart hook runs: until that is done the container counts as being created.
+fn is_hooking(container: &Container, memory: &Memory) -> bool {
+    let hooked = container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.post_start.is_some());
+    let starting = |known: &ContainerMemory| known.is_running() && known.busy == Some(Busy::Starting);
+    hooked && memory.container(&container.name).is_some_and(starting)
 }
 
 fn container_status(
@@ -169,6 +178,7 @@ fn container_status(
                 waiting(if is_init && known.busy.is_none() { "PodInitializing" } else { default_reason }, "")
             }
         },
+        Some(_) if is_hooking(container, memory) => waiting(default_reason, ""),
         Some(run) if run.is_running() => {
             fill_run(&mut out, run);
             ContainerState {
@@ -548,6 +558,29 @@ mod tests {
         let user = container.user.as_ref().unwrap().linux.as_ref().unwrap();
         assert_eq!((user.uid, user.gid, user.supplemental_groups.as_deref()), (7, 8, Some(&[8, 9][..])));
         assert!(container.ready);
+    }
+
+    #[test]
+    fn a_container_runs_once_its_post_start_hook_is_done() {
+        let mut pod = pod("Always");
+        let hook = json!({"postStart": {"exec": {"command": ["true"]}}});
+        let shown = |pod: &Pod, attempt: u32, busy: Option<Busy>| {
+            let previous = (attempt > 0).then(|| run(attempt - 1, Some(1)));
+            let known =
+                ContainerMemory { current: Some(run(attempt, None)), previous, busy, ..Default::default() };
+            let status = status(pod, None, &memory(known), &[], "BestEffort", now());
+            let state = status.container_statuses.unwrap().remove(0).state.unwrap();
+            let waits = state.waiting.and_then(|w| w.reason).unwrap_or_default();
+            (status.phase.unwrap(), waits, state.running.is_some())
+        };
+        let running = ("Running".to_owned(), String::new(), true);
+        assert_eq!(shown(&pod, 0, Some(Busy::Starting)), running, "without a hook it runs");
+        pod.spec.as_mut().unwrap().containers[0].lifecycle = serde_json::from_value(hook).unwrap();
+        let creating = "ContainerCreating".to_owned();
+        assert_eq!(shown(&pod, 0, Some(Busy::Starting)), ("Pending".to_owned(), creating.clone(), false));
+        assert_eq!(shown(&pod, 1, Some(Busy::Starting)), ("Running".to_owned(), creating, false));
+        assert_eq!(shown(&pod, 1, Some(Busy::Stopping)), running);
+        assert_eq!(shown(&pod, 0, None), running);
     }
 
     #[test]
