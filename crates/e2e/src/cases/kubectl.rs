@@ -510,7 +510,7 @@ fn broken_forward(scope: &Scope<'_>) -> Result<()> {
         ensure!(answer == "part\n", "{answer}");
         let mut errors = BufReader::new(child.stderr.take().context("piped")?).lines();
         let told = errors.next().context("an error")??;
-        ensure!(told.contains("an error occurred forwarding"), "{told}");
+        ensure!(told.to_ascii_lowercase().contains("an error occurred forwarding"), "{told}");
         ensure!(
             told.contains("error forwarding port 8080 to pod") && told.contains("reset by peer"),
             "{told}"
