@@ -268,7 +268,7 @@ impl Agent {
         let others: Vec<Arc<Pod>> = self
             .workers()
             .iter()
-            .filter(|w| !w.is_gone() && w.memory().ended.is_none())
+            .filter(|w| !w.is_gone() && !w.memory().is_over())
             .map(|w| w.allocated_pod())
             .filter(|p| admit::counts(p))
             .collect();

@@ -130,6 +130,7 @@ pub fn container_config(ctx: &Context, inputs: Inputs<'_>) -> Result<ContainerCo
         env: all.list,
         cwd: cwd.to_owned(),
         user,
+        volumes: volumes_of_image(image, &mounts),
         mounts,
         devices: Vec::new(),
         resources: security::resources(pod, container, inputs.qos_class, ctx.host.memory_bytes),
@@ -150,6 +151,16 @@ pub fn container_config(ctx: &Context, inputs: Inputs<'_>) -> Result<ContainerCo
             (LABEL_STOP_SIGNAL.to_owned(), stop_signal.to_string()),
         ]),
     })
+}
+
+/// Where the image asks for volumes (`VOLUME`) and the Pod mounts nothing.
+fn volumes_of_image(image: &Image, mounts: &[Mount]) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> =
+        image.config.volumes.iter().map(|path| Path::new("/").join(path).components().collect()).collect();
+    paths.retain(|path| path != Path::new("/") && mounts.iter().all(|mount| mount.destination != *path));
+    // Outer ones first: a later mount hides what is inside it.
+    paths.sort();
+    paths
 }
 
 /// Docker's rules: a command replaces the entrypoint and the image's arguments.
@@ -265,7 +276,6 @@ fn mounts(ctx: &Context, inputs: &Inputs<'_>, lookup: &BTreeMap<&str, &str>) -> 
 fn etc_files(ctx: &Context, pod: &Pod, pod_ips: &[String]) -> [(&'static str, String); 3] {
     let spec = machine::spec(pod);
     let host_network = spec.host_network == Some(true);
-    let host_file = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let hosts_of_host = host_network.then(|| host_file("/etc/hosts"));
     let domain = &ctx.config.cluster_domain;
     let name = if host_network { ctx.host.hostname.clone() } else { etc::shown_hostname(pod, spec, domain) };
@@ -274,6 +284,15 @@ fn etc_files(ctx: &Context, pod: &Pod, pod_ips: &[String]) -> [(&'static str, St
         ("/etc/resolv.conf", etc::resolv_conf(&ctx.config, pod, spec, &host_file("/etc/resolv.conf"))),
         ("/etc/hostname", format!("{name}\n")),
     ]
+}
+
+fn host_file(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// What to tell of DNS configuration that the Pod asks for and does not get.
+pub fn dns_limits(ctx: &Context, pod: &Pod) -> Vec<String> {
+    etc::dns_limits(&ctx.config, pod, machine::spec(pod), &host_file("/etc/resolv.conf"))
 }
 
 /// The containers of a Pod share these files and may change them: whoever comes first makes each, and
@@ -317,11 +336,12 @@ mod tests {
     }
     use skeg_images::ImageConfig;
 
-    #[test]
-    fn commands_follow_dockers_rules() {
-        let list = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
-        let config = ImageConfig { entrypoint: list(&["e"]), cmd: list(&["c"]), ..Default::default() };
-        let image = Image {
+    fn list(words: &[&str]) -> Vec<String> {
+        words.iter().map(|w| (*w).to_owned()).collect()
+    }
+
+    fn image(config: ImageConfig) -> Image {
+        Image {
             id: String::new(),
             repo_digests: vec![],
             tags: vec![],
@@ -330,7 +350,27 @@ mod tests {
             config,
             pinned: false,
             pinned_names: Default::default(),
+        }
+    }
+
+    #[test]
+    fn volumes_of_an_image_are_where_the_pod_mounts_nothing() {
+        let volumes = list(&["/var/lib/db/", "data", "/", "/cache", "/a/b", "/a"]);
+        let image = image(ImageConfig { volumes, ..Default::default() });
+        let mount = |destination: &str| Mount {
+            destination: destination.into(),
+            source: MountSource::Tmpfs { size_bytes: None },
+            read_only: false,
+            recursive_read_only: false,
+            propagation: Propagation::Private,
         };
+        let found = volumes_of_image(&image, &[mount("/cache/"), mount("/var")]);
+        assert_eq!(found, ["/a", "/a/b", "/data", "/var/lib/db"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn commands_follow_dockers_rules() {
+        let image = image(ImageConfig { entrypoint: list(&["e"]), cmd: list(&["c"]), ..Default::default() });
         for (own, args, expected) in
             [(&[][..], &[][..], "e c"), (&[], &["a"], "e a"), (&["x"], &[], "x"), (&["x"], &["a"], "x a")]
         {

@@ -6,9 +6,11 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use std::fmt::Write;
 
 const HOSTNAME_LEN_MAX: usize = 63;
-/// Limits of the resolver that upstream enforces too.
+/// Limits of resolvers, as upstream enforces them.
 const NAMESERVERS_MAX: usize = 3;
 const SEARCHES_MAX: usize = 32;
+const SEARCH_LEN_MAX: usize = 253;
+const SEARCH_LINE_LEN_MAX: usize = 2048;
 
 /// The host name and, for Pods in a subdomain, the domain.
 pub fn hostname(pod: &Pod, spec: &PodSpec, cluster_domain: &str) -> (String, Option<String>) {
@@ -94,10 +96,35 @@ impl Resolver {
         }
         out
     }
+
+    /// Cuts what is beyond the limits; gives what to tell of that, in upstream's words.
+    fn cut(&mut self) -> Vec<String> {
+        let mut told = Vec::new();
+        if self.nameservers.len() > NAMESERVERS_MAX {
+            self.nameservers.truncate(NAMESERVERS_MAX);
+            told.push(format!(
+                "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: {}",
+                self.nameservers.join(" ")
+            ));
+        }
+        let wanted = self.searches.len();
+        self.searches.truncate(SEARCHES_MAX);
+        self.searches.retain(|search| search.len() <= SEARCH_LEN_MAX);
+        while self.searches.join(" ").len() > SEARCH_LINE_LEN_MAX {
+            self.searches.pop();
+        }
+        if self.searches.len() < wanted {
+            told.push(format!(
+                "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: {}",
+                self.searches.join(" ")
+            ));
+        }
+        told
+    }
 }
 
-/// `/etc/resolv.conf` by the Pod's DNS policy and configuration.
-pub fn resolv_conf(config: &NodeConfig, pod: &Pod, spec: &PodSpec, host_file: &str) -> String {
+/// What the Pod's DNS policy and configuration ask for, before the limits.
+fn resolver(config: &NodeConfig, pod: &Pod, spec: &PodSpec, host_file: &str) -> Resolver {
     let host_network = spec.host_network == Some(true);
     let policy = spec.dns_policy.as_deref().unwrap_or("ClusterFirst");
     let cluster = match policy {
@@ -138,8 +165,18 @@ pub fn resolv_conf(config: &NodeConfig, pod: &Pod, spec: &PodSpec, host_file: &s
             resolver.options.push(value.map_or_else(|| name.to_owned(), |v| format!("{name}:{v}")));
         }
     }
-    resolver.nameservers.truncate(NAMESERVERS_MAX);
-    resolver.searches.truncate(SEARCHES_MAX);
+    resolver
+}
+
+/// What of the Pod's DNS configuration is cut: the messages of `DNSConfigForming` events.
+pub fn dns_limits(config: &NodeConfig, pod: &Pod, spec: &PodSpec, host_file: &str) -> Vec<String> {
+    resolver(config, pod, spec, host_file).cut()
+}
+
+/// `/etc/resolv.conf` by the Pod's DNS policy and configuration.
+pub fn resolv_conf(config: &NodeConfig, pod: &Pod, spec: &PodSpec, host_file: &str) -> String {
+    let mut resolver = resolver(config, pod, spec, host_file);
+    resolver.cut();
     let mut out = String::new();
     if !resolver.searches.is_empty() {
         let _ = writeln!(out, "search {}", resolver.searches.join(" "));
@@ -200,5 +237,37 @@ mod tests {
             of(json!({"containers": [], "dnsPolicy": "None", "dnsConfig": own})),
             "search x\nnameserver 1.1.1.1\noptions ndots:2\n"
         );
+    }
+
+    #[test]
+    fn what_resolvers_do_not_take_is_cut_and_told() {
+        let config = crate::agent::tests::config();
+        let of = |own: serde_json::Value| {
+            let pod = pod(json!({"containers": [], "dnsPolicy": "None", "dnsConfig": own}));
+            let spec = pod.spec.as_ref().unwrap();
+            (resolv_conf(&config, &pod, spec, ""), dns_limits(&config, &pod, spec, ""))
+        };
+        let searches = |count: usize, len: usize| -> Vec<String> {
+            (0..count).map(|n| format!("{n:03}{}", "x".repeat(len - 3))).collect()
+        };
+        const SEARCHES: &str = "Search Line limits were exceeded, some search paths have been omitted, \
+            the applied search line is: ";
+        for (asked, applied) in [
+            (searches(32, 4), searches(32, 4)),
+            (searches(33, 4), searches(32, 4)),
+            ([searches(1, 254), searches(1, 253)].concat(), searches(1, 253)),
+            (searches(9, 250), searches(8, 250)),
+        ] {
+            let (file, told) = of(json!({"nameservers": ["1.1.1.1"], "searches": asked}));
+            let applied_line = applied.join(" ");
+            assert_eq!(file, format!("search {applied_line}\nnameserver 1.1.1.1\n"));
+            let message = (asked != applied).then(|| format!("{SEARCHES}{applied_line}"));
+            assert_eq!(told, Vec::from_iter(message));
+        }
+        let (file, told) = of(json!({"nameservers": ["1.1.1.1", "2.2.2.2", "3.3.3.3", "4.4.4.4"]}));
+        assert_eq!(file, "nameserver 1.1.1.1\nnameserver 2.2.2.2\nnameserver 3.3.3.3\n");
+        let message = "Nameserver limits were exceeded, some nameservers have been omitted, \
+            the applied nameserver line is: 1.1.1.1 2.2.2.2 3.3.3.3";
+        assert_eq!(told, [message]);
     }
 }

@@ -19,35 +19,56 @@ pub struct Place<'a> {
     pub pod_ip: &'a str,
 }
 
-/// Runs a probe once. The error is the text that follows `Readiness probe failed: `; a success may
-/// come with a warning.
-pub async fn probe(place: &Place<'_>, probe: &Probe) -> Result<Option<String>, String> {
+/// What a probe found, with the words for its event.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Found {
+    Success,
+    /// A success that somebody should look at.
+    Warning(String),
+    Failure(String),
+    /// The probe could not be run: that says nothing about the container.
+    Unknown(String),
+}
+
+impl From<Result<(), String>> for Found {
+    fn from(result: Result<(), String>) -> Self {
+        result.map_or_else(Found::Failure, |()| Found::Success)
+    }
+}
+
+/// Runs a probe once.
+pub async fn probe(place: &Place<'_>, probe: &Probe) -> Found {
     let timeout = Duration::from_secs(probe.timeout_seconds.unwrap_or(1).max(1) as u64);
     if let Some(action) = &probe.exec {
-        return exec(place, action.command.clone().unwrap_or_default(), timeout).await.map(|()| None);
+        return exec(place, action.command.clone().unwrap_or_default(), timeout).await;
     }
+    // Its errors are those of a probe that cannot be run.
     let attempt = async {
         if let Some(action) = &probe.http_get {
-            return match http(place, action, "kube-probe/1.36").await? {
-                (200..300, _) => Ok(None),
-                (300..400, body) => Ok(Some(format!("Probe terminated redirects, Response body: {body}"))),
-                (code, _) => Err(format!("HTTP probe failed with statuscode: {code}")),
-            };
+            let port = port(place.container, &action.port)?;
+            return Ok(match http(place, action, port, "kube-probe/1.36").await {
+                Ok((200..300, _)) => Found::Success,
+                Ok((300..400, body)) => {
+                    Found::Warning(format!("Probe terminated redirects, Response body: {body}"))
+                }
+                Ok((code, _)) => Found::Failure(format!("HTTP probe failed with statuscode: {code}")),
+                Err(why) => Found::Failure(why),
+            });
         }
         if let Some(action) = &probe.tcp_socket {
             let port = port(place.container, &action.port)?;
             let host = action.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(place.pod_ip);
-            return http_client::connect(host, port).await.map(|_| None);
+            return Ok(http_client::connect(host, port).await.map(drop).into());
         }
         if let Some(action) = &probe.grpc {
             let port = u16::try_from(action.port).map_err(|_| format!("invalid port {}", action.port))?;
-            return http_client::grpc_check(place.pod_ip, port, text(&action.service)).await.map(|()| None);
+            return Ok(http_client::grpc_check(place.pod_ip, port, text(&action.service)).await.into());
         }
         Err("missing probe handler".to_owned())
     };
     match tokio::time::timeout(timeout, attempt).await {
-        Ok(result) => result,
-        Err(_) => Err(timeout_text(place, probe)),
+        Ok(result) => result.unwrap_or_else(Found::Unknown),
+        Err(_) => Found::Failure(timeout_text(place, probe)),
     }
 }
 
@@ -73,29 +94,34 @@ fn target_url(place: &Place<'_>, action: &HTTPGetAction, port: u16) -> String {
     Target { https, host, port, path: action.path.as_deref().unwrap_or("/"), headers: &[] }.url()
 }
 
-async fn exec(place: &Place<'_>, command: Vec<String>, timeout: Duration) -> Result<(), String> {
+async fn exec(place: &Place<'_>, command: Vec<String>, timeout: Duration) -> Found {
     let result =
         place.runtime.exec_sync(place.uid, place.id, command.clone(), timeout, OUTPUT_BYTES_MAX).await;
     match result {
-        Ok(output) if output.timed_out => Err(format!(
+        Ok(output) if output.timed_out => Found::Failure(format!(
             "command timed out: \"{}\" timed out after {}s",
             command.join(" "),
             timeout.as_secs()
         )),
-        Ok(output) if output.exit_code == 0 => Ok(()),
-        Ok(output) => Err(String::from_utf8_lossy(&output.output).into_owned()),
-        Err(error) => Err(error.to_string()),
+        Ok(output) if output.exit_code == 0 => Found::Success,
+        Ok(output) => Found::Failure(String::from_utf8_lossy(&output.output).into_owned()),
+        Err(error) => Found::Unknown(error.to_string()),
     }
 }
 
-async fn http(place: &Place<'_>, action: &HTTPGetAction, user_agent: &str) -> Result<(u16, String), String> {
+async fn http(
+    place: &Place<'_>,
+    action: &HTTPGetAction,
+    port: u16,
+    user_agent: &str,
+) -> Result<(u16, String), String> {
     let host = action.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(place.pod_ip);
     let headers: Vec<(String, String)> =
         action.http_headers.iter().flatten().map(|h| (h.name.clone(), h.value.clone())).collect();
     let target = Target {
         https: action.scheme.as_deref() == Some("HTTPS"),
         host,
-        port: port(place.container, &action.port)?,
+        port,
         path: action.path.as_deref().unwrap_or("/"),
         headers: &headers,
     };
@@ -142,7 +168,8 @@ pub async fn lifecycle(
     let attempt = async {
         if let Some(action) = &handler.http_get {
             // Upstream takes any answer as success.
-            return http(place, action, "kube-lifecycle/1.36").await.map(drop);
+            let port = port(place.container, &action.port)?;
+            return http(place, action, port, "kube-lifecycle/1.36").await.map(drop);
         }
         if let Some(action) = &handler.sleep {
             tokio::time::sleep(Duration::from_secs(action.seconds.max(0) as u64)).await;

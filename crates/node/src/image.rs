@@ -82,6 +82,19 @@ fn policy(container: &Container) -> &str {
     container.image_pull_policy.as_deref().unwrap_or("IfNotPresent")
 }
 
+/// What to tell of those of the Pod's `imagePullSecrets` that are not there.
+pub fn missing_secrets(spec: &PodSpec, sources: &Sources) -> Option<String> {
+    let wanted = spec.image_pull_secrets.iter().flatten().map(|wanted| wanted.name.as_str());
+    let missing: Vec<&str> =
+        wanted.filter(|name| !name.is_empty() && sources.secret(name).is_none()).collect();
+    (!missing.is_empty()).then(|| {
+        let missing = missing.join(", ");
+        format!(
+            "Unable to retrieve some image pull secrets ({missing}); attempting to pull the image may not succeed."
+        )
+    })
+}
+
 /// Entries of the Pod's `imagePullSecrets`, in both forms Docker has used.
 fn credentials(spec: &PodSpec, sources: &Sources) -> Vec<Credential> {
     let mut out = Vec::new();
@@ -146,5 +159,13 @@ mod tests {
             .collect();
         let expected = ["one.example|ann|p:w|", "two.example/team|bob|x|", "https://index.docker.io/v1/|||t"];
         assert_eq!(found, expected);
+        let missing = |names: Value| {
+            let spec = json!({"containers": [], "imagePullSecrets": names});
+            missing_secrets(&serde_json::from_value(spec).unwrap(), &sources)
+        };
+        let told = "Unable to retrieve some image pull secrets (absent, unknown); attempting to pull the image may not succeed.";
+        let names = json!([{"name": "absent"}, {"name": "new"}, {"name": "unknown"}, {}]);
+        assert_eq!(missing(names).as_deref(), Some(told));
+        assert_eq!(missing(json!([{"name": "broken"}, {}])), None);
     }
 }

@@ -1,7 +1,7 @@
 //! The probes of one running container: a task per probe, on tokio's timer wheel. Upstream
 //! counterpart: `pkg/kubelet/prober/worker.go`.
 
-use crate::hook::{Place, probe};
+use crate::hook::{Found, Place, probe};
 use crate::text;
 use k8s_openapi::api::core::v1::{Container, Probe};
 use skeg_client::{EventType, ObjectRef, Recorder};
@@ -117,10 +117,7 @@ async fn run(
     let mut ticks =
         tokio::time::interval(Duration::from_secs(spec.period_seconds.unwrap_or(10).max(1) as u64));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let success_threshold = spec.success_threshold.unwrap_or(1).max(1);
-    let failure_threshold = spec.failure_threshold.unwrap_or(3).max(1);
-    let (mut last, mut run_length) = (None, 0);
-    let mut told = None;
+    let mut tally = Tally::default();
     loop {
         ticks.tick().await;
         let place = Place {
@@ -130,24 +127,12 @@ async fn run(
             container: &subject.container,
             pod_ip: &subject.pod_ip,
         };
-        let result = probe(&place, &spec).await;
-        let healthy = result.is_ok();
-        let remark = match result {
-            Ok(None) => None,
-            Ok(Some(warning)) => Some(("ProbeWarning", format!("{} probe warning: {warning}", kind.label()))),
-            Err(why) => Some(("Unhealthy", format!("{} probe failed: {why}", kind.label()))),
-        };
-        if let Some((reason, message)) = remark {
+        let found = probe(&place, &spec).await;
+        if let Some((reason, message)) = remark(kind, &found) {
             let (about, path) = (&subject.about, &subject.field_path);
             subject.recorder.event_at(about, path, EventType::Warning, reason, &message);
         }
-        run_length = if last == Some(healthy) { run_length + 1 } else { 1 };
-        last = Some(healthy);
-        let threshold = if healthy { success_threshold } else { failure_threshold };
-        if run_length < threshold || told == Some(healthy) {
-            continue;
-        }
-        told = Some(healthy);
+        let Some(healthy) = tally.count(&spec, &found) else { continue };
         let verdict =
             Verdict { container: subject.container.name.clone(), id: subject.id.clone(), kind, healthy };
         if verdicts.send(verdict).await.is_err() {
@@ -156,6 +141,46 @@ async fn run(
         // A startup probe is done once it passed; a container is restarted after either failure.
         if kind == Kind::Startup || kind == Kind::Liveness && !healthy {
             return;
+        }
+    }
+}
+
+/// Results of one probe in a row.
+#[derive(Default)]
+struct Tally {
+    last: Option<bool>,
+    length: i32,
+    told: Option<bool>,
+}
+
+impl Tally {
+    /// Counts a result; gives what the probe makes of the container where that is news. What could
+    /// not be found out counts for nothing, as upstream has it.
+    fn count(&mut self, spec: &Probe, found: &Found) -> Option<bool> {
+        let (healthy, threshold) = match found {
+            Found::Success | Found::Warning(_) => (true, spec.success_threshold.unwrap_or(1)),
+            Found::Failure(_) => (false, spec.failure_threshold.unwrap_or(3)),
+            Found::Unknown(_) => return None,
+        };
+        self.length = if self.last == Some(healthy) { self.length.saturating_add(1) } else { 1 };
+        self.last = Some(healthy);
+        if self.length < threshold || self.told == Some(healthy) {
+            return None;
+        }
+        self.told = Some(healthy);
+        self.told
+    }
+}
+
+/// Reason and message of the Warning event about a result, as upstream words them.
+fn remark(kind: Kind, found: &Found) -> Option<(&'static str, String)> {
+    let label = kind.label();
+    match found {
+        Found::Success => None,
+        Found::Warning(what) => Some(("ProbeWarning", format!("{label} probe warning: {what}"))),
+        Found::Failure(why) => Some(("Unhealthy", format!("{label} probe failed: {why}"))),
+        Found::Unknown(why) => {
+            Some(("Unhealthy", format!("{label} probe errored and resulted in unknown state: {why}")))
         }
     }
 }
@@ -177,4 +202,42 @@ pub fn kill_message(container: &Container, kind: Kind) -> String {
         text(&Some(container.name.clone())),
         kind.label().to_ascii_lowercase()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// What is told of the results, `+`, `-` and `?`: one of them each, or a dot.
+    fn told(spec: serde_json::Value, results: &str) -> String {
+        let (spec, mut tally) = (serde_json::from_value(spec).unwrap(), Tally::default());
+        let count = |result| match result {
+            '+' => Found::Success,
+            '-' => Found::Failure(String::new()),
+            _ => Found::Unknown(String::new()),
+        };
+        let mut verdict = |result| match tally.count(&spec, &count(result)) {
+            None => '.',
+            Some(true) => '+',
+            Some(false) => '-',
+        };
+        results.chars().map(|result| verdict(result)).collect()
+    }
+
+    #[test]
+    fn thresholds_count_results_in_a_row() {
+        assert_eq!(told(json!({}), "+++---+-+"), "+....-+..");
+        assert_eq!(told(json!({"successThreshold": 3}), "++-+++----"), ".....+..-.");
+        assert_eq!(told(json!({"failureThreshold": 1}), "-+-"), "-+-");
+    }
+
+    #[test]
+    fn what_could_not_be_found_out_counts_for_nothing() {
+        let spec = json!({"failureThreshold": 2, "successThreshold": 2});
+        assert_eq!(told(spec, "???-?-??+??+"), ".....-.....+");
+        let unknown = remark(Kind::Liveness, &Found::Unknown("no such file".into())).unwrap();
+        let message = "Liveness probe errored and resulted in unknown state: no such file";
+        assert_eq!(unknown, ("Unhealthy", message.to_owned()));
+    }
 }

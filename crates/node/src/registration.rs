@@ -131,10 +131,15 @@ pub async fn run(ctx: Arc<Context>, registered: tokio::sync::oneshot::Sender<()>
 async fn keep_status(ctx: &Context, about: &ObjectRef, cancel: &CancellationToken) {
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
     let mut pressures = Pressures::default();
+    let mut cordoned = false;
     let mut written = Seen::look(ctx, Shortage::default());
     let mut due = Instant::now() + STATUS_INTERVAL;
     let mut looks = tokio::time::interval(LOOK_INTERVAL);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let tell = |reason: &str| {
+        let message = format!("Node {} status is now: {reason}", ctx.config.name);
+        ctx.recorder.event(about, EventType::Normal, reason, &message);
+    };
     loop {
         tokio::select! {
             () = cancel.cancelled() => return,
@@ -144,6 +149,9 @@ async fn keep_status(ctx: &Context, about: &ObjectRef, cancel: &CancellationToke
         let seen = Seen::look(ctx, short);
         let result = async {
             let node = ctx.client.api::<Node>().get("", &ctx.config.name).await?;
+            if let Some(reason) = schedulable(&mut cordoned, &node) {
+                tell(reason);
+            }
             let old = node.status.as_ref();
             // Somebody else may have changed what the node said of itself.
             let shown = old.is_some_and(|old| says(old, &status(ctx, Some(old), &seen)));
@@ -164,8 +172,7 @@ async fn keep_status(ctx: &Context, about: &ObjectRef, cancel: &CancellationToke
                     backoff.reset();
                     for (reason, changed) in changes(written.short, short) {
                         if changed {
-                            let message = format!("Node {} status is now: {reason}", ctx.config.name);
-                            ctx.recorder.event(about, EventType::Normal, reason, &message);
+                            tell(reason);
                         }
                     }
                     written = seen;
@@ -177,6 +184,13 @@ async fn keep_status(ctx: &Context, about: &ObjectRef, cancel: &CancellationToke
                 }
             };
     }
+}
+
+/// Upstream's reason for the event of a Node that was cordoned or uncordoned since the last look.
+fn schedulable(cordoned: &mut bool, node: &Node) -> Option<&'static str> {
+    let now = node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true);
+    let reason = if now { "NodeNotSchedulable" } else { "NodeSchedulable" };
+    (std::mem::replace(cordoned, now) != now).then_some(reason)
 }
 
 /// Upstream's reasons for the events of a changed pressure.
@@ -334,6 +348,18 @@ fn conditions(now: Timestamp, old: Option<&NodeStatus>, short: Shortage) -> Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cordoned_node_is_told_once() {
+        let node = |unschedulable| Node {
+            spec: Some(NodeSpec { unschedulable, ..Default::default() }),
+            ..Default::default()
+        };
+        let mut cordoned = false;
+        let told =
+            [None, Some(true), Some(true), Some(false), None].map(|u| schedulable(&mut cordoned, &node(u)));
+        assert_eq!(told, [None, Some("NodeNotSchedulable"), None, Some("NodeSchedulable"), None]);
+    }
 
     #[test]
     fn a_pressure_is_shown_while_it_lasts_and_a_while_after() {

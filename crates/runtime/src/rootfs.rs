@@ -22,6 +22,8 @@ pub struct Plan<'a> {
     /// Holds `upper`, `work` and `root`.
     pub dir: &'a Path,
     pub mounts: &'a [Mount],
+    /// Paths of the root that are mounts of their own.
+    pub volumes: &'a [PathBuf],
     pub nodes: &'a [devices::Node],
     pub security: &'a Security,
     pub cgroups: &'a Cgroups,
@@ -101,6 +103,10 @@ pub fn build(plan: &mut Plan<'_>) -> Step {
         make_nodes(plan)?;
     }
 
+    for path in plan.volumes {
+        own_volume(path)?;
+    }
+
     // Deeper ones later, so that no mount hides another.
     let mut order: Vec<usize> = (0..plan.mounts.len()).collect();
     order.sort_by_key(|i| plan.mounts[*i].destination.components().count());
@@ -123,22 +129,54 @@ pub fn build(plan: &mut Plan<'_>) -> Step {
 fn open_source(mount: &Mount) -> Step<Option<Bind>> {
     let flags = sys::OPEN_TREE_CLONE | sys::AT_RECURSIVE;
     let to = mount.destination.display();
-    let tree = match &mount.source {
+    let (found, path) = match &mount.source {
         MountSource::Tmpfs { .. } => return Ok(None),
-        MountSource::Bind(source) => sys::open_tree(libc::AT_FDCWD, source, flags)
-            .at(|| format!("failed to mount {} to {to}", source.display()))?,
+        MountSource::Bind(source) => {
+            let what = || format!("failed to mount {} to {to}", source.display());
+            (sys::open_path(source).at(what)?, source.clone())
+        }
         MountSource::BindBeneath { root, path } => {
             let what = || format!("failed to mount {} of {} to {to}", path.display(), root.display());
-            let root = sys::open_path(root).at(what)?;
+            let dir = sys::open_path(root).at(what)?;
             let resolve = sys::RESOLVE_BENEATH | sys::RESOLVE_NO_MAGICLINKS;
-            // What was found is what is mounted: nothing is looked up a second time.
-            let found = sys::openat2(root.as_raw_fd(), path, libc::O_PATH, 0, resolve).at(what)?;
-            sys::open_tree(found.as_raw_fd(), Path::new(""), flags | sys::AT_EMPTY_PATH).at(what)?
+            (sys::openat2(dir.as_raw_fd(), path, libc::O_PATH, 0, resolve).at(what)?, root.join(path))
         }
     };
+    check_propagation(&found, &path, mount.propagation)?;
+    // What was found is what is mounted: nothing is looked up a second time.
+    let tree = sys::open_tree(found.as_raw_fd(), Path::new(""), flags | sys::AT_EMPTY_PATH)
+        .at(|| format!("failed to mount {} to {to}", path.display()))?;
     let metadata = fs::metadata(format!("/proc/self/fd/{}", tree.as_raw_fd()))
         .at(|| format!("look at the source of {to}"))?;
     Ok(Some(Bind { tree, is_dir: metadata.is_dir() }))
+}
+
+/// Refuses, in containerd's words, what would never propagate: the host must share what it is on.
+fn check_propagation(source: &OwnedFd, path: &Path, wanted: Propagation) -> Step {
+    let (tags, kind): (&[&str], _) = match wanted {
+        Propagation::Private => return Ok(()),
+        Propagation::HostToContainer => (&["shared:", "master:"], "shared or slave"),
+        Propagation::Bidirectional => (&["shared:"], "shared"),
+    };
+    let read = |file: &str| fs::read_to_string(file).at(|| format!("read {file}"));
+    let about = read(&format!("/proc/self/fdinfo/{}", source.as_raw_fd()))?;
+    let id = about.lines().find_map(|line| line.strip_prefix("mnt_id:")).unwrap_or_default().trim();
+    let mounts = read("/proc/self/mountinfo")?;
+    let Some((on, optional)) = mount_of(&mounts, id) else {
+        return refuse(format!("path {path:?} is on no mount of this host"));
+    };
+    if optional.iter().any(|field| tags.iter().any(|tag| field.starts_with(tag))) {
+        return Ok(());
+    }
+    refuse(format!("path {path:?} is mounted on {on:?} but it is not a {kind} mount"))
+}
+
+/// Where the mount of that id is, and its optional fields, by proc(5)'s `mountinfo`.
+fn mount_of<'a>(mounts: &'a str, id: &str) -> Option<(String, Vec<&'a str>)> {
+    let line = mounts.lines().find(|line| line.split(' ').next() == Some(id))?;
+    let mut fields = line.split(' ').skip(4);
+    let on = fields.next()?.replace("\\040", " ").replace("\\134", "\\");
+    Some((on, fields.skip(1).take_while(|field| *field != "-").collect()))
 }
 
 /// Mounts the layers and makes them the root directory.
@@ -332,13 +370,28 @@ fn make_nodes(plan: &Plan<'_>) -> Step {
     Ok(())
 }
 
+/// Makes a mount of a directory of the root, so that what the root becomes is not its fate.
+fn own_volume(path: &Path) -> Step {
+    let what = || format!("mount the volume {}", path.display());
+    outside_proc(path)?;
+    let dir = make_dir(path)?;
+    let flags = sys::OPEN_TREE_CLONE | sys::AT_RECURSIVE | sys::AT_EMPTY_PATH;
+    let tree = sys::open_tree(dir.as_raw_fd(), Path::new(""), flags).at(what)?;
+    sys::move_mount(&tree, &dir).at(what)
+}
+
+fn outside_proc(path: &Path) -> Step {
+    if path.starts_with("/proc") {
+        return refuse(format!("{} cannot be mounted because it is inside /proc", path.display()));
+    }
+    Ok(())
+}
+
 /// Puts one mount of the container in its place.
 fn place(mount: &Mount, bind: Option<Bind>) -> Step {
     let path = &mount.destination;
     let what = || format!("mount {}", path.display());
-    if path.starts_with("/proc") {
-        return refuse(format!("{} cannot be mounted because it is inside /proc", path.display()));
-    }
+    outside_proc(path)?;
     match (&mount.source, bind) {
         (MountSource::Bind(_) | MountSource::BindBeneath { .. }, Some(Bind { tree, is_dir })) => {
             let propagation = match mount.propagation {
@@ -406,4 +459,18 @@ pub fn read_inside(path: &str) -> String {
         let _ = fs::File::from(fd).take(FILE_LEN_MAX).read_to_end(&mut text);
     }
     String::from_utf8_lossy(&text).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_is_found_by_its_id() {
+        let mounts = "21 1 0:19 / /proc rw shared:5 - proc proc rw\n\
+            22 1 0:20 / /a\\040b rw,noexec shared:7 master:1 - tmpfs x rw\n22 1 0:20 / / rw - ext4 x rw\n";
+        assert_eq!(mount_of(mounts, "22"), Some(("/a b".to_owned(), vec!["shared:7", "master:1"])));
+        assert_eq!(mount_of("2 1 0:1 / / rw - ext4 x rw\n", "2"), Some(("/".to_owned(), vec![])));
+        assert_eq!(mount_of(mounts, "2"), None);
+    }
 }

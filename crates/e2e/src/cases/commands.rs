@@ -329,6 +329,12 @@ fn drain(scope: &Scope<'_>) -> Result<()> {
     scope.rolled_out("web")?;
     scope.kubectl(&["cordon", node])?;
     ensure!(unschedulable()? == "true");
+    let told = |reason: &str| {
+        let selector = format!("--field-selector=reason={reason},involvedObject.name={node}");
+        let message = format!("Node {node} status is now: {reason}");
+        scope.watch_until(&["events", "--namespace=default", &selector], |event| event["message"] == *message)
+    };
+    told("NodeNotSchedulable")?;
     scope.apply(&pod("late", &[("main", "sleep 1000")]))?;
     scope.wait_for("pod/late", "{.status.conditions[?(@.type==\"PodScheduled\")].reason}=Unschedulable")?;
     scope.kubectl(&["delete", "pod", "late"])?;
@@ -347,6 +353,7 @@ fn drain(scope: &Scope<'_>) -> Result<()> {
     ensure!(!left.contains(node), "Pods are left on the node: {left}");
     scope.kubectl(&["uncordon", node])?;
     ensure!(unschedulable()?.is_empty());
+    told("NodeSchedulable")?;
     scope.rolled_out("web")?;
     scope.kubectl(&["taint", "node", node, "e2e=yes:NoExecute"])?;
     eventually("who does not tolerate it leaves", || {

@@ -120,6 +120,11 @@ fn needs_its_secret(scope: &Scope<'_>, registry: &Registry) -> Result<()> {
         waiting["reason"] == "ErrImagePull"
             && waiting["message"].as_str().is_some_and(|text| text.contains("pull access denied"))
     })?;
+    scope.event(
+        "private",
+        "FailedToRetrieveImagePullSecret",
+        "Unable to retrieve some image pull secrets (pull); attempting to pull the image may not succeed.",
+    )?;
     scope.kubectl(&[
         "create",
         "secret",

@@ -1,6 +1,6 @@
 //! kubectl's commands, one by one.
 
-use super::{deployment, pod};
+use super::{deployment, pod, started};
 use crate::{Case, Scope};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -24,6 +24,7 @@ pub const CASES: &[Case] = &[
     Case { name: "cp", run: cp },
     Case { name: "attach", run: attach },
     Case { name: "port_forward", run: port_forward },
+    Case { name: "a_port_forward_that_breaks_is_told", run: broken_forward },
     Case { name: "validation_and_dry_run", run: validation_and_dry_run },
     Case { name: "api_resources_and_versions", run: api_resources },
     Case { name: "create_edit_replace_delete", run: create_replace_delete },
@@ -482,6 +483,43 @@ fn port_forward(scope: &Scope<'_>) -> Result<()> {
     child.wait()?;
     ensure!(pages.iter().all(|page| page.contains("Welcome to nginx!")), "{pages:?}");
     Ok(())
+}
+
+/// The server ends with unread bytes, which resets its connection.
+fn broken_forward(scope: &Scope<'_>) -> Result<()> {
+    started(
+        scope,
+        &pod("rude", &[("main", "while true; do nc -l -p 8080 -e sh -c 'echo part; sleep 1'; done")]),
+    )?;
+    let listens = "until grep -q ':1F90 .* 0A ' /proc/net/tcp /proc/net/tcp6; do sleep 0.1; done";
+    scope.exec("rude", &["sh", "-c", listens])?;
+    let mut child = scope.kubectl_command();
+    let child =
+        child.args(["port-forward", "pod/rude", ":8080"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = child.spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("piped")?).lines();
+    let line = lines.next().context("a line")??;
+    let port: u16 =
+        line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()).context("a port")?.parse()?;
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(20)))?;
+    stream.write_all(b"nobody reads this")?;
+    let told = (|| {
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        ensure!(answer == "part\n", "{answer}");
+        let mut errors = BufReader::new(child.stderr.take().context("piped")?).lines();
+        let told = errors.next().context("an error")??;
+        ensure!(told.to_ascii_lowercase().contains("an error occurred forwarding"), "{told}");
+        ensure!(
+            told.contains("error forwarding port 8080 to pod") && told.contains("reset by peer"),
+            "{told}"
+        );
+        Ok(())
+    })();
+    child.kill()?;
+    child.wait()?;
+    told
 }
 
 fn validation_and_dry_run(scope: &Scope<'_>) -> Result<()> {

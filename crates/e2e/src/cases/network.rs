@@ -169,7 +169,9 @@ fn names_of_a_pod(scope: &Scope<'_>) -> Result<()> {
     spec["subdomain"] = "group".into();
     spec["setHostnameAsFQDN"] = true.into();
     spec["hostAliases"] = json!([{"ip": "192.0.2.7", "hostnames": ["seven", "siete"]}]);
-    spec["dnsConfig"] = json!({"searches": ["more.example"], "options": [{"name": "ndots", "value": "2"}]});
+    // Three beside the cluster's own: resolvers take no fourth.
+    let servers = json!(["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
+    spec["dnsConfig"] = json!({"nameservers": servers, "searches": ["more.example"], "options": [{"name": "ndots", "value": "2"}]});
     let mut alone = pod("alone", &[("main", "sleep 1000")]);
     alone["spec"]["dnsPolicy"] = "None".into();
     alone["spec"]["dnsConfig"] = json!({"nameservers": ["192.0.2.53"], "searches": ["only.example"]});
@@ -190,6 +192,9 @@ fn names_of_a_pod(scope: &Scope<'_>) -> Result<()> {
     ensure!(hosts.contains("192.0.2.7\tseven\tsiete\n"), "{hosts}");
     let resolver = scope.exec("named", &["cat", "/etc/resolv.conf"])?;
     ensure!(resolver.contains(" more.example") && resolver.contains("options ndots:2"), "{resolver}");
+    ensure!(resolver.contains("nameserver 192.0.2.2") && !resolver.contains("192.0.2.3"), "{resolver}");
+    let cut = format!("the applied nameserver line is: {} 192.0.2.1 192.0.2.2", dns_address(scope)?);
+    scope.event("named", "DNSConfigForming", &cut)?;
     scope.wait_ready("alone")?;
     let resolver = scope.exec("alone", &["cat", "/etc/resolv.conf"])?;
     ensure!(

@@ -319,8 +319,10 @@ fn a_start_is_interrupted(scope: &Scope<'_>) -> Result<()> {
         json!({"postStart": {"exec": {"command": ["sleep", "1000"]}}});
     scope.apply(&hooked)?;
     scope.event("starting", "Started", "")?;
-    let held = status(scope, "starting")?["containerStatuses"][1]["state"].clone();
-    ensure!(held["waiting"].is_object(), "the hook holds the next container up: {held}");
+    let held = status(scope, "starting")?;
+    let waits = |n: usize| held["containerStatuses"][n]["state"]["waiting"]["reason"] == "ContainerCreating";
+    ensure!(waits(0) && held["phase"] == "Pending", "it does not run before its hook is done: {held}");
+    ensure!(waits(1), "the hook holds the next container up: {held}");
     scope.kubectl(&["delete", "pod", "starting", "--timeout=40s"])?;
     // A registry that takes the request and never answers.
     let silent = std::net::TcpListener::bind(("127.0.0.1", 0))?;
@@ -356,12 +358,32 @@ fn termination_message(scope: &Scope<'_>) -> Result<()> {
 }
 
 fn active_deadline(scope: &Scope<'_>) -> Result<()> {
-    let mut late = pod("late", &[("main", "sleep 1000")]);
-    late["spec"]["activeDeadlineSeconds"] = 1.into();
+    let out = scope.cluster.scratch().join("deadline");
+    std::fs::create_dir_all(&out)?;
+    let until = "trap 'touch /out/asked; until [ -e /out/go ]; do sleep 0.1; done; exit 0' TERM";
+    let mut late = pod("late", &[("main", &format!("{until}; while true; do sleep 0.1; done"))]);
+    late["spec"]["activeDeadlineSeconds"] = 2.into();
+    late["spec"]["terminationGracePeriodSeconds"] = 1000.into();
+    late["spec"]["volumes"] = json!([{"name": "out", "hostPath": {"path": out}}]);
+    late["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "out", "mountPath": "/out"}]);
+    late["spec"]["containers"][0]["ports"] = json!([{"containerPort": 1, "hostPort": free_port()?}]);
+    let mut next = pod("next", &[("main", "sleep 1000")]);
+    next["spec"]["containers"][0]["ports"] = late["spec"]["containers"][0]["ports"].clone();
     scope.apply(&late)?;
+    scope.event("late", "DeadlineExceeded", "longer than the specified deadline")?;
+    eventually("the container is asked to end", || Ok(out.join("asked").exists().then_some(())))?;
+    scope.wait_for("pod/late", "{.status.conditions[?(@.type=='Ready')].reason}=PodFailed")?;
+    // Until it has, the Pod runs, and what it holds is nobody else's.
+    scope.apply(&next)?;
+    scope.event("next", "FailedScheduling", "free ports")?;
+    let ending = status(scope, "late")?;
+    ensure!(ending["phase"] == "Running" && ending.get("reason").is_none(), "{ending}");
+    scope.exec("late", &["touch", "/out/go"])?;
     scope.wait_for("pod/late", "{.status.reason}=DeadlineExceeded")?;
-    ensure!(status(scope, "late")?["phase"] == "Failed");
-    Ok(())
+    let ended = status(scope, "late")?;
+    ensure!(ended["phase"] == "Failed", "{ended}");
+    ensure!(ended["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 0, "{ended}");
+    scope.wait_ready("next")
 }
 
 /// kubectl on a terminal of its own, which util-linux's `script` makes.

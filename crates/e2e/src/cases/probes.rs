@@ -14,6 +14,10 @@ pub const CASES: &[Case] = &[
     Case { name: "http_grpc_and_https_probes", run: http_probes },
     Case { name: "https_and_grpc_probes_succeed", run: secure_and_grpc },
     Case { name: "a_pod_that_ends_serves_while_it_can", run: ending },
+    Case { name: "a_probe_that_cannot_be_run_decides_nothing", run: unknown },
+    Case { name: "a_probe_has_its_time", run: timeouts },
+    Case { name: "a_failed_probe_gives_its_own_grace", run: grace },
+    Case { name: "a_failed_startup_probe_ends_the_container", run: startup_fails },
 ];
 
 fn liveness_and_startup(scope: &Scope<'_>) -> Result<()> {
@@ -166,5 +170,103 @@ fn ending(scope: &Scope<'_>) -> Result<()> {
     scope.watch_until(&["pod", "ending"], |pod| pod["status"].get("reason").is_none())?;
     scope.exec("ending", &["touch", "/tmp/end"])?;
     scope.kubectl(&["wait", "--for=delete", "pod/ending", "--timeout=60s"])?;
+    Ok(())
+}
+
+/// A command that is not there, a port that nothing is called: told, but no verdict on the container.
+fn unknown(scope: &Scope<'_>) -> Result<()> {
+    let mut odd = pod("odd", &[("main", "sleep 1000"), ("well", "sleep 1000")]);
+    let nothing = json!({"exec": {"command": ["/no/such"]}, "periodSeconds": 1, "failureThreshold": 1});
+    odd["spec"]["containers"][0]["livenessProbe"] = nothing;
+    odd["spec"]["containers"][0]["readinessProbe"] =
+        json!({"httpGet": {"port": "nobody"}, "periodSeconds": 1, "failureThreshold": 1});
+    // One that was found ready stays it while nothing is found out.
+    let script = "echo >> /tmp/runs; [ $(wc -l < /tmp/runs) = 1 ] && exec mv /tmp/sh /tmp/gone";
+    odd["spec"]["containers"][1]["command"] = json!(["sh", "-c", "cp /bin/busybox /tmp/sh; exec sleep 1000"]);
+    odd["spec"]["containers"][1]["readinessProbe"] =
+        json!({"exec": {"command": ["/tmp/sh", "-c", script]}, "periodSeconds": 1, "failureThreshold": 1});
+    scope.apply(&odd)?;
+    const UNKNOWN: &str = "probe errored and resulted in unknown state: ";
+    scope.event("odd", "Unhealthy", &format!("Readiness {UNKNOWN}couldn't find port"))?;
+    let selector = "--field-selector=reason=Unhealthy,involvedObject.name=odd";
+    let often = |probe: &'static str, container: &'static str| {
+        scope.watch_until(&["events", selector], move |event| {
+            let says =
+                event["message"].as_str().is_some_and(|m| m.starts_with(&format!("{probe} {UNKNOWN}")));
+            let path = event["involvedObject"]["fieldPath"].as_str().unwrap_or_default();
+            says && path.contains(container) && event["count"].as_i64() >= Some(3)
+        })
+    };
+    often("Liveness", "{main}")?;
+    often("Readiness", "{well}")?;
+    let containers = status(scope, "odd")?["containerStatuses"].clone();
+    ensure!(containers[0]["restartCount"] == 0 && containers[0]["ready"] == false, "{containers}");
+    ensure!(containers[1]["ready"] == true, "{containers}");
+    Ok(())
+}
+
+fn timeouts(scope: &Scope<'_>) -> Result<()> {
+    let probe = |handler: serde_json::Value, seconds: u32| {
+        let mut probe = handler;
+        (probe["periodSeconds"], probe["timeoutSeconds"]) = (1.into(), seconds.into());
+        probe
+    };
+    let slow = json!({"exec": {"command": ["sleep", "2"]}});
+    let silent = json!({"httpGet": {"port": 8080}});
+    let mut timed = pod("timed", &[("hasty", "sleep 1000"), ("patient", "nc -l -p 8080 -e sleep 1000")]);
+    timed["spec"]["containers"][0]["readinessProbe"] = probe(slow.clone(), 1);
+    timed["spec"]["containers"][1]["readinessProbe"] = probe(slow, 60);
+    scope.apply(&timed)?;
+    scope.event(
+        "timed",
+        "Unhealthy",
+        "Readiness probe failed: command timed out: \"sleep 2\" timed out after 1s",
+    )?;
+    scope.wait_for("pod/timed", "{.status.containerStatuses[1].ready}=true")?;
+    ensure!(status(scope, "timed")?["containerStatuses"][0]["ready"] == false);
+    timed["metadata"]["name"] = "silent".into();
+    timed["spec"]["containers"][1]["readinessProbe"] = probe(silent, 1);
+    scope.apply(&timed)?;
+    scope.event("silent", "Unhealthy", "context deadline exceeded")
+}
+
+/// The Pod would wait for an hour.
+fn grace(scope: &Scope<'_>) -> Result<()> {
+    for kind in ["livenessProbe", "startupProbe"] {
+        let name = kind.to_ascii_lowercase();
+        let mut deaf = pod(&name, &[("main", "trap '' TERM; while true; do sleep 0.1; done")]);
+        deaf["spec"]["terminationGracePeriodSeconds"] = 3600.into();
+        deaf["spec"]["containers"][0][kind] = json!({"exec": {"command": ["false"]}, "periodSeconds": 1,
+            "failureThreshold": 1, "terminationGracePeriodSeconds": 1});
+        scope.apply(&deaf)?;
+        scope.wait_for(&format!("pod/{name}"), "{.status.containerStatuses[0].restartCount}=1")?;
+        scope.kubectl(&["delete", "pod", &name, "--grace-period=1"])?;
+    }
+    Ok(())
+}
+
+/// It is started again where its Pod's policy says so; until it started nothing else is probed.
+fn startup_fails(scope: &Scope<'_>) -> Result<()> {
+    for (name, policy) in [("again", "Always"), ("once", "Never")] {
+        let mut slow = pod(name, &[("main", "exec sleep 1000")]);
+        slow["spec"]["restartPolicy"] = policy.into();
+        slow["spec"]["terminationGracePeriodSeconds"] = 1.into();
+        let fails = json!({"exec": {"command": ["false"]}, "periodSeconds": 1, "failureThreshold": 2});
+        let main = &mut slow["spec"]["containers"][0];
+        (main["startupProbe"], main["livenessProbe"]) = (fails.clone(), fails);
+        main["livenessProbe"]["failureThreshold"] = 1.into();
+        scope.apply(&slow)?;
+    }
+    scope.event("again", "Unhealthy", "Startup probe failed")?;
+    scope.event("again", "Killing", "Container main failed startup probe, will be restarted")?;
+    scope.wait_for("pod/again", "{.status.containerStatuses[0].restartCount}=1")?;
+    scope.wait_for("pod/once", "{.status.phase}=Failed")?;
+    let once = status(scope, "once")?["containerStatuses"][0].clone();
+    ensure!(once["restartCount"] == 0 && once["started"] == false && once["ready"] == false, "{once}");
+    for name in ["again", "once"] {
+        let events =
+            scope.kubectl(&["get", "events", &format!("--field-selector=involvedObject.name={name}")])?;
+        ensure!(!events.contains("Liveness"), "{events}");
+    }
     Ok(())
 }

@@ -166,6 +166,25 @@ fn mount_options(scope: &Scope<'_>) -> Result<()> {
     };
     mount(&["mount", "-t", "tmpfs", "propagation"], &shared)?;
     let tested = (|| {
+        // What nothing can come through is refused.
+        mount(&["mount", "--make-private"], &shared)?;
+        for (propagation, kind) in [("HostToContainer", "shared or slave"), ("Bidirectional", "shared")] {
+            let name = propagation.to_ascii_lowercase();
+            let mut refused = pod(&name, &[("main", "sleep 1000")]);
+            refused["spec"]["volumes"] = json!([{"name": "host", "hostPath": {"path": shared}}]);
+            let main = &mut refused["spec"]["containers"][0];
+            main["securityContext"] = json!({"privileged": true});
+            main["volumeMounts"] =
+                json!([{"name": "host", "mountPath": "/x", "mountPropagation": propagation}]);
+            scope.apply(&refused)?;
+            let why = format!("path {shared:?} is mounted on {shared:?} but it is not a {kind} mount");
+            scope.watch_until(&["pod", &name], |pod| {
+                let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
+                waiting["reason"] == "CreateContainerError"
+                    && waiting["message"].as_str().is_some_and(|message| message.contains(&why))
+            })?;
+            scope.kubectl(&["delete", "pod", &name, "--timeout=60s"])?;
+        }
         mount(&["mount", "--make-shared"], &shared)?;
         std::fs::create_dir(shared.join("from-host"))?;
         std::fs::create_dir(shared.join("from-pod"))?;

@@ -29,7 +29,7 @@ impl Agent {
         let Some(node) = self.nodes.get("", &self.ctx.config.name) else {
             return self.waiting.store(true, Ordering::Release);
         };
-        let counted = |w: &Arc<Worker>| !w.is_gone() && w.memory().ended.is_none() && admit::counts(&w.pod());
+        let counted = |w: &Arc<Worker>| !w.is_gone() && !w.memory().is_over() && admit::counts(&w.pod());
         let workers: Vec<Arc<Worker>> = self.workers().into_iter().filter(counted).collect();
         let mut allocated: Vec<Arc<Pod>> = workers.iter().map(|w| w.allocated_pod()).collect();
         let mut asking = Vec::new();

@@ -34,7 +34,8 @@ pub struct Memory {
     pub sandbox: Sandbox,
     pub volumes: Volumes,
     pub containers: BTreeMap<String, ContainerMemory>,
-    /// The Pod's end, decided by the node: rejected, past its deadline, …
+    /// The Pod's end, decided by the node: rejected, past its deadline, … Its containers may still
+    /// be ending.
     pub ended: Option<Ended>,
     pub start_time: Option<Timestamp>,
     /// Addresses, once there is a network; they stay in the status after the sandbox is gone.
@@ -193,6 +194,11 @@ impl ContainerMemory {
         self.current.as_ref().is_some_and(Run::is_running)
     }
 
+    /// It runs, or may yet.
+    pub fn is_alive(&self) -> bool {
+        self.busy.is_some() || self.current.as_ref().is_some_and(|run| !run.is_exited())
+    }
+
     /// The attempt number of the next run. A run that never started was no attempt.
     pub fn next_attempt(&self) -> u32 {
         self.current.as_ref().map_or(0, |run| run.attempt + u32::from(!run.is_created()))
@@ -224,6 +230,16 @@ impl Memory {
 
     pub fn is_idle(&self) -> bool {
         self.containers.values().all(|c| c.busy.is_none())
+    }
+
+    /// A container of it runs, or may yet: what the Pod holds is not free before.
+    pub fn is_alive(&self) -> bool {
+        self.sandbox != Sandbox::Dead && self.containers.values().any(ContainerMemory::is_alive)
+    }
+
+    /// The node has ended the Pod, and nothing of it is left running.
+    pub fn is_over(&self) -> bool {
+        self.ended.is_some() && !self.is_alive()
     }
 }
 

@@ -257,11 +257,7 @@ fn wind_down(pod: &Pod, gone: bool, leaving: bool, memory: &Memory, now: Timesta
         Some(ended) if ended.reason == EVICTED => Some(EVICTION_GRACE_SECONDS),
         _ => None,
     };
-    let alive = |name: &str| {
-        memory
-            .container(name)
-            .is_some_and(|m| m.busy.is_some() || m.run().is_some_and(|run| !run.is_exited()))
-    };
+    let alive = |name: &str| memory.container(name).is_some_and(ContainerMemory::is_alive);
     let idle_and_alive = |name: &str| alive(name) && memory.container(name).is_some_and(|m| m.busy.is_none());
     let (sidecars, inits): (Vec<_>, Vec<_>) = init_containers(spec).iter().partition(|c| is_sidecar(c));
     let sandbox_lost = matches!(memory.sandbox, Sandbox::Dead);

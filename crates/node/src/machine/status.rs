@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{
     ContainerUser, HostIP, LinuxContainerUser, PodCondition, PodIP, PodStatus, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use skeg_api::pod::is_terminal_phase;
 use skeg_api::predicates::is_sidecar;
 
 /// The scheme of our container ids.
@@ -33,8 +34,17 @@ pub fn status(
     let ephemeral: Vec<Container> =
         spec.ephemeral_containers.iter().flatten().map(ephemeral::as_container).collect();
     let ephemeral_statuses = statuses(&ephemeral, Sort::Ephemeral);
-    let phase = phase(pod, memory, initialized);
-    let ended = memory.ended.as_ref();
+    let coming = end(spec, memory).unwrap_or_else(|| running_phase(pod, memory, initialized));
+    let terminal = is_terminal_phase(coming);
+    // A Pod ends when the last of its containers has: until then it holds what others wait for.
+    let was_terminal = old.and_then(|old| old.phase.as_deref()).is_some_and(is_terminal_phase);
+    let held = terminal && !was_terminal && memory.is_alive();
+    let ended = memory.ended.as_ref().filter(|_| !held);
+    let phase = match running_phase(pod, memory, initialized) {
+        _ if !held => coming,
+        phase if is_terminal_phase(phase) => "Running",
+        phase => phase,
+    };
     let mut out = PodStatus {
         phase: Some(phase.to_owned()),
         reason: ended.map(|e| e.reason.clone()).filter(|r| !r.is_empty()),
@@ -51,7 +61,10 @@ pub fn status(
         ..Default::default()
     };
     out.conditions =
-        Some(conditions(pod, old, memory, phase, initialized, &init_statuses, &main_statuses, now));
+        Some(conditions(pod, old, memory, coming, initialized, &init_statuses, &main_statuses, now));
+    if let Some(evicted) = ended.filter(|ended| ended.reason == EVICTED) {
+        out.conditions.get_or_insert_default().push(disruption(pod, old, &evicted.message, now));
+    }
     if let Some(own) = spec.resources.as_ref().filter(|own| own.requests.is_some() || own.limits.is_some()) {
         out.allocated_resources.clone_from(&own.requests);
         out.resources = Some(own.clone());
@@ -66,15 +79,15 @@ pub fn status(
     out
 }
 
-/// Upstream's `getPhase`.
-fn phase(pod: &Pod, memory: &Memory, initialized: bool) -> &'static str {
+/// The phase the Pod ends with, whatever its main containers do.
+fn end(spec: &PodSpec, memory: &Memory) -> Option<&'static str> {
+    let ended = memory.ended.as_ref().map(|ended| ended.phase);
+    ended.or_else(|| failed_init(spec, memory).map(|_| "Failed"))
+}
+
+/// The phase by what the containers do: upstream's `getPhase`.
+fn running_phase(pod: &Pod, memory: &Memory, initialized: bool) -> &'static str {
     let spec = spec(pod);
-    if let Some(ended) = &memory.ended {
-        return ended.phase;
-    }
-    if failed_init(spec, memory).is_some() {
-        return "Failed";
-    }
     if !initialized {
         return "Pending";
     }
@@ -92,7 +105,9 @@ fn phase(pod: &Pod, memory: &Memory, initialized: bool) -> &'static str {
                     failed += 1;
                 }
             }
-            Some(run) if run.is_running() => running += 1,
+            Some(run) if run.is_running() && !(is_hooking(container, memory) && run.attempt == 0) => {
+                running += 1
+            }
             Some(_) => waiting += 1,
         }
     }
@@ -111,6 +126,13 @@ fn phase(pod: &Pod, memory: &Memory, initialized: bool) -> &'static str {
         (_, _, 0) => "Succeeded",
         _ => "Failed",
     }
+}
+
+/// Its postStart hook runs: until that is done the container counts as being created.
+fn is_hooking(container: &Container, memory: &Memory) -> bool {
+    let hooked = container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.post_start.is_some());
+    let starting = |known: &ContainerMemory| known.is_running() && known.busy == Some(Busy::Starting);
+    hooked && memory.container(&container.name).is_some_and(starting)
 }
 
 fn container_status(
@@ -156,6 +178,7 @@ fn container_status(
                 waiting(if is_init && known.busy.is_none() { "PodInitializing" } else { default_reason }, "")
             }
         },
+        Some(_) if is_hooking(container, memory) => waiting(default_reason, ""),
         Some(run) if run.is_running() => {
             fill_run(&mut out, run);
             ContainerState {
@@ -387,20 +410,23 @@ fn conditions(
     if phase == "Running" || phase == "Pending" {
         resize_conditions(pod, old, memory, now, &mut out);
     }
-    if let Some(ended) = memory.ended.as_ref().filter(|ended| ended.reason == EVICTED) {
-        const KIND: &str = "DisruptionTarget";
-        let before = old.iter().find(|c| c.type_ == KIND).and_then(|c| c.last_transition_time.clone());
-        out.push(PodCondition {
-            type_: KIND.to_owned(),
-            status: "True".to_owned(),
-            reason: Some("TerminationByKubelet".to_owned()),
-            message: Some(ended.message.clone()),
-            last_transition_time: Some(before.unwrap_or_else(|| seconds(now))),
-            last_probe_time: None,
-            observed_generation: pod.metadata.generation,
-        });
-    }
     out
+}
+
+/// The condition of a Pod that the node has evicted.
+fn disruption(pod: &Pod, old: Option<&PodStatus>, message: &str, now: Timestamp) -> PodCondition {
+    const KIND: &str = "DisruptionTarget";
+    let old = old.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    let before = old.iter().find(|c| c.type_ == KIND).and_then(|c| c.last_transition_time.clone());
+    PodCondition {
+        type_: KIND.to_owned(),
+        status: "True".to_owned(),
+        reason: Some("TerminationByKubelet".to_owned()),
+        message: Some(message.to_owned()),
+        last_transition_time: Some(before.unwrap_or_else(|| seconds(now))),
+        last_probe_time: None,
+        observed_generation: pod.metadata.generation,
+    }
 }
 
 /// A resize that waits, and one that is under way.
@@ -535,6 +561,29 @@ mod tests {
     }
 
     #[test]
+    fn a_container_runs_once_its_post_start_hook_is_done() {
+        let mut pod = pod("Always");
+        let hook = json!({"postStart": {"exec": {"command": ["true"]}}});
+        let shown = |pod: &Pod, attempt: u32, busy: Option<Busy>| {
+            let previous = (attempt > 0).then(|| run(attempt - 1, Some(1)));
+            let known =
+                ContainerMemory { current: Some(run(attempt, None)), previous, busy, ..Default::default() };
+            let status = status(pod, None, &memory(known), &[], "BestEffort", now());
+            let state = status.container_statuses.unwrap().remove(0).state.unwrap();
+            let waits = state.waiting.and_then(|w| w.reason).unwrap_or_default();
+            (status.phase.unwrap(), waits, state.running.is_some())
+        };
+        let running = ("Running".to_owned(), String::new(), true);
+        assert_eq!(shown(&pod, 0, Some(Busy::Starting)), running, "without a hook it runs");
+        pod.spec.as_mut().unwrap().containers[0].lifecycle = serde_json::from_value(hook).unwrap();
+        let creating = "ContainerCreating".to_owned();
+        assert_eq!(shown(&pod, 0, Some(Busy::Starting)), ("Pending".to_owned(), creating.clone(), false));
+        assert_eq!(shown(&pod, 1, Some(Busy::Starting)), ("Running".to_owned(), creating, false));
+        assert_eq!(shown(&pod, 1, Some(Busy::Stopping)), running);
+        assert_eq!(shown(&pod, 0, None), running);
+    }
+
+    #[test]
     fn a_crash_loop_shows_waiting_with_the_last_state() {
         let mut known = ContainerMemory { current: Some(run(2, Some(1))), ..Default::default() };
         known.backoff = Some(CrashBackoff {
@@ -628,11 +677,70 @@ mod tests {
         memory.ended = Some(Ended { phase: "Failed", reason: EVICTED.into(), message: "too much".into() });
         let status = status(&pod("Always"), None, &memory, &[], "BestEffort", now());
         assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("Evicted")));
+        assert_eq!(status.message.as_deref(), Some("too much"));
         let target = condition(&status, "DisruptionTarget");
         assert_eq!(
             (target.status.as_str(), target.reason.as_deref()),
             ("True", Some("TerminationByKubelet"))
         );
+    }
+
+    #[test]
+    fn a_pod_ends_with_its_last_container() {
+        let ended = |reason: &str| Ended { phase: "Failed", reason: reason.into(), message: "why".into() };
+        let busy = ContainerMemory { busy: Some(Busy::Starting), ..Default::default() };
+        let runs = |exit| ContainerMemory { current: Some(run(0, exit)), ..Default::default() };
+        let mut pod = pod("Never");
+        let init = json!([{"name": "s", "restartPolicy": "Always"}, {"name": "i"}]);
+        pod.spec.as_mut().unwrap().init_containers = serde_json::from_value(init).unwrap();
+        for (what, end, containers, phase) in [
+            ("its deadline", Some("DeadlineExceeded"), vec![("a", runs(None))], "Running"),
+            ("an eviction", Some(EVICTED), vec![("a", runs(None))], "Running"),
+            (
+                "a sidecar ends last",
+                Some(EVICTED),
+                vec![("a", runs(Some(143))), ("s", runs(None))],
+                "Running",
+            ),
+            (
+                "a start under way",
+                Some("DeadlineExceeded"),
+                vec![("i", runs(Some(0))), ("a", busy)],
+                "Pending",
+            ),
+            ("a failed init container", None, vec![("i", runs(Some(1))), ("s", runs(None))], "Pending"),
+        ] {
+            let mut memory = memory(ContainerMemory::default());
+            memory.containers = containers.into_iter().map(|(name, c)| (name.to_owned(), c)).collect();
+            memory.ended = end.map(ended);
+            let told = |memory: &Memory, old: Option<&PodStatus>| {
+                let status = status(&pod, old, memory, &[], "BestEffort", now());
+                let ready = condition(&status, "Ready");
+                assert_eq!(
+                    (ready.status.as_str(), ready.reason.as_deref()),
+                    ("False", Some("PodFailed")),
+                    "{what}"
+                );
+                let disrupted = status.conditions.iter().flatten().any(|c| c.type_ == "DisruptionTarget");
+                (status.phase.clone().unwrap(), status.reason.clone(), disrupted)
+            };
+            assert_eq!(told(&memory, None), (phase.into(), None, false), "{what}");
+            assert!(memory.is_alive() && !memory.is_over());
+            // Who was told that it has ended is not told otherwise.
+            let failed = PodStatus { phase: Some("Failed".into()), ..Default::default() };
+            assert_eq!(told(&memory, Some(&failed)).0, "Failed", "{what}");
+            for known in memory.containers.values_mut() {
+                known.busy = None;
+                known.current.get_or_insert(run(0, Some(143))).state = runtime::ContainerState::Exited;
+            }
+            let disrupted = end == Some(EVICTED);
+            assert_eq!(told(&memory, None), ("Failed".into(), end.map(str::to_owned), disrupted), "{what}");
+            assert_eq!(memory.is_over(), end.is_some());
+        }
+        // One whose sandbox died has nothing left to run.
+        let mut memory = memory(runs(None));
+        (memory.sandbox, memory.ended) = (Sandbox::Dead, Some(ended(EVICTED)));
+        assert_eq!(status(&pod, None, &memory, &[], "BestEffort", now()).phase.as_deref(), Some("Failed"));
     }
 
     #[test]

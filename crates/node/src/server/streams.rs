@@ -591,8 +591,10 @@ impl Forward {
                     "data" => {
                         let port = header("port").parse::<u16>().unwrap_or_default();
                         let error = errors.remove(&request);
+                        let error = error.map(|error| Sink::Stream(error.outgoing));
+                        let SpdyStream { incoming, outgoing, .. } = stream;
                         let (ctx, uid) = (self.ctx.clone(), self.uid.clone());
-                        forwards.spawn(forward_one(ctx, uid, port, stream, error));
+                        forwards.spawn(forward_one(ctx, uid, port, incoming, Sink::Stream(outgoing), error));
                     }
                     _ => {}
                 }
@@ -612,7 +614,7 @@ impl Forward {
         let mut inputs = Vec::new();
         let mut tasks = tokio::task::JoinSet::new();
         for (n, port) in ports.iter().enumerate().take(64) {
-            let (sender, mut input) = mpsc::channel::<Bytes>(MESSAGES_AHEAD);
+            let (sender, input) = mpsc::channel::<Bytes>(MESSAGES_AHEAD);
             inputs.push(sender);
             let number = (2 * n) as u8;
             let data = Sink::Channel { number, messages: messages.clone() };
@@ -621,28 +623,7 @@ impl Forward {
             tasks.spawn(async move {
                 data.send(&port.to_le_bytes()).await;
                 error.send(&port.to_le_bytes()).await;
-                match ctx.runtime.connect(&uid, port).await {
-                    Ok(stream) => {
-                        let (from, mut to) = tokio::io::split(stream);
-                        let inward = async {
-                            while let Some(bytes) = input.recv().await {
-                                if to.write_all(&bytes).await.is_err() {
-                                    return;
-                                }
-                            }
-                            let _ = to.shutdown().await;
-                            std::future::pending::<()>().await;
-                        };
-                        // What the container closed is over, whether or not the client has more to say.
-                        tokio::select! {
-                            () = pump(Some(Box::new(from)), Some(data)) => {}
-                            () = inward => {}
-                        }
-                    }
-                    Err(why) => {
-                        error.send(forward_error(&uid, port, &why).as_bytes()).await;
-                    }
-                }
+                forward_one(ctx, uid, port, input, data, Some(error)).await;
             });
         }
         drop(messages);
@@ -671,45 +652,99 @@ impl Forward {
     }
 }
 
-fn forward_error(uid: &str, port: u16, why: &skeg_runtime::Error) -> String {
-    format!(
-        "error forwarding port {port} to pod {uid}, uid : failed to connect to localhost:{port} inside the Pod: {why}"
-    )
+/// One connection: from the client to a port of the Pod, until the Pod's side ends. `error` hears why
+/// it did not begin or did not end well.
+async fn forward_one(
+    ctx: Arc<Context>,
+    uid: String,
+    port: u16,
+    input: mpsc::Receiver<Bytes>,
+    output: Sink,
+    error: Option<Sink>,
+) {
+    let end = match ctx.runtime.connect(&uid, port).await {
+        Ok(stream) => relay(stream, input, output).await.map_err(|why| why.to_string()),
+        Err(why) => {
+            output.close().await;
+            Err(format!("failed to connect to localhost:{port} inside the Pod: {why}"))
+        }
+    };
+    let Some(error) = error else { return };
+    if let Err(why) = end {
+        let text = format!("error forwarding port {port} to pod {uid}, uid : {why}");
+        error.send(text.as_bytes()).await;
+    }
+    error.close().await;
 }
 
-async fn forward_one(ctx: Arc<Context>, uid: String, port: u16, data: SpdyStream, error: Option<SpdyStream>) {
-    let SpdyStream { mut incoming, outgoing, .. } = data;
-    match ctx.runtime.connect(&uid, port).await {
-        Ok(stream) => {
-            let (mut from, mut to) = tokio::io::split(stream);
-            let inward = async {
-                while let Some(bytes) = incoming.recv().await {
-                    if to.write_all(&bytes).await.is_err() {
-                        return;
-                    }
-                }
-                let _ = to.shutdown().await;
-            };
-            let outward = async {
-                let mut block = vec![0; BLOCK];
-                while let Ok(n) = from.read(&mut block).await {
-                    if n == 0 || outgoing.send(Bytes::copy_from_slice(&block[..n])).await.is_err() {
-                        break;
-                    }
-                }
-                outgoing.close().await;
-            };
-            tokio::join!(inward, outward);
-            if let Some(error) = error {
-                error.outgoing.close().await;
-            }
+/// Carries bytes between a client and a connection in the Pod; gives how the Pod's side ended.
+async fn relay(
+    stream: impl AsyncRead + AsyncWrite,
+    mut input: mpsc::Receiver<Bytes>,
+    output: Sink,
+) -> std::io::Result<()> {
+    let (mut from, mut to) = tokio::io::split(stream);
+    // Channels do not close one by one: what the Pod closed is over, whatever the client still has to say.
+    let half_open = matches!(output, Sink::Stream(_));
+    let inward = async {
+        while let Some(bytes) = input.recv().await {
+            to.write_all(&bytes).await?;
         }
-        Err(why) => {
-            if let Some(error) = error {
-                let _ = error.outgoing.send(Bytes::from(forward_error(&uid, port, &why))).await;
-                error.outgoing.close().await;
+        // How the connection ended is told where it is read.
+        let _ = to.shutdown().await;
+        Ok(())
+    };
+    let outward = async {
+        let mut block = vec![0; BLOCK];
+        let end = loop {
+            match from.read(&mut block).await {
+                Ok(n) if n > 0 && output.send(&block[..n]).await => {}
+                end => break end.map(drop),
             }
-            outgoing.close().await;
+        };
+        output.close().await;
+        end
+    };
+    tokio::pin!(inward, outward);
+    tokio::select! {
+        end = &mut outward => {
+            if end.is_ok() && half_open {
+                // The Pod may have said all it has to and still listen: what it then refuses is no error.
+                let _: std::io::Result<()> = inward.await;
+            }
+            end
+        }
+        sent = &mut inward => outward.await.and(sent),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::{TcpListener, TcpStream};
+
+    #[tokio::test]
+    async fn how_the_pods_side_of_a_connection_ends_is_known() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        for reset in [false, true] {
+            let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (mut pod, _) = listener.accept().await.unwrap();
+            let (input, receiver) = mpsc::channel(1);
+            let (messages, mut outbox) = mpsc::channel(4);
+            let relayed = tokio::spawn(relay(stream, receiver, Sink::Channel { number: 4, messages }));
+            input.send(Bytes::from_static(b"ask")).await.unwrap();
+            let mut asked = [0; 3];
+            pod.read_exact(&mut asked).await.unwrap();
+            pod.write_all(b"part").await.unwrap();
+            assert_eq!(outbox.recv().await, Some(Message::Binary(Bytes::from_static(b"\x04part"))));
+            if reset {
+                // Unread bytes make a reset of a close.
+                input.send(Bytes::from_static(b"more")).await.unwrap();
+                pod.peek(&mut asked).await.unwrap();
+            }
+            drop(pod);
+            let end = relayed.await.unwrap().map_err(|why| why.kind());
+            assert_eq!(end, if reset { Err(std::io::ErrorKind::ConnectionReset) } else { Ok(()) });
         }
     }
 }

@@ -395,6 +395,9 @@ impl Loop {
             }
             Action::CreateSandbox => {
                 self.memory.sandbox = Sandbox::Creating;
+                for message in crate::container::dns_limits(&self.ctx, &self.pod) {
+                    self.event(EventType::Warning, "DNSConfigForming", &message);
+                }
                 self.memory.resize.group = Some(crate::security::pod_resources(&self.pod));
                 let (ctx, pod) = (self.ctx.clone(), self.pod.clone());
                 self.ops.spawn(async move { Done::Sandbox(create_sandbox(&ctx, &pod).await) });

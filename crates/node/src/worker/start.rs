@@ -55,6 +55,10 @@ impl Start {
             Some(Ok(sources)) => sources,
             Some(Err(error)) => return not_created("CreateContainerConfigError", error.to_string()),
         };
+        if let Some(missing) = image::missing_secrets(spec, &sources) {
+            let reason = "FailedToRetrieveImagePullSecret";
+            ctx.recorder.event(&self.about, EventType::Warning, reason, &missing);
+        }
         let image_name = text(&self.container.image);
         let pulling = || self.event(EventType::Normal, "Pulling", &format!("Pulling image \"{image_name}\""));
         let obtained = image::obtain(&ctx.images, spec, &self.container, &sources, pulling);
