@@ -130,7 +130,6 @@ pub fn container_config(ctx: &Context, inputs: Inputs<'_>) -> Result<ContainerCo
         env: all.list,
         cwd: cwd.to_owned(),
         user,
-        volumes: volumes_of_image(image, &mounts),
         mounts,
         devices: Vec::new(),
         resources: security::resources(pod, container, inputs.qos_class, ctx.host.memory_bytes),
@@ -151,16 +150,6 @@ pub fn container_config(ctx: &Context, inputs: Inputs<'_>) -> Result<ContainerCo
             (LABEL_STOP_SIGNAL.to_owned(), stop_signal.to_string()),
         ]),
     })
-}
-
-/// Where the image asks for volumes (`VOLUME`) and the Pod mounts nothing.
-fn volumes_of_image(image: &Image, mounts: &[Mount]) -> Vec<PathBuf> {
-    let mut paths: Vec<PathBuf> =
-        image.config.volumes.iter().map(|path| Path::new("/").join(path).components().collect()).collect();
-    paths.retain(|path| path != Path::new("/") && mounts.iter().all(|mount| mount.destination != *path));
-    // Outer ones first: a later mount hides what is inside it.
-    paths.sort();
-    paths
 }
 
 /// Docker's rules: a command replaces the entrypoint and the image's arguments.
@@ -336,12 +325,11 @@ mod tests {
     }
     use skeg_images::ImageConfig;
 
-    fn list(words: &[&str]) -> Vec<String> {
-        words.iter().map(|w| (*w).to_owned()).collect()
-    }
-
-    fn image(config: ImageConfig) -> Image {
-        Image {
+    #[test]
+    fn commands_follow_dockers_rules() {
+        let list = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+        let config = ImageConfig { entrypoint: list(&["e"]), cmd: list(&["c"]), ..Default::default() };
+        let image = Image {
             id: String::new(),
             repo_digests: vec![],
             tags: vec![],
@@ -350,27 +338,7 @@ mod tests {
             config,
             pinned: false,
             pinned_names: Default::default(),
-        }
-    }
-
-    #[test]
-    fn volumes_of_an_image_are_where_the_pod_mounts_nothing() {
-        let volumes = list(&["/var/lib/db/", "data", "/", "/cache", "/a/b", "/a"]);
-        let image = image(ImageConfig { volumes, ..Default::default() });
-        let mount = |destination: &str| Mount {
-            destination: destination.into(),
-            source: MountSource::Tmpfs { size_bytes: None },
-            read_only: false,
-            recursive_read_only: false,
-            propagation: Propagation::Private,
         };
-        let found = volumes_of_image(&image, &[mount("/cache/"), mount("/var")]);
-        assert_eq!(found, ["/a", "/a/b", "/data", "/var/lib/db"].map(PathBuf::from));
-    }
-
-    #[test]
-    fn commands_follow_dockers_rules() {
-        let image = image(ImageConfig { entrypoint: list(&["e"]), cmd: list(&["c"]), ..Default::default() });
         for (own, args, expected) in
             [(&[][..], &[][..], "e c"), (&[], &["a"], "e a"), (&["x"], &[], "x"), (&["x"], &["a"], "x a")]
         {

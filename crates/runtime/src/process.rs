@@ -124,7 +124,6 @@ fn first(child: &Child<'_>, creation: &Creation<'_>) -> Step<Infallible> {
         layers: &config.layers,
         dir: creation.dir,
         mounts: &config.mounts,
-        volumes: &config.volumes,
         nodes: creation.nodes,
         security: &config.security,
         cgroups: child.cgroups,

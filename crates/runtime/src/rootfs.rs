@@ -22,8 +22,6 @@ pub struct Plan<'a> {
     /// Holds `upper`, `work` and `root`.
     pub dir: &'a Path,
     pub mounts: &'a [Mount],
-    /// Paths of the root that are mounts of their own.
-    pub volumes: &'a [PathBuf],
     pub nodes: &'a [devices::Node],
     pub security: &'a Security,
     pub cgroups: &'a Cgroups,
@@ -101,10 +99,6 @@ pub fn build(plan: &mut Plan<'_>) -> Step {
     }
     if !overridden("/dev") {
         make_nodes(plan)?;
-    }
-
-    for path in plan.volumes {
-        own_volume(path)?;
     }
 
     // Deeper ones later, so that no mount hides another.
@@ -370,28 +364,13 @@ fn make_nodes(plan: &Plan<'_>) -> Step {
     Ok(())
 }
 
-/// Makes a mount of a directory of the root, so that what the root becomes is not its fate.
-fn own_volume(path: &Path) -> Step {
-    let what = || format!("mount the volume {}", path.display());
-    outside_proc(path)?;
-    let dir = make_dir(path)?;
-    let flags = sys::OPEN_TREE_CLONE | sys::AT_RECURSIVE | sys::AT_EMPTY_PATH;
-    let tree = sys::open_tree(dir.as_raw_fd(), Path::new(""), flags).at(what)?;
-    sys::move_mount(&tree, &dir).at(what)
-}
-
-fn outside_proc(path: &Path) -> Step {
-    if path.starts_with("/proc") {
-        return refuse(format!("{} cannot be mounted because it is inside /proc", path.display()));
-    }
-    Ok(())
-}
-
 /// Puts one mount of the container in its place.
 fn place(mount: &Mount, bind: Option<Bind>) -> Step {
     let path = &mount.destination;
     let what = || format!("mount {}", path.display());
-    outside_proc(path)?;
+    if path.starts_with("/proc") {
+        return refuse(format!("{} cannot be mounted because it is inside /proc", path.display()));
+    }
     match (&mount.source, bind) {
         (MountSource::Bind(_) | MountSource::BindBeneath { .. }, Some(Bind { tree, is_dir })) => {
             let propagation = match mount.propagation {

@@ -57,9 +57,6 @@ pub struct ContainerConfig {
     pub cwd: String,
     pub user: User,
     pub mounts: Vec<Mount>,
-    /// Directories of its own, with what the image has there, that are writable whatever its root is.
-    #[serde(default)]
-    pub volumes: Vec<PathBuf>,
     pub devices: Vec<Device>,
     pub resources: Resources,
     pub security: Security,

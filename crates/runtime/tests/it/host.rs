@@ -80,7 +80,6 @@ impl HostBlueprint {
             stdin: false,
             stdin_once: false,
             log_path: self.dir.join(format!("logs/{id}.log")),
-            volumes: Vec::new(),
             log_rotation: None,
             stop_signal: libc::SIGTERM,
             labels: BTreeMap::new(),

@@ -238,40 +238,6 @@ async fn containers_of_a_pod_share_what_they_should() {
     host.finish().await;
 }
 
-#[tokio::test]
-async fn volumes_of_an_image_are_writable_in_a_read_only_root() {
-    let host = Host::new("volumes").await;
-    let volume = host.path("volume");
-    std::fs::create_dir(&volume).unwrap();
-    host.sandbox("u1", |_| ()).await;
-    let script = "grep -c . /etc/passwd && echo more >> /etc/passwd && tail -n 1 /etc/passwd; \
-        echo new > /var/new/deep/f && cat /var/new/deep/f; echo in > /etc/mine/f; touch /x || echo read-only";
-    for id in ["a", "b"] {
-        let mut config = host.container(id, &["sh", "-c", script]);
-        config.security.read_only_root = true;
-        config.volumes = vec!["/etc".into(), "/var/new/deep".into()];
-        config.mounts.push(Mount {
-            destination: "/etc/mine".into(),
-            source: MountSource::Bind(volume.clone()),
-            read_only: false,
-            recursive_read_only: false,
-            propagation: Propagation::Private,
-        });
-        host.run("u1", config).await;
-        host.wait_exit("u1", id).await;
-        let log = host.log(id);
-        let (lines, rest) = log.split_once('\n').unwrap();
-        assert!(lines.parse::<u32>().unwrap() > 0, "what the image has there: {log}");
-        assert!(rest.starts_with("more\nnew\n") && rest.ends_with("read-only\n"), "{log}");
-        assert_eq!(
-            std::fs::read_to_string(volume.join("f")).unwrap(),
-            "in\n",
-            "mounts inside are not hidden"
-        );
-    }
-    host.finish().await;
-}
-
 /// Others may change what a volume holds between the look at a path and its mount.
 #[tokio::test]
 async fn a_path_beneath_a_volume_stays_in_it() {
