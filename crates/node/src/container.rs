@@ -126,6 +126,7 @@ pub fn container_config(ctx: &Context, inputs: Inputs<'_>) -> Result<ContainerCo
         attempt,
         target: inputs.target,
         layers: image.layers.clone(),
+        image_volumes: image.config.volumes.iter().map(PathBuf::from).collect(),
         args,
         env: all.list,
         cwd: cwd.to_owned(),

@@ -18,7 +18,7 @@ const EPHEMERAL_STORAGE: &str = "ephemeral-storage";
 /// The directories whose content counts.
 struct Places<'a> {
     volume: &'a dyn Fn(&Volume) -> PathBuf,
-    /// Writable layer and logs of a container.
+    /// Writable layer, image's volumes and logs of a container.
     container: &'a dyn Fn(&str) -> Vec<PathBuf>,
 }
 
@@ -28,7 +28,7 @@ pub fn excess(ctx: &Context, pod: &Pod, memory: &Memory) -> Option<String> {
     let container = |name: &str| -> Vec<PathBuf> {
         let Some(run) = memory.container(name).and_then(|c| c.current.as_ref()) else { return vec![] };
         let log = ctx.log_path(pod, name, run.attempt).parent().map(Path::to_owned);
-        ctx.runtime.writable_layer(uid, &run.id).into_iter().chain(log).collect()
+        ctx.runtime.writable_dirs(uid, &run.id).into_iter().chain(log).collect()
     };
     over_limit(
         pod,

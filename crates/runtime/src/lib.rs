@@ -4,6 +4,7 @@
 mod caps;
 mod cgroup;
 mod devices;
+mod image_volumes;
 mod log;
 mod process;
 mod protocol;
@@ -118,8 +119,9 @@ pub trait PodRuntime: Send + Sync + 'static {
     fn attach<'a>(&'a self, uid: &'a str, id: &'a str, config: ExecConfig) -> BoxFuture<'a, Result<Session>>;
     /// Connects to `127.0.0.1:port` (then `[::1]:port`) inside the sandbox's network namespace.
     fn connect<'a>(&'a self, uid: &'a str, port: u16) -> BoxFuture<'a, Result<Box<dyn Stream>>>;
-    /// The directory of what the container wrote into its own root, where this host has one.
-    fn writable_layer(&self, uid: &str, id: &str) -> Option<PathBuf>;
+    /// The directories of what the container wrote into its own root and its image's volumes, as far as this
+    /// host has them.
+    fn writable_dirs(&self, uid: &str, id: &str) -> Vec<PathBuf>;
     fn usage<'a>(&'a self, uid: &'a str, id: &'a str) -> BoxFuture<'a, Result<Usage>>;
     /// State changes from now on. A slow reader gets [`Event::Lagged`]'s meaning from the channel.
     fn events(&self) -> broadcast::Receiver<Event>;

@@ -123,7 +123,8 @@ fn first(child: &Child<'_>, creation: &Creation<'_>) -> Step<Infallible> {
     rootfs::build(&mut rootfs::Plan {
         layers: &config.layers,
         dir: creation.dir,
-        mounts: &config.mounts,
+        image_volumes: &config.image_volumes,
+        mounts: config.mounts.clone(),
         nodes: creation.nodes,
         security: &config.security,
         cgroups: child.cgroups,

@@ -4,6 +4,7 @@
 
 use crate::cgroup::Cgroups;
 use crate::devices;
+use crate::image_volumes;
 use crate::protocol::{Context, Failure, FailureKind};
 use crate::sys::{self, MountAttr};
 use crate::types::{Mount, MountSource, Propagation, Security};
@@ -19,15 +20,21 @@ type Step<T = ()> = Result<T, Failure>;
 pub struct Plan<'a> {
     /// Lower directories, topmost first.
     pub layers: &'a [PathBuf],
-    /// Holds `upper`, `work` and `root`.
+    /// Holds [`UPPER`], `work`, `root` and [`VOLUMES`].
     pub dir: &'a Path,
-    pub mounts: &'a [Mount],
+    pub image_volumes: &'a [PathBuf],
+    pub mounts: Vec<Mount>,
     pub nodes: &'a [devices::Node],
     pub security: &'a Security,
     pub cgroups: &'a Cgroups,
     /// The Pod's `/dev/shm`, a detached mount. None: the host's.
     pub shm: Option<OwnedFd>,
 }
+
+/// Where the container's writes into its root are.
+pub const UPPER: &str = "upper";
+/// Where its image's volumes are.
+pub const VOLUMES: &str = "volumes";
 
 const MASKED: [&str; 12] = [
     "/proc/asound",
@@ -74,7 +81,7 @@ struct Bind {
 pub fn build(plan: &mut Plan<'_>) -> Step {
     let mut binds: Vec<Option<Bind>> = plan.mounts.iter().map(|_| None).collect();
     let mut open = |wanted: fn(Propagation) -> bool| -> Step {
-        for (bind, mount) in binds.iter_mut().zip(plan.mounts) {
+        for (bind, mount) in binds.iter_mut().zip(&plan.mounts) {
             if wanted(mount.propagation) {
                 *bind = open_source(mount)?;
             }
@@ -87,7 +94,14 @@ pub fn build(plan: &mut Plan<'_>) -> Step {
         .at(|| "make / a slave mount".into())?;
     open(|p| p != Propagation::Bidirectional)?;
 
-    enter_overlay(plan)?;
+    let root = mount_overlay(plan)?;
+    let own = image_volumes::make(&root, &plan.dir.join(VOLUMES), plan.image_volumes, &plan.mounts)?;
+    for mount in own {
+        binds.push(open_source(&mount)?);
+        plan.mounts.push(mount);
+    }
+    std::env::set_current_dir(&root).at(|| "enter the root file system".into())?;
+    sys::pivot_to_cwd().at(|| "pivot_root".into())?;
 
     let overridden = |path: &str| plan.mounts.iter().any(|m| m.destination == Path::new(path));
     mount_kernel_trees(plan, &overridden)?;
@@ -173,10 +187,10 @@ fn mount_of<'a>(mounts: &'a str, id: &str) -> Option<(String, Vec<&'a str>)> {
     Some((on, fields.skip(1).take_while(|field| *field != "-").collect()))
 }
 
-/// Mounts the layers and makes them the root directory.
-fn enter_overlay(plan: &Plan<'_>) -> Step {
+/// Mounts the layers; where.
+fn mount_overlay(plan: &Plan<'_>) -> Step<PathBuf> {
     let Plan { layers, dir, .. } = plan;
-    let (upper, work, root) = (dir.join("upper"), dir.join("work"), dir.join("root"));
+    let (upper, work, root) = (dir.join(UPPER), dir.join("work"), dir.join("root"));
     for (path, mode) in [(&upper, 0o755), (&work, 0o700), (&root, 0o700)] {
         match fs::create_dir(path) {
             Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(mode)),
@@ -203,8 +217,7 @@ fn enter_overlay(plan: &Plan<'_>) -> Step {
     );
     sys::mount("overlay", &root, "overlay", 0, &options)
         .at(|| "mount the overlay of the image's layers".into())?;
-    std::env::set_current_dir(&root).at(|| "enter the root file system".into())?;
-    sys::pivot_to_cwd().at(|| "pivot_root".into())
+    Ok(root)
 }
 
 /// Opens `path` inside the root, following no link out of it nor through `/proc`.
@@ -368,9 +381,17 @@ fn make_nodes(plan: &Plan<'_>) -> Step {
 fn place(mount: &Mount, bind: Option<Bind>) -> Step {
     let path = &mount.destination;
     let what = || format!("mount {}", path.display());
-    if path.starts_with("/proc") {
-        return refuse(format!("{} cannot be mounted because it is inside /proc", path.display()));
-    }
+    let outside_proc = |place: &Path| match place.starts_with("/proc") {
+        true => refuse(format!("{} cannot be mounted because it is inside /proc", path.display())),
+        false => Ok(()),
+    };
+    outside_proc(path)?;
+    // A link of the image or of another volume may have led there as well.
+    let checked = |target: OwnedFd| -> Step<(PathBuf, OwnedFd)> {
+        let shown = PathBuf::from(format!("/proc/self/fd/{}", target.as_raw_fd()));
+        outside_proc(&fs::read_link(&shown).at(what)?)?;
+        Ok((shown, target))
+    };
     match (&mount.source, bind) {
         (MountSource::Bind(_) | MountSource::BindBeneath { .. }, Some(Bind { tree, is_dir })) => {
             let propagation = match mount.propagation {
@@ -384,15 +405,14 @@ fn place(mount: &Mount, bind: Option<Bind>) -> Step {
                 let attr = MountAttr { set: sys::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
                 sys::mount_setattr(&tree, mount.recursive_read_only, &attr).at(what)?;
             }
-            let target = if is_dir { make_dir(path)? } else { make_file(path)? };
+            let (_, target) = checked(if is_dir { make_dir(path)? } else { make_file(path)? })?;
             sys::move_mount(&tree, &target).at(what)
         }
         (MountSource::Tmpfs { size_bytes }, _) => {
-            let target = make_dir(path)?;
+            let (shown, _target) = checked(make_dir(path)?)?;
             let size = size_bytes.map_or(String::new(), |size| format!(",size={size}"));
             let flags = NOSUID | NODEV | if mount.read_only { libc::MS_RDONLY } else { 0 };
-            let target = PathBuf::from(format!("/proc/self/fd/{}", target.as_raw_fd()));
-            sys::mount("tmpfs", &target, "tmpfs", flags, &format!("mode=1777{size}")).at(what)
+            sys::mount("tmpfs", &shown, "tmpfs", flags, &format!("mode=1777{size}")).at(what)
         }
         (MountSource::Bind(_) | MountSource::BindBeneath { .. }, None) => {
             refuse(format!("mount {} has no source", path.display()))

@@ -5,7 +5,7 @@ use crate::protocol::{Failure, Message, Reply, Request};
 use crate::state::{self, ContainerRecord, Layout, SandboxRecord};
 use crate::types::*;
 use crate::wire::Wire;
-use crate::{Error, PodRuntime, Result, Session, Stream, session, shim, sys};
+use crate::{Error, PodRuntime, Result, Session, Stream, rootfs, session, shim, sys};
 use futures_util::future::BoxFuture;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -779,9 +779,12 @@ impl PodRuntime for Runtime {
         })
     }
 
-    fn writable_layer(&self, uid: &str, id: &str) -> Option<PathBuf> {
-        let safe = state::name_is_safe(uid) && state::name_is_safe(id);
-        safe.then(|| self.layout.container(uid, id).join("upper"))
+    fn writable_dirs(&self, uid: &str, id: &str) -> Vec<PathBuf> {
+        if !state::name_is_safe(uid) || !state::name_is_safe(id) {
+            return Vec::new();
+        }
+        let dir = self.layout.container(uid, id);
+        [rootfs::UPPER, rootfs::VOLUMES].map(|name| dir.join(name)).to_vec()
     }
 
     fn usage<'a>(&'a self, uid: &'a str, id: &'a str) -> BoxFuture<'a, Result<Usage>> {

@@ -52,6 +52,10 @@ pub struct ContainerConfig {
     pub target: Option<String>,
     /// Unpacked image layers, topmost first: the lower directories of its overlay.
     pub layers: Vec<PathBuf>,
+    /// Where it has a directory of its own, which begins as what the image has there, unless something is
+    /// mounted at that path. Paths as an image config writes them.
+    #[serde(default)]
+    pub image_volumes: Vec<PathBuf>,
     pub args: Vec<String>,
     pub env: Vec<(String, String)>,
     pub cwd: String,

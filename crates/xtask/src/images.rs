@@ -18,6 +18,7 @@ struct Image {
     entrypoint: &'static [&'static str],
     cmd: &'static [&'static str],
     ports: &'static [&'static str],
+    volumes: &'static [&'static str],
     stop_signal: &'static str,
 }
 
@@ -56,6 +57,7 @@ const IMAGES: &[Image] = &[
         entrypoint: &[],
         cmd: &["nginx", "-g", "daemon off;"],
         ports: &["80/tcp"],
+        volumes: &[],
         stop_signal: "SIGQUIT",
     },
     // A dynamic client: the static busybox cannot resolve names, nor speak TLS with a given authority.
@@ -83,6 +85,7 @@ const IMAGES: &[Image] = &[
         entrypoint: &[],
         cmd: &["sh"],
         ports: &[],
+        volumes: &[],
         stop_signal: "",
     },
     // As busybox, but nobody imports it: a registry must be asked for its layer.
@@ -93,6 +96,7 @@ const IMAGES: &[Image] = &[
         entrypoint: &[],
         cmd: &["sh"],
         ports: &[],
+        volumes: &[],
         stop_signal: "",
     },
     // Speaks HTTPS and gRPC's health protocol.
@@ -103,6 +107,18 @@ const IMAGES: &[Image] = &[
         entrypoint: &[],
         cmd: &["etcd"],
         ports: &["2379/tcp"],
+        volumes: &[],
+        stop_signal: "",
+    },
+    // One of its volumes has something in it, the other is in no layer.
+    Image {
+        name: "volumes",
+        packages: &["busybox-static"],
+        files: &[("data/seed", "of the image\n")],
+        entrypoint: &[],
+        cmd: &["sh"],
+        ports: &[],
+        volumes: &["/data", "/newvol"],
         stop_signal: "",
     },
     Image {
@@ -112,6 +128,7 @@ const IMAGES: &[Image] = &[
         entrypoint: &[],
         cmd: &["sh"],
         ports: &[],
+        volumes: &[],
         stop_signal: "",
     },
 ];
@@ -184,7 +201,9 @@ fn finish_root(image: &Image, root: &Path) -> Result<()> {
     fs::write(root.join("etc/passwd"), PASSWD)?;
     fs::write(root.join("etc/group"), GROUP)?;
     for (path, content) in image.files {
-        fs::write(root.join(path), content)?;
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().context("a folder")?)?;
+        fs::write(path, content)?;
     }
     for dir in [
         "usr/share/doc",
@@ -208,15 +227,19 @@ fn finish_root(image: &Image, root: &Path) -> Result<()> {
 }
 
 fn write_manifest(image: &Image, layout: &Path, layer: &(String, usize), diff_id: &str) -> Result<()> {
-    let ports: serde_json::Map<String, Value> =
-        image.ports.iter().map(|port| ((*port).to_owned(), json!({}))).collect();
+    let set = |keys: &[&str]| -> serde_json::Map<String, Value> {
+        keys.iter().map(|key| ((*key).to_owned(), json!({}))).collect()
+    };
     let mut config = json!({
         "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
         "Entrypoint": image.entrypoint,
         "Cmd": image.cmd,
         "WorkingDir": "/",
-        "ExposedPorts": ports,
+        "ExposedPorts": set(image.ports),
     });
+    if !image.volumes.is_empty() {
+        config["Volumes"] = set(image.volumes).into();
+    }
     if !image.stop_signal.is_empty() {
         config["StopSignal"] = image.stop_signal.into();
     }

@@ -36,6 +36,7 @@ fn nothing_leaks(_: &Scope<'_>) -> Result<()> {
 fn check(scope: &Scope<'_>) -> Result<()> {
     let cluster = scope.cluster;
     cluster.kubectl(&["create", "namespace", &scope.namespace])?;
+    cluster.skeg(&["image", "import", &cluster.archive("volumes").to_string_lossy()])?;
     let random = Random::seeded(300);
     batch(scope, &random, 0, 0)?;
     let store_before = store_bytes(scope)?;
@@ -127,7 +128,10 @@ fn some_pod(n: u64, i: u64) -> Value {
             spec["containers"] =
                 json!([container("a", "exec sleep 100000"), container("b", "exec sleep 100000")])
         }
-        _ => spec["initContainers"] = json!([container("first", "echo first")]),
+        _ => {
+            spec["initContainers"] = json!([container("first", "echo first")]);
+            spec["containers"][0]["image"] = "volumes".into();
+        }
     }
     pod
 }

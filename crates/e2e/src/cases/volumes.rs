@@ -13,6 +13,7 @@ pub const CASES: &[Case] = &[
     Case { name: "missing_configmap_is_told", run: missing_configmap },
     Case { name: "volumes_from_the_api_are_read_only", run: volumes_from_the_api },
     Case { name: "mount_options", run: mount_options },
+    Case { name: "an_images_volumes_are_each_containers_own", run: image_volumes },
     Case { name: "local_storage_limits_evict", run: local_storage },
 ];
 
@@ -251,7 +252,51 @@ fn mount_options(scope: &Scope<'_>) -> Result<()> {
     tested.and(unmounted)
 }
 
+/// `VOLUME /data /newvol` of an image: also where no layer has the directory, and where the rest is read-only.
+fn image_volumes(scope: &Scope<'_>) -> Result<()> {
+    import_volumes_image(scope)?;
+    let script = "cat /data/seed /data/* 2>/dev/null; touch /newvol/x /data/x || exit 1; echo mine > /data/seed; \
+        touch /elsewhere 2>/dev/null || echo read-only; echo up; sleep 1000";
+    let mut plain = pod("own-volumes", &[("main", script), ("other", script)]);
+    for container in plain["spec"]["containers"].as_array_mut().context("containers")? {
+        container["image"] = "volumes".into();
+    }
+    plain["spec"]["containers"][1]["securityContext"] = json!({"readOnlyRootFilesystem": true});
+    let mut mounted = pod("own-mounted", &[("main", "ls -a /data /newvol; echo up; sleep 1000")]);
+    mounted["spec"]["containers"][0]["image"] = "volumes".into();
+    mounted["spec"]["volumes"] = json!([{"name": "mine", "emptyDir": {}}]);
+    mounted["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "mine", "mountPath": "/data"}]);
+    started(scope, &plain)?;
+    started(scope, &mounted)?;
+    let says = |pod: &str, container: &str, wanted: &str| {
+        eventually(&format!("{pod}/{container} says {wanted:?}"), || {
+            let log = scope.kubectl(&["logs", pod, "-c", container])?;
+            Ok((log == wanted).then_some(()))
+        })
+    };
+    let seeds = "of the image\nof the image\n";
+    says("own-volumes", "main", &format!("{seeds}up\n"))?;
+    says("own-volumes", "other", &format!("{seeds}read-only\nup\n"))?;
+    says("own-mounted", "main", "/data:\n.\n..\n\n/newvol:\n.\n..\nup\n")?;
+
+    // The next run of the container has the image's files again.
+    scope.kubectl(&["exec", "own-volumes", "-c", "other", "--", "killall", "-9", "sleep"])?;
+    scope.watch_until(&["pod", "own-volumes"], |pod| {
+        let containers = pod["status"]["containerStatuses"].as_array().into_iter().flatten();
+        containers.into_iter().any(|c| c["restartCount"] == 1 && c["ready"] == true)
+    })?;
+    says("own-volumes", "other", &format!("{seeds}read-only\nup\n"))?;
+    let kept = scope.kubectl(&["exec", "own-volumes", "-c", "main", "--", "cat", "/data/seed"])?;
+    ensure!(kept == "mine\n", "{kept}");
+    Ok(())
+}
+
+fn import_volumes_image(scope: &Scope<'_>) -> Result<()> {
+    scope.cluster.skeg(&["image", "import", &scope.cluster.archive("volumes").to_string_lossy()]).map(drop)
+}
+
 fn local_storage(scope: &Scope<'_>) -> Result<()> {
+    import_volumes_image(scope)?;
     let mut greedy = pod("greedy", &[("main", "head -c 3000000 /dev/zero > /cache/big; sleep 1000")]);
     greedy["spec"]["volumes"] = json!([{"name": "cache", "emptyDir": {"sizeLimit": "1Mi"}}]);
     greedy["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "cache", "mountPath": "/cache"}]);
@@ -259,12 +304,16 @@ fn local_storage(scope: &Scope<'_>) -> Result<()> {
     writer["spec"]["containers"][0]["resources"] = json!({"limits": {"ephemeral-storage": "1Mi"}});
     let mut modest = pod("modest", &[("main", "echo little > /little; sleep 1000")]);
     modest["spec"]["containers"][0]["resources"] = json!({"limits": {"ephemeral-storage": "1Mi"}});
-    for pod in [&modest, &greedy, &writer] {
+    let mut filler = pod("filler", &[("main", "head -c 3000000 /dev/zero > /newvol/big; sleep 1000")]);
+    filler["spec"]["containers"][0]["image"] = "volumes".into();
+    filler["spec"]["containers"][0]["resources"] = json!({"limits": {"ephemeral-storage": "1Mi"}});
+    for pod in [&modest, &greedy, &writer, &filler] {
         scope.apply(pod)?;
     }
     for (name, why) in [
         ("greedy", "Usage of EmptyDir volume \"cache\" exceeds the limit \"1Mi\""),
         ("writer", "exceeds the total limit of containers 1Mi"),
+        ("filler", "exceeds the total limit of containers 1Mi"),
     ] {
         scope.wait_for(&format!("pod/{name}"), "{.status.reason}=Evicted")?;
         let status = status(scope, name)?;

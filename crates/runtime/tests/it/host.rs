@@ -61,6 +61,7 @@ impl HostBlueprint {
             attempt: 0,
             target: None,
             layers: vec![self.dir.join("layer")],
+            image_volumes: vec![],
             args: args.iter().map(|a| (*a).to_owned()).collect(),
             env: vec![("PATH".to_owned(), "/bin".to_owned())],
             cwd: "/".to_owned(),
