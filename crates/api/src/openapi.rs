@@ -1,4 +1,5 @@
-//! The OpenAPI documents: version 3 per group and version with an index, and version 2 as one.
+//! The OpenAPI documents: version 3 per path of the root, group, and version of a group, with an
+//! index; and version 2 as one.
 //! Made from the kinds table and the schema table when asked for; keeping them is the caller's
 //! matter. It knows nothing of HTTP.
 //! Upstream counterpart: `kube-openapi` and the installer of `apiserver/pkg/endpoints`.
@@ -44,13 +45,6 @@ fn by_group_version(snapshot: &Snapshot) -> BTreeMap<GroupVersion, Vec<Arc<Kind>
     groups
 }
 
-/// The kinds of one group version; looks at no other group.
-fn kinds_of(snapshot: &Snapshot, gv: &GroupVersion) -> Option<Vec<Arc<Kind>>> {
-    let of_version = snapshot.of_group(&gv.group).filter(|kind| kind.gvk.version == gv.version);
-    let kinds: Vec<_> = of_version.cloned().collect();
-    (!kinds.is_empty()).then_some(kinds)
-}
-
 /// The path of a group version below the root: `api/v1`, `apis/apps/v1`.
 fn prefix(gv: &GroupVersion) -> String {
     if gv.group.is_empty() {
@@ -60,21 +54,64 @@ fn prefix(gv: &GroupVersion) -> String {
     }
 }
 
+/// What one document of version 3 is about.
+enum Subject<'a> {
+    /// A path that belongs to no group.
+    Root(&'static paths::Root),
+    /// The versions of a named group.
+    Group(&'a str),
+    Version(GroupVersion, Vec<Arc<Kind>>),
+}
+
+impl<'a> Subject<'a> {
+    /// By the path as the index has it, like `apis/apps/v1`; looks at no other group.
+    fn at(snapshot: &Snapshot, path: &'a str) -> Option<Self> {
+        let (group, version) = match *path.split('/').collect::<Vec<_>>() {
+            ["api", version] => ("", Some(version)),
+            ["apis", group] if !group.is_empty() => (group, None),
+            ["apis", group, version] if !group.is_empty() => (group, Some(version)),
+            _ => {
+                let mut roots = paths::ROOTS.iter();
+                return roots.find(|root| root.path.trim_matches('/') == path).map(Subject::Root);
+            }
+        };
+        let mut kinds = snapshot.of_group(group);
+        let Some(version) = version else { return kinds.next().map(|_| Subject::Group(group)) };
+        let kinds: Vec<_> = kinds.filter(|kind| &*kind.gvk.version == version).cloned().collect();
+        (!kinds.is_empty()).then(|| Subject::Version(GroupVersion::new(group, version), kinds))
+    }
+
+    fn kinds(&self) -> &[Arc<Kind>] {
+        match self {
+            Subject::Version(_, kinds) => kinds,
+            Subject::Root(_) | Subject::Group(_) => &[],
+        }
+    }
+}
+
 /// `/openapi/v3`: where the documents are. The hash in each URL changes with its document, so that
 /// clients may keep what they have.
 pub fn v3_index(snapshot: &Snapshot) -> Vec<u8> {
-    let mut paths = serde_json::Map::new();
-    for (gv, kinds) in by_group_version(snapshot) {
-        let path = prefix(&gv);
-        let url = format!("/openapi/v3/{path}?hash={}", fingerprint(&kinds));
+    let mut paths = Entries::new();
+    let mut add = |path: String, kinds: &[Arc<Kind>]| {
+        let url = format!("/openapi/v3/{path}?hash={}", fingerprint(kinds));
         paths.insert(path, json!({ "serverRelativeURL": url }));
+    };
+    for root in &paths::ROOTS {
+        add(root.path.trim_matches('/').to_owned(), &[]);
+    }
+    for (gv, kinds) in by_group_version(snapshot) {
+        if !gv.group.is_empty() {
+            add(format!("apis/{}", gv.group), &[]);
+        }
+        add(prefix(&gv), &kinds);
     }
     json!({ "paths": paths }).to_string().into_bytes()
 }
 
-/// The hash of a group version's document, as the index has it; none if it has no kinds.
-pub fn v3_hash(snapshot: &Snapshot, gv: &GroupVersion) -> Option<String> {
-    kinds_of(snapshot, gv).map(|kinds| fingerprint(&kinds))
+/// The hash of the document at a path of the index, as the index has it; none if there is no such document.
+pub fn v3_hash(snapshot: &Snapshot, path: &str) -> Option<String> {
+    Subject::at(snapshot, path).map(|subject| fingerprint(subject.kinds()))
 }
 
 /// Of everything that the document of these kinds is made of.
@@ -104,14 +141,18 @@ fn fingerprint(kinds: &[Arc<Kind>]) -> String {
     format!("{:016X}{:016X}", hasher.0, hasher.1)
 }
 
-/// `/openapi/v3/apis/<group>/<version>`: the document of one group version; none if it has no kinds.
-pub fn v3_document(snapshot: &Snapshot, gv: &GroupVersion) -> Option<Vec<u8>> {
-    let kinds = kinds_of(snapshot, gv)?;
+/// `/openapi/v3/<path>`: the document at a path of the index, like `version`, `apis/apps` or
+/// `apis/apps/v1`; none if there is no such document.
+pub fn v3_document(snapshot: &Snapshot, path: &str) -> Option<Vec<u8>> {
+    let subject = Subject::at(snapshot, path)?;
     let descriptions = Descriptions::load();
-    let mut used = BTreeSet::new();
-    let mut paths = serde_json::Map::new();
-    paths::add(Form::V3, gv, &kinds, &mut paths, &mut used);
-    let schemas = schemas::all(Form::V3, &kinds, used, &BTreeSet::new(), &descriptions);
+    let (mut paths, mut used) = (Entries::new(), BTreeSet::new());
+    match &subject {
+        Subject::Root(root) => paths::add_root(Form::V3, root, &mut paths, &mut used),
+        Subject::Group(group) => paths::add_group(Form::V3, group, &mut paths, &mut used),
+        Subject::Version(gv, kinds) => paths::add(Form::V3, gv, kinds, &mut paths, &mut used),
+    }
+    let schemas = schemas::all(Form::V3, subject.kinds(), used, &BTreeSet::new(), &descriptions);
     let document = json!({
         "openapi": "3.0.0",
         "info": info(),
@@ -185,8 +226,13 @@ fn v2(snapshot: &Snapshot, mut part: impl FnMut(Entries, Entries) -> io::Result<
     let descriptions = Descriptions::load();
     let (mut used, mut paths) = (BTreeSet::new(), Entries::new());
     let groups = by_group_version(snapshot);
-    let builtin = groups.iter().filter(|(_, kinds)| kinds.iter().any(|kind| !kind.schema.is_custom()));
-    paths::add_roots(builtin.map(|(gv, _)| gv), &mut paths, &mut used);
+    for root in &paths::ROOTS {
+        paths::add_root(Form::V2, root, &mut paths, &mut used);
+    }
+    let is_builtin = |kinds: &[Arc<Kind>]| kinds.iter().any(|kind| !kind.schema.is_custom());
+    for (gv, _) in groups.iter().filter(|(gv, kinds)| !gv.group.is_empty() && is_builtin(kinds)) {
+        paths::add_group(Form::V2, &gv.group, &mut paths, &mut used);
+    }
     let mut told = BTreeSet::new();
     for (gv, kinds) in groups {
         paths::add(Form::V2, &gv, &kinds, &mut paths, &mut used);

@@ -124,9 +124,9 @@ struct At<'a> {
     all_namespaces: bool,
 }
 
-/// A path that belongs to no group version.
-struct Root {
-    path: &'static str,
+/// A path that belongs to no group.
+pub(super) struct Root {
+    pub(super) path: &'static str,
     tag: &'static str,
     /// The operation's id, and what it does.
     operation: (&'static str, &'static str),
@@ -135,7 +135,7 @@ struct Root {
     answer: Option<&'static str>,
 }
 
-const ROOTS: [Root; 5] = [
+pub(super) const ROOTS: [Root; 5] = [
     Root {
         path: "/api/",
         tag: "core",
@@ -176,27 +176,27 @@ const ROOTS: [Root; 5] = [
     },
 ];
 
-/// The paths of version 2 that are of no group version: those of the root and of groups.
-pub(super) fn add_roots<'a>(
-    groups: impl Iterator<Item = &'a GroupVersion>,
+/// One of the root's paths.
+pub(super) fn add_root(form: Form, root: &Root, paths: &mut Map<String, Value>, used: &mut BTreeSet<String>) {
+    let Root { path, tag, operation, types, answer } = root;
+    let mut writer = Writer { form, gv: &GroupVersion::new("", ""), used };
+    let answer = answer.map_or_else(|| json!({ "type": "string" }), |name| writer.reference(name));
+    let told = writer.told((*tag).into(), operation.0.into(), operation.1, &answer, types);
+    paths.insert((*path).into(), told);
+}
+
+/// The path of a named group, at which are its versions.
+pub(super) fn add_group(
+    form: Form,
+    group: &str,
     paths: &mut Map<String, Value>,
     used: &mut BTreeSet<String>,
 ) {
-    for Root { path, tag, operation, types, answer } in &ROOTS {
-        let mut writer = Writer { form: Form::V2, gv: &GroupVersion::new("", ""), used };
-        let answer = answer.map_or_else(|| json!({ "type": "string" }), |name| writer.reference(name));
-        let told = writer.told((*tag).into(), operation.0.into(), operation.1, &answer, types);
-        paths.insert((*path).into(), told);
-    }
-    for gv in groups.filter(|gv| !gv.group.is_empty()) {
-        let mut writer = Writer { form: Form::V2, gv, used };
-        let (word, answer) = (group_word(&gv.group), writer.reference(&format!("{META}.APIGroup")));
-        let id = format!("get{}APIGroup", capitals(&word));
-        paths.insert(
-            format!("/apis/{}/", gv.group),
-            writer.told(word, id, "get the versions of a group", &answer, TYPES),
-        );
-    }
+    let mut writer = Writer { form, gv: &GroupVersion::new(group, ""), used };
+    let (word, answer) = (group_word(group), writer.reference(&format!("{META}.APIGroup")));
+    let id = format!("get{}APIGroup", capitals(&word));
+    let told = writer.told(word, id, "get the versions of a group", &answer, TYPES);
+    paths.insert(format!("/apis/{group}/"), told);
 }
 
 pub(super) fn add(

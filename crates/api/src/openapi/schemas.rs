@@ -11,7 +11,7 @@ use std::sync::Arc;
 const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
 
-/// Types that every document names, whether or not a path needs them.
+/// Types that every document of kinds names, whether or not a path needs them.
 const ALWAYS: [&str; 4] = [
     "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions",
     "io.k8s.apimachinery.pkg.apis.meta.v1.Patch",
@@ -73,7 +73,10 @@ pub(super) fn all(
     descriptions: &Descriptions,
 ) -> Map<String, Value> {
     let mut out = Map::new();
-    let mut open: Vec<String> = used.into_iter().chain(ALWAYS.map(str::to_owned)).collect();
+    let mut open: Vec<String> = used.into_iter().collect();
+    if !kinds.is_empty() {
+        open.extend(ALWAYS.map(str::to_owned));
+    }
     for kind in kinds.iter().filter(|kind| kind.schema.is_custom()) {
         out.insert(type_name(kind), custom(form, kind));
         out.insert(list_name(kind), custom_list(form, kind));

@@ -3,8 +3,8 @@ use crate::builtin::builtin;
 use crate::kinds::Kinds;
 use crate::schema::Schema;
 
-fn v3(snapshot: &Snapshot, group: &str, version: &str) -> Value {
-    serde_json::from_slice(&v3_document(snapshot, &GroupVersion::new(group, version)).unwrap()).unwrap()
+fn v3(snapshot: &Snapshot, path: &str) -> Value {
+    serde_json::from_slice(&v3_document(snapshot, path).unwrap()).unwrap()
 }
 
 /// Every reference in a document leads somewhere.
@@ -35,20 +35,73 @@ fn the_index_lists_each_group_version_once() {
     let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap();
     assert!(url.starts_with("/openapi/v3/apis/apps/v1?hash=") && url.len() > 50);
     assert!(index["paths"]["api/v1"].is_object());
-    let hash = v3_hash(&kinds.snapshot(), &GroupVersion::new("apps", "v1")).unwrap();
+    let hash = v3_hash(&kinds.snapshot(), "apis/apps/v1").unwrap();
     assert!(url.ends_with(&hash));
     // The hash follows the kinds, not the number of changes.
     let removed = kinds.snapshot().by_gvk(&crate::Gvk::new("apps", "v1", "ReplicaSet")).unwrap().clone();
     kinds.remove(&removed.gvr());
-    assert_ne!(v3_hash(&kinds.snapshot(), &GroupVersion::new("apps", "v1")).unwrap(), hash);
+    assert_ne!(v3_hash(&kinds.snapshot(), "apis/apps/v1").unwrap(), hash);
     kinds.insert((*removed).clone());
-    assert_eq!(v3_hash(&kinds.snapshot(), &GroupVersion::new("apps", "v1")).unwrap(), hash);
+    assert_eq!(v3_hash(&kinds.snapshot(), "apis/apps/v1").unwrap(), hash);
+}
+
+/// The root and named groups have documents of their own, of built-in and of other kinds, with what they
+/// refer to and no more.
+#[test]
+fn every_path_of_the_index_has_its_document() {
+    let kinds = Kinds::new(builtin());
+    let schema = Schema::from_openapi("Widget", &json!({"type": "object"})).unwrap();
+    kinds.insert(Kind::custom(crate::Gvk::new("example.com", "v1", "Widget"), "widgets", schema));
+    let snapshot = kinds.snapshot();
+    let index: Value = serde_json::from_slice(&v3_index(&snapshot)).unwrap();
+    let index = index["paths"].as_object().unwrap();
+    for (path, entry) in index {
+        let url = format!("/openapi/v3/{path}?hash={}", v3_hash(&snapshot, path).unwrap());
+        assert_eq!(entry["serverRelativeURL"], url);
+        let document = v3(&snapshot, path);
+        check_references(&document, &document);
+        assert!(document["paths"][format!("/{path}/")]["get"].is_object(), "{path}");
+    }
+    for (path, id, types) in [
+        ("api", "getCoreAPIVersions", &["APIVersions", "ServerAddressByClientCIDR"][..]),
+        (
+            "apis",
+            "getAPIVersions",
+            &["APIGroup", "APIGroupList", "GroupVersionForDiscovery", "ServerAddressByClientCIDR"],
+        ),
+        (
+            "apis/apps",
+            "getAppsAPIGroup",
+            &["APIGroup", "GroupVersionForDiscovery", "ServerAddressByClientCIDR"],
+        ),
+        (
+            "apis/example.com",
+            "getExampleComAPIGroup",
+            &["APIGroup", "GroupVersionForDiscovery", "ServerAddressByClientCIDR"],
+        ),
+        ("version", "getCodeVersion", &["Info"]),
+        (".well-known/openid-configuration", "getServiceAccountIssuerOpenIDConfiguration", &[]),
+        ("openid/v1/jwks", "getServiceAccountIssuerOpenIDKeyset", &[]),
+    ] {
+        assert!(index.contains_key(path), "{path}");
+        let document = v3(&snapshot, path);
+        assert_eq!(document["paths"].as_object().unwrap().len(), 1);
+        assert_eq!(document["paths"][format!("/{path}/")]["get"]["operationId"], id);
+        let schemas = document["components"]["schemas"].as_object().unwrap();
+        let names: Vec<&str> = schemas.keys().filter_map(|name| name.rsplit('.').next()).collect();
+        assert_eq!(names, types, "{path}");
+    }
+    let removed = snapshot.by_gvk(&crate::Gvk::new("example.com", "v1", "Widget")).unwrap().gvr();
+    kinds.remove(&removed);
+    for path in ["apis/example.com", "apis/", "apis//v1", "api/", "logs", ""] {
+        assert_eq!(v3_hash(&kinds.snapshot(), path), None, "{path}");
+    }
 }
 
 #[test]
 fn explain_finds_its_way() {
     let snapshot = Kinds::new(builtin()).snapshot();
-    let document = v3(&snapshot, "apps", "v1");
+    let document = v3(&snapshot, "apis/apps/v1");
     check_references(&document, &document);
     let list = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments"]["get"];
     assert_eq!(list["operationId"], "listAppsV1NamespacedDeployment");
@@ -88,7 +141,7 @@ fn explain_finds_its_way() {
 #[test]
 fn clients_see_that_field_validation_is_served() {
     let snapshot = Kinds::new(builtin()).snapshot();
-    let document = v3(&snapshot, "apps", "v1");
+    let document = v3(&snapshot, "apis/apps/v1");
     let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
     let names: Vec<&str> =
         patch["parameters"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
@@ -98,7 +151,7 @@ fn clients_see_that_field_validation_is_served() {
 #[test]
 fn core_kinds_have_their_subresources() {
     let snapshot = Kinds::new(builtin()).snapshot();
-    let document = v3(&snapshot, "", "v1");
+    let document = v3(&snapshot, "api/v1");
     check_references(&document, &document);
     let paths = &document["paths"];
     let pod = "/api/v1/namespaces/{namespace}/pods/{name}";
@@ -133,7 +186,7 @@ fn a_kind_registered_later_is_described() {
         "properties": {"size": {"type": "integer"}}}}});
     let schema = Schema::from_openapi("Widget", &schema).unwrap();
     kinds.insert(Kind::custom(crate::Gvk::new("example.com", "v1", "Widget"), "widgets", schema));
-    let document = v3(&kinds.snapshot(), "example.com", "v1");
+    let document = v3(&kinds.snapshot(), "apis/example.com/v1");
     check_references(&document, &document);
     let widget = &document["components"]["schemas"]["com.example.v1.Widget"];
     assert_eq!(widget["properties"]["spec"]["description"], "What is wanted.");

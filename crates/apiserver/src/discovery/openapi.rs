@@ -17,7 +17,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use serde_json::Value;
 use skeg_api::kinds::Snapshot;
-use skeg_api::{GroupVersion, Status, openapi};
+use skeg_api::{Status, openapi};
 use std::io::{self, BufWriter, Read, Write};
 use std::sync::Arc;
 
@@ -65,12 +65,8 @@ pub(super) fn serve(
         let document = packed.ok_or_else(Status::no_route)?;
         return Ok(unpacked(headers, &document, media, "no-cache, private", gzip));
     }
-    let gv = match rest.strip_prefix("v3/").map(|rest| rest.split('/').collect::<Vec<_>>()).as_deref() {
-        Some(["api", version]) => GroupVersion::new("", version),
-        Some(["apis", group, version]) => GroupVersion::new(group, version),
-        _ => return Err(Status::no_route()),
-    };
-    let hash = openapi::v3_hash(&documents.snapshot, &gv).ok_or_else(Status::no_route)?;
+    let path = rest.strip_prefix("v3/").ok_or_else(Status::no_route)?;
+    let hash = openapi::v3_hash(&documents.snapshot, path).ok_or_else(Status::no_route)?;
     let query = Query::parse(query);
     let asked = query.get("hash");
     if asked.is_some_and(|asked| asked != hash) {
@@ -82,7 +78,7 @@ pub(super) fn serve(
         return Ok(response);
     }
     let make = |out: &mut dyn Write| {
-        out.write_all(&openapi::v3_document(&documents.snapshot, &gv).ok_or(io::ErrorKind::NotFound)?)
+        out.write_all(&openapi::v3_document(&documents.snapshot, path).ok_or(io::ErrorKind::NotFound)?)
     };
     let document = documents.packed(rest, Some(&hash), make).ok_or_else(Status::no_route)?;
     let control = if asked.is_some() { IMMUTABLE } else { "no-cache, private" };
