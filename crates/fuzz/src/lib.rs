@@ -14,7 +14,7 @@ pub struct Target {
     /// Panics where the promise is broken.
     pub run: fn(&[u8]),
     /// Where mutations start. Inputs that broke a promise once stay here.
-    pub seeds: &'static [&'static str],
+    pub seeds: &'static [&'static [u8]],
 }
 
 pub use targets::TARGETS;

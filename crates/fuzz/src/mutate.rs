@@ -10,13 +10,13 @@ const LENGTH_MAX: usize = 4096;
 pub struct Mutator<'t> {
     random: Random,
     target: &'t Target,
-    words: Vec<&'static str>,
+    words: Vec<&'static [u8]>,
 }
 
 impl<'t> Mutator<'t> {
     pub fn new(target: &'t Target, seed: u64) -> Self {
-        let is_separator = |c: char| !c.is_alphanumeric() && c != '_';
-        let mut words: Vec<&'static str> =
+        let is_separator = |c: &u8| !c.is_ascii_alphanumeric() && *c != b'_';
+        let mut words: Vec<&'static [u8]> =
             target.seeds.iter().flat_map(|seed| seed.split_inclusive(is_separator)).collect();
         words.sort_unstable();
         words.dedup();
@@ -28,7 +28,7 @@ impl<'t> Mutator<'t> {
     }
 
     fn seed(&self) -> &'static [u8] {
-        self.target.seeds[self.below(self.target.seeds.len())].as_bytes()
+        self.target.seeds[self.below(self.target.seeds.len())]
     }
 
     /// The next input: a seed with a few changes.
@@ -46,7 +46,7 @@ impl<'t> Mutator<'t> {
         let end = (at + self.below(16)).min(input.len());
         let word = || match self.words.len() {
             0 => b"".as_slice(),
-            count => self.words[self.below(count)].as_bytes(),
+            count => self.words[self.below(count)],
         };
         match self.below(8) {
             0 if at < input.len() => input[at] ^= 1 << self.below(8),

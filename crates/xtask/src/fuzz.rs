@@ -23,19 +23,15 @@ const FLAGS: [&str; 6] = [
 pub fn fuzz(only: Option<&str>, minutes: f64) -> Result<()> {
     let home = target().join("fuzz");
     let seeds = home.join("seeds");
-    let mut write = command("cargo");
-    write.args(["run", "--quiet", "--locked", "--package", "skeg-fuzz", "--bin", "seeds", "--"]);
-    run(write.arg(&seeds))?;
     let version = output(command("rustc").arg("-vV"))?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc's host")?;
     let mut build = command("cargo");
     // Of a named target only its own crates have the flags: no build scripts.
-    build.args(["build", "--release", "--locked", "--package", "skeg-fuzz", "--bin", "skeg-fuzz"]);
+    build.args(["build", "--profile", "fuzz", "--locked", "--package", "skeg-fuzz", "--bin", "skeg-fuzz"]);
     build.args(["--features", "libfuzzer", "--target", host, "--target-dir"]).arg(&home);
-    build.env("RUSTFLAGS", FLAGS.join(" ")).env("CARGO_PROFILE_RELEASE_LTO", "off");
-    build.env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true");
-    build.env("CARGO_PROFILE_RELEASE_STRIP", "none");
-    run(&mut build)?;
+    run(build.env("RUSTFLAGS", FLAGS.join(" ")))?;
+    let driver = home.join(host).join("fuzz/skeg-fuzz");
+    run(command(&driver).env("SKEG_FUZZ_SEEDS", &seeds))?;
     let mut names: Vec<String> = Vec::new();
     for entry in std::fs::read_dir(&seeds)? {
         names.push(entry?.file_name().to_string_lossy().into_owned());
@@ -51,7 +47,7 @@ pub fn fuzz(only: Option<&str>, minutes: f64) -> Result<()> {
         let (corpus, found) = (home.join("corpus").join(&name), home.join("found").join(&name));
         std::fs::create_dir_all(&corpus)?;
         std::fs::create_dir_all(&found)?;
-        let mut fuzzer = command(home.join(host).join("release/skeg-fuzz"));
+        let mut fuzzer = command(&driver);
         fuzzer.env("SKEG_FUZZ_TARGET", &name).arg(&corpus).arg(seeds.join(&name));
         fuzzer.arg(format!("-max_total_time={}", (minutes * 60.0).ceil()));
         fuzzer.arg(format!("-rss_limit_mb={MEMORY_MB}")).arg(format!("-malloc_limit_mb={MEMORY_MB}"));

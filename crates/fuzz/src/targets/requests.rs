@@ -9,24 +9,29 @@ use skeg_apiserver::local::full;
 use skeg_apiserver::{Identity, LocalService, bootstrap, route};
 use skeg_base::{Clock, Random};
 use skeg_store::Memory;
+use std::cell::RefCell;
 use std::sync::Arc;
+use tokio::runtime::Runtime;
 
 /// A method, a path with its query, and after a line break the body.
-pub const SEEDS: &[&str] = &[
-    "GET /api/v1/namespaces/default/pods?limit=5&labelSelector=a%3Db&fieldSelector=metadata.name=x&resourceVersion=0",
-    "GET /apis/apps/v1/deployments?watch=1&allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan",
-    "GET /api/v1/namespaces/default/pods/a/log?follow=1&container=b",
-    "GET /apis/apiextensions.k8s.io/v1/customresourcedefinitions/a.b/status",
-    "GET /openapi/v3/apis/apps/v1?hash=0\n",
-    "GET /readyz/ping?verbose&exclude=store",
-    "POST /api/v1/namespaces/default/configmaps?dryRun=All&fieldManager=a&fieldValidation=Strict\n{\"metadata\":{\"generateName\":\"a-\"},\"data\":{\"a\":\"b\"}}",
-    "PUT /api/v1/namespaces/default/services/kubernetes/proxy/a/../b",
-    "PATCH /api/v1/namespaces/kube-system?force=true\n{\"metadata\":{\"labels\":{\"a\":\"b\"}}}",
-    "DELETE /api/v1/namespaces/default/secrets?propagationPolicy=Orphan&gracePeriodSeconds=-1\n{\"preconditions\":{\"uid\":\"a\"}}",
-    "POST /apis/authorization.k8s.io/v1/selfsubjectaccessreviews\n{\"spec\":{\"resourceAttributes\":{\"verb\":\"get\",\"resource\":\"pods\"}}}",
-    "POST /api/v1/namespaces/default/serviceaccounts/default/token\n{\"spec\":{\"expirationSeconds\":600}}",
-    "OPTIONS //api//v1/watch/namespaces/%2e%2e/pods/%00",
+pub const SEEDS: &[&[u8]] = &[
+    b"GET /api/v1/namespaces/default/pods?limit=5&labelSelector=a%3Db&fieldSelector=metadata.name=x&resourceVersion=0",
+    b"GET /apis/apps/v1/deployments?watch=1&allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan",
+    b"GET /api/v1/namespaces/default/pods/a/log?follow=1&container=b",
+    b"GET /apis/apiextensions.k8s.io/v1/customresourcedefinitions/a.b/status",
+    b"GET /openapi/v3/apis/apps/v1?hash=0\n",
+    b"GET /readyz/ping?verbose&exclude=store",
+    b"POST /api/v1/namespaces/default/configmaps?dryRun=All&fieldManager=a&fieldValidation=Strict\n{\"metadata\":{\"generateName\":\"a-\"},\"data\":{\"a\":\"b\"}}",
+    b"PUT /api/v1/namespaces/default/services/kubernetes/proxy/a/../b",
+    b"PATCH /api/v1/namespaces/kube-system?force=true\n{\"metadata\":{\"labels\":{\"a\":\"b\"}}}",
+    b"DELETE /api/v1/namespaces/default/secrets?propagationPolicy=Orphan&gracePeriodSeconds=-1\n{\"preconditions\":{\"uid\":\"a\"}}",
+    b"POST /apis/authorization.k8s.io/v1/selfsubjectaccessreviews\n{\"spec\":{\"resourceAttributes\":{\"verb\":\"get\",\"resource\":\"pods\"}}}",
+    b"POST /api/v1/namespaces/default/serviceaccounts/default/token\n{\"spec\":{\"expirationSeconds\":600}}",
+    b"OPTIONS //api//v1/watch/namespaces/%2e%2e/pods/%00",
 ];
+
+/// A server that has had so many is replaced, so that what it holds stays little.
+const REQUESTS_MAX: usize = 4_096;
 
 /// Every request has an answer, and a refusal is a Status or a text; what cannot be routed is
 /// refused, never an error of the server's own.
@@ -43,9 +48,14 @@ pub fn url(data: &[u8]) {
     let request = Request::builder().method(method.clone()).uri(uri).header(header::CONTENT_TYPE, kind);
     let Ok(request) = request.body(full(data.get(end + 1..).unwrap_or_default().to_vec())) else { return };
     thread_local! {
-        static SERVER: (tokio::runtime::Runtime, LocalService) = start();
+        static SERVER: RefCell<(usize, Option<(Runtime, LocalService)>)> = const { RefCell::new((0, None)) };
     }
-    SERVER.with(|(runtime, service)| {
+    SERVER.with_borrow_mut(|(requests, server)| {
+        *requests += 1;
+        if *requests % REQUESTS_MAX == 0 {
+            *server = None;
+        }
+        let (runtime, service) = server.get_or_insert_with(start);
         runtime.block_on(async {
             let response = service.send(request).await;
             let code = response.status();
@@ -67,7 +77,7 @@ pub fn url(data: &[u8]) {
     });
 }
 
-fn start() -> (tokio::runtime::Runtime, LocalService) {
+fn start() -> (Runtime, LocalService) {
     // What waits for a revision that never comes waits in virtual time.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
