@@ -51,9 +51,8 @@ pub struct Cache {
     pending: Mutex<HashMap<Arc<str>, Vec<Expected>>>,
     applied: Arc<AtomicU64>,
     waiters: Mutex<Waiters>,
-    /// Objects that were looked into lately, decoded, with their revision: most writes look into the same
-    /// few.
-    values: Mutex<Recent<Arc<str>, (u64, Arc<Value>)>>,
+    /// Objects that were looked into lately: most writes look into the same few.
+    values: Mutex<Recent<Arc<str>, Decoded>>,
     stats: Arc<Stats>,
 }
 
@@ -70,6 +69,9 @@ enum Stall {
     /// A record cannot be understood.
     Broken(CacheError),
 }
+
+/// An object at a revision.
+type Decoded = (u64, Arc<Value>);
 
 /// A record under way, and what selectors see of it.
 type Expected = (Bytes, Selectable);
