@@ -557,6 +557,16 @@ async fn clients_discover_what_there_is() {
     let document = cluster.get(&admin, url).await;
     assert!(document.headers["cache-control"].to_str().unwrap().contains("immutable"));
     assert!(document.expect(200)["components"]["schemas"].get("io.k8s.api.apps.v1.Deployment").is_some());
+    for path in ["api", "apis", "apis/apps", "version", ".well-known/openid-configuration", "openid/v1/jwks"]
+    {
+        let url = index["paths"][path]["serverRelativeURL"].as_str().unwrap();
+        let document = cluster.get(&admin, url).await;
+        assert!(document.headers["cache-control"].to_str().unwrap().contains("immutable"), "{path}");
+        let hash = document.headers["etag"].to_str().unwrap().trim_matches('"');
+        assert_eq!(url, format!("/openapi/v3/{path}?hash={hash}"));
+        assert!(document.expect(200)["paths"][format!("/{path}/")]["get"].is_object(), "{path}");
+    }
+    assert_eq!(cluster.get(&admin, "/openapi/v3/apis/none.io").await.code, 404);
     let metrics = cluster.get(&admin, "/metrics").await;
     assert!(metrics.text().contains("apiserver_request_total{code=\"200\""), "{}", metrics.text());
     assert_eq!(cluster.get(&admin, "/apis/none.io/v1").await.code, 404);

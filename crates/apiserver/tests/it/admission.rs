@@ -234,36 +234,45 @@ async fn a_cluster_has_defaults_and_exemptions_of_pod_security() {
         host["spec"]["hostPID"] = true.into();
         host
     };
-    let on_record = |key: &str, value: &str| {
-        let entry = (format!("pod-security.kubernetes.io/{key}"), value.to_owned());
+    let on_record = |entries: &[(&str, &str)]| {
         let told = recorder.take();
-        assert!(told.contains(&entry), "{entry:?} is not in {told:?}");
+        let told = told
+            .iter()
+            .filter_map(|(key, value)| Some((key.strip_prefix("pod-security.kubernetes.io/")?, &**value)));
+        assert_eq!(told.collect::<Vec<_>>(), entries);
     };
     // Whoever is exempt is neither refused nor warned, and that is put on record.
     recorder.take();
     let exempt = server.post(PODS, &host("user")).await;
     assert_eq!(exempt.warnings(), Vec::<String>::new());
     exempt.expect(201);
-    on_record("exempt", "user");
+    on_record(&[("exempt", "user")]);
     let other = server.as_user("other");
     let account = json!({"metadata": {"name": "default"}});
     server.post("/api/v1/namespaces/kube-system/serviceaccounts", &account).await.expect(201);
     other.post("/api/v1/namespaces/kube-system/pods", &host("namespace")).await.expect(201);
-    on_record("exempt", "namespace");
+    on_record(&[("exempt", "namespace")]);
     let mut kata = host("class");
     kata["spec"]["runtimeClassName"] = "kata".into();
     other.post(PODS, &kata).await.expect(201);
-    on_record("exempt", "runtimeClass");
+    on_record(&[("exempt", "runtimeClass")]);
     // Whoever is not, is held to the defaults.
     let refused = other.post(PODS, &host("host")).await.expect(403);
     assert_eq!(
         refused["message"],
         "pods \"host\" is forbidden: violates PodSecurity \"baseline:latest\": host namespaces (hostPID)"
     );
-    on_record("audit-violations", "would violate PodSecurity \"baseline:latest\": host namespaces (hostPID)");
+    let violations = "would violate PodSecurity \"baseline:latest\": host namespaces (hostPID)";
+    on_record(&[("enforce-policy", "baseline:latest"), ("audit-violations", violations)]);
     let warned = other.post(PODS, &pod("plain")).await;
     assert!(warned.warnings()[0].contains("would violate PodSecurity \\\"restricted:latest\\\""));
     warned.expect(201);
+    on_record(&[("enforce-policy", "baseline:latest")]);
+    // What is not evaluated is held to nothing: what does not bear on security, and what makes Pods.
+    let patch = json!({"metadata": {"labels": {"a": "b"}}});
+    other.patch(&format!("{PODS}/plain"), "merge-patch+json", &patch).await.expect(200);
+    other.post(crate::harness::DEPLOYMENTS, &crate::harness::deployment("d")).await.expect(201);
+    on_record(&[]);
     // Labels go over the defaults.
     let labels = json!({"pod-security.kubernetes.io/enforce": "privileged", "pod-security.kubernetes.io/warn": "baseline"});
     let patch = json!({"metadata": {"labels": labels}});
@@ -271,6 +280,18 @@ async fn a_cluster_has_defaults_and_exemptions_of_pod_security() {
     let let_in = other.post(PODS, &host("host")).await;
     assert!(let_in.warnings()[0].contains("would violate PodSecurity \\\"baseline:latest\\\""));
     let_in.expect(201);
+    on_record(&[("enforce-policy", "privileged:latest"), ("audit-violations", violations)]);
+    // A namespace that asks for nothing is told of as upstream does, whatever version it names.
+    let all: serde_json::Map<String, Value> = ["enforce", "audit", "warn"]
+        .iter()
+        .map(|mode| (format!("pod-security.kubernetes.io/{mode}"), "privileged".into()))
+        .chain([("pod-security.kubernetes.io/enforce-version".to_owned(), "v1.30".into())])
+        .collect();
+    let free = json!({"metadata": {"name": "free", "labels": all}});
+    server.post("/api/v1/namespaces", &free).await.expect(201);
+    server.post("/api/v1/namespaces/free/serviceaccounts", &account).await.expect(201);
+    other.post("/api/v1/namespaces/free/pods", &pod("plain")).await.expect(201);
+    on_record(&[("enforce-policy", "privileged:latest")]);
     // Back to a stricter one: whose class is exempt is not told of, an exempt namespace is told of alone.
     let patch = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "baseline"}}});
     let labelled = server.patch("/api/v1/namespaces/default", "merge-patch+json", &patch).await;

@@ -24,6 +24,8 @@ const PODS_MAX: usize = 3000;
 const PREFIX: &str = "pod-security.kubernetes.io/";
 /// Audit annotation: by what a request is exempt.
 const EXEMPT: &str = "pod-security.kubernetes.io/exempt";
+/// Audit annotation: the level and version that let a Pod in or refused it.
+const ENFORCED: &str = "pod-security.kubernetes.io/enforce-policy";
 /// Subresources of Pods that cannot change what a Pod may do.
 const IGNORED: [&str; 8] = ["exec", "attach", "binding", "eviction", "log", "portforward", "proxy", "status"];
 
@@ -270,6 +272,8 @@ impl PodSecurity {
         }
         let (policies, errors) = self.of_namespace(a);
         if errors.is_empty() && policies.is_privileged() {
+            // Whatever version its label names, as upstream tells it.
+            a.audit(ENFORCED, &Policy::default().to_string());
             return Ok(());
         }
         let Some(pod) = a.object.take() else { return Ok(()) };
@@ -316,6 +320,9 @@ impl PodSecurity {
                 &format!("{PREFIX}error"),
                 &format!("Failed to parse policy: {}", aggregate(errors.collect())),
             );
+        }
+        if enforced {
+            a.audit(ENFORCED, &policies.enforce.to_string());
         }
         if let Some(told) = told(policies.audit) {
             a.audit(&format!("{PREFIX}audit-violations"), &format!("would {told}"));
