@@ -5,6 +5,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use std::net::IpAddr;
+use x509_parser::asn1_rs::Any;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::error::X509Error;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
@@ -17,6 +18,7 @@ pub const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
 pub const LEGACY_UNKNOWN: &str = "kubernetes.io/legacy-unknown";
 
 const NOT_A_REQUEST: &str = "PEM block type must be CERTIFICATE REQUEST";
+const NO_REQUEST: &str = "asn1: structure error: no certificate request";
 const BEGIN: &str = "-----BEGIN CERTIFICATE REQUEST-----";
 const END: &str = "-----END CERTIFICATE REQUEST-----";
 const NODES: &str = "system:nodes";
@@ -51,8 +53,7 @@ impl Request {
         let body = text.split_once(BEGIN).and_then(|(_, rest)| rest.split_once(END)).ok_or(NOT_A_REQUEST)?.0;
         let packed: String = body.split_whitespace().collect();
         let der = STANDARD.decode(packed).map_err(|_| NOT_A_REQUEST)?;
-        let (rest, parsed) = X509CertificationRequest::from_der(&der)
-            .map_err(|_| "asn1: structure error: no certificate request".to_owned())?;
+        let (rest, parsed) = X509CertificationRequest::from_der(&der).map_err(|_| NO_REQUEST.to_owned())?;
         if !rest.is_empty() {
             return Err("asn1: syntax error: trailing data".into());
         }
@@ -75,6 +76,12 @@ impl Request {
 
     fn of(parsed: &X509CertificationRequest<'_>) -> Result<Self, String> {
         let info = &parsed.certification_request_info;
+        // What ends before its own length says would take in what follows it in a certificate.
+        for part in [info.subject.as_raw(), info.subject_pki.raw] {
+            if !Any::from_der(part).is_ok_and(|(rest, _)| rest.is_empty()) {
+                return Err(NO_REQUEST.to_owned());
+            }
+        }
         let text = |value: &AttributeTypeAndValue<'_>| {
             let text = value.as_str().map(str::to_owned);
             text.map_err(|_| "x509: the subject has a name that is no text".to_owned())
@@ -277,6 +284,19 @@ mod tests {
 
     /// Made by `openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256`.
     const PEM: &str = include_str!("../testdata/request.pem");
+
+    /// A subject, and a key, that are longer than what is in them: signed by an Ed25519 key.
+    const LONG: [&str; 2] = [
+        include_str!("../testdata/request-long-subject.pem"),
+        include_str!("../testdata/request-long-key.pem"),
+    ];
+
+    #[test]
+    fn parts_that_end_before_their_length_are_refused() {
+        for pem in LONG {
+            assert_eq!(Request::parse(pem.as_bytes()).unwrap_err(), NO_REQUEST);
+        }
+    }
 
     #[test]
     fn requests_are_read_and_their_signature_is_checked() {
