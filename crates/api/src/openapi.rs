@@ -45,6 +45,10 @@ fn by_group_version(snapshot: &Snapshot) -> BTreeMap<GroupVersion, Vec<Arc<Kind>
     groups
 }
 
+fn is_builtin(kinds: &[Arc<Kind>]) -> bool {
+    kinds.iter().any(|kind| !kind.schema.is_custom())
+}
+
 /// The path of a group version below the root: `api/v1`, `apis/apps/v1`.
 fn prefix(gv: &GroupVersion) -> String {
     if gv.group.is_empty() {
@@ -58,7 +62,8 @@ fn prefix(gv: &GroupVersion) -> String {
 enum Subject<'a> {
     /// A path that belongs to no group.
     Root(&'static paths::Root),
-    /// The versions of a named group.
+    /// The versions of a named group: of built-in kinds, as upstream's server of definitions has none for
+    /// its groups.
     Group(&'a str),
     Version(GroupVersion, Vec<Arc<Kind>>),
 }
@@ -75,8 +80,10 @@ impl<'a> Subject<'a> {
                 return roots.find(|root| root.path.trim_matches('/') == path).map(Subject::Root);
             }
         };
-        let mut kinds = snapshot.of_group(group);
-        let Some(version) = version else { return kinds.next().map(|_| Subject::Group(group)) };
+        let kinds = snapshot.of_group(group);
+        let Some(version) = version else {
+            return is_builtin(&kinds.cloned().collect::<Vec<_>>()).then_some(Subject::Group(group));
+        };
         let kinds: Vec<_> = kinds.filter(|kind| &*kind.gvk.version == version).cloned().collect();
         (!kinds.is_empty()).then(|| Subject::Version(GroupVersion::new(group, version), kinds))
     }
@@ -101,7 +108,7 @@ pub fn v3_index(snapshot: &Snapshot) -> Vec<u8> {
         add(root.path.trim_matches('/').to_owned(), &[]);
     }
     for (gv, kinds) in by_group_version(snapshot) {
-        if !gv.group.is_empty() {
+        if !gv.group.is_empty() && is_builtin(&kinds) {
             add(format!("apis/{}", gv.group), &[]);
         }
         add(prefix(&gv), &kinds);
@@ -229,7 +236,6 @@ fn v2(snapshot: &Snapshot, mut part: impl FnMut(Entries, Entries) -> io::Result<
     for root in &paths::ROOTS {
         paths::add_root(Form::V2, root, &mut paths, &mut used);
     }
-    let is_builtin = |kinds: &[Arc<Kind>]| kinds.iter().any(|kind| !kind.schema.is_custom());
     for (gv, _) in groups.iter().filter(|(gv, kinds)| !gv.group.is_empty() && is_builtin(kinds)) {
         paths::add_group(Form::V2, &gv.group, &mut paths, &mut used);
     }

@@ -3,6 +3,8 @@
 
 use crate::reference::DEFAULT_REGISTRY;
 use crate::{Error, Result, io};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -48,6 +50,15 @@ pub(crate) struct Tls {
     pub insecure_skip_verify: bool,
 }
 
+impl Auth {
+    /// User and password of `auth`.
+    pub fn decoded(&self) -> Option<(String, String)> {
+        let decoded = BASE64.decode(self.auth.trim()).ok()?;
+        let text = String::from_utf8_lossy(&decoded);
+        text.split_once(':').map(|(user, password)| (user.to_owned(), password.to_owned()))
+    }
+}
+
 /// One place to ask for an image.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Endpoint {
@@ -63,18 +74,49 @@ pub(crate) struct Endpoint {
 impl Registries {
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(io(format!("read {}", path.display())))?;
-        Self::parse(&text).map_err(|e| match e {
+        Self::parse(&text).and_then(Self::with_files).map_err(|e| match e {
             Error::Config(why) => Error::Config(format!("{}: {why}", path.display())),
             other => other,
         })
+    }
+
+    /// Refuses what names files that cannot be read.
+    fn with_files(self) -> Result<Self> {
+        for (host, config) in &self.configs {
+            let Some(tls) = &config.tls else { continue };
+            for (key, file) in
+                [("ca_file", &tls.ca_file), ("cert_file", &tls.cert_file), ("key_file", &tls.key_file)]
+            {
+                if let Some(file) = file
+                    && let Err(error) = std::fs::read(file)
+                {
+                    return Err(Error::Config(format!(
+                        "configs.{host:?}.tls.{key}: {}: {error}: name a file that can be read, or leave the key out",
+                        file.display()
+                    )));
+                }
+            }
+        }
+        Ok(self)
     }
 
     pub fn parse(text: &str) -> Result<Self> {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        let parsed: Registries =
-            serde_saphyr::from_str(text).map_err(|e| Error::Config(e.without_snippet().to_string()))?;
+        let parsed: Registries = serde_saphyr::from_str(text).map_err(|e| {
+            Error::Config(e.without_snippet().render_with_formatter(&serde_saphyr::UserMessageFormatter))
+        })?;
+        for (host, config) in &parsed.configs {
+            let Some(auth) = config.auth.as_ref().filter(|auth| !auth.auth.trim().is_empty()) else {
+                continue;
+            };
+            if auth.decoded().is_none() {
+                return Err(Error::Config(format!(
+                    "configs.{host:?}.auth.auth is not the base64 of `username:password`: make it so, or give `username` and `password` instead"
+                )));
+            }
+        }
         for mirror in parsed.mirrors.values() {
             for endpoint in &mirror.endpoint {
                 if split_url(endpoint).is_none() {
@@ -198,5 +240,27 @@ mod tests {
     fn mistakes_are_named() {
         assert!(Registries::parse("mirrors:\n  a:\n    endpoint: ['127.0.0.1:5000']\n").is_err());
         assert!(Registries::parse("mirors: {}\n").is_err());
+        let said =
+            |text: &str| Registries::parse(text).and_then(Registries::with_files).unwrap_err().to_string();
+        for (text, part) in [
+            (
+                "configs: {r.example: {auth: {auth: '%%%'}}}",
+                "configs.\"r.example\".auth.auth is not the base64 of",
+            ),
+            (
+                "configs: {r.example: {auth: {auth: bm9ib2R5}}}",
+                "auth.auth is not the base64 of `username:password`",
+            ),
+            (
+                "configs: {r.example: {tls: {ca_file: /no/such.pem}}}",
+                "configs.\"r.example\".tls.ca_file: /no/such.pem: No such file",
+            ),
+            ("configs: {}\nconfigs: {}", "duplicate mapping key"),
+        ] {
+            let said = said(text);
+            assert!(said.contains(part) && !said.contains("DuplicateKeyPolicy"), "{said}");
+        }
+        let good = "configs: {r.example: {auth: {auth: dTpw}, tls: {ca_file: /dev/null}}}";
+        Registries::parse(good).and_then(Registries::with_files).unwrap();
     }
 }

@@ -105,11 +105,8 @@ impl Registry {
                     password: auth.password.clone(),
                     identity_token: auth.identity_token.clone(),
                 };
-                if let Ok(decoded) = BASE64.decode(auth.auth.trim())
-                    && let Some((user, password)) = String::from_utf8_lossy(&decoded).split_once(':')
-                {
-                    credential.username = user.to_owned();
-                    credential.password = password.to_owned();
+                if let Some((user, password)) = auth.decoded() {
+                    (credential.username, credential.password) = (user, password);
                 }
                 credential
             });

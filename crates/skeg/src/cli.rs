@@ -68,7 +68,7 @@ pub struct Up {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Pods that the node takes at most [default: 110]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = settings::pods, allow_negative_numbers = true)]
     pub max_pods: Option<u32>,
     /// Run in the background; return once the node is Ready
     #[arg(long)]

@@ -27,6 +27,14 @@ pub fn image(instance: &Instance, command: Command) -> Result<()> {
             instance.data_dir.display()
         );
     }
+    if let Command::Import { path, .. } = &command
+        && !path.exists()
+    {
+        refuse!(
+            "image import {}: there is no such file: name an OCI or docker archive, or an OCI layout directory",
+            path.display()
+        );
+    }
     instance.create_directories()?;
     let images = open(instance, Settings::load(instance)?.as_ref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -41,6 +41,22 @@ pub fn range(text: &str) -> Result<Ipv4Net, String> {
     }
 }
 
+/// A number of Pods as flags spell it.
+pub fn pods(text: &str) -> Result<u32, String> {
+    let number = text.parse().ok().filter(|n| *n > 0);
+    number.ok_or_else(|| format!("must be a number from 1 to {}, such as 110", u32::MAX))
+}
+
+/// The key of the configuration file whose value cannot be read.
+fn wrong_key(text: &str) -> Option<String> {
+    let all: serde_json::Map<String, serde_json::Value> = serde_saphyr::from_str(text).ok()?;
+    let is_wrong = |key: &String, value| {
+        let one = serde_json::Map::from_iter([(key.clone(), value)]);
+        serde_json::from_value::<ConfigFile>(one.into()).is_err()
+    };
+    all.into_iter().find_map(|(key, value)| is_wrong(&key, value).then_some(key))
+}
+
 fn optional_range<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Ipv4Net>, D::Error> {
     let parse = |text: String| range(&text).map_err(|why| D::Error::custom(format!("{text:?}: {why}")));
     Option::<String>::deserialize(deserializer)?.map(parse).transpose()
@@ -148,7 +164,12 @@ pub fn resolve(flags: &Up, instance: &Instance) -> Result<Settings> {
             };
             match serde_saphyr::from_str(&text) {
                 Ok(file) => file,
-                Err(error) => refuse!("--config {}: {}", path.display(), error.without_snippet()),
+                Err(error) => {
+                    let key = wrong_key(&text).map_or(String::new(), |key| format!("{key}: "));
+                    let why =
+                        error.without_snippet().render_with_formatter(&serde_saphyr::UserMessageFormatter);
+                    refuse!("--config {}: {key}{why}", path.display())
+                }
             }
         }
     };
@@ -259,6 +280,12 @@ fn check(settings: &Settings) -> Result<()> {
     if let Some(wrong) = settings.pod_security.validate(&Path::new("podSecurity")).first() {
         refuse!("{}: {}", wrong.path, wrong.message());
     }
+    if let Some(path) = settings.registries.as_ref().filter(|path| !path.is_file()) {
+        refuse!(
+            "--registries {}: there is no such file: name a registries.yaml, or leave it out",
+            path.display()
+        );
+    }
     if let Some(path) = &settings.registries
         && let Err(error) = skeg_images::Registries::load(path)
     {
@@ -309,6 +336,10 @@ mod tests {
             (Up { node_name: Some("Not_A_Name".into()), ..Up::default() }, "--node-name"),
             (Up { max_pods: Some(0), ..Up::default() }, "--max-pods"),
             (Up { config: Some("/no/such/file".into()), ..Up::default() }, "--config"),
+            (
+                Up { registries: Some("/no/such/file".into()), ..Up::default() },
+                "--registries /no/such/file: there is no such file: name a registries.yaml",
+            ),
         ] {
             let flags = Up { node_name: flags.node_name.clone().or(Some("n".into())), ..flags };
             let error = resolve_flags(&flags).unwrap_err();
@@ -325,6 +356,8 @@ mod tests {
             ("maxPods: 3\npodCidr: fd00::/64", "\"fd00::/64\": IPv4 only for now: name a range such as"),
             ("serviceCidr: 10.0.0.0", "\"10.0.0.0\": no range of addresses: name a range such as"),
             ("maxPods: many", "line 1"),
+            ("nodeName: n\nmaxPods: \"x\"", ": maxPods: "),
+            ("maxPods: 3\nmaxPods: 4", "duplicate mapping key"),
             ("root:x:0:0:secret", "expected mapping"),
         ] {
             std::fs::write(&path, text).unwrap();
@@ -334,7 +367,7 @@ mod tests {
                 said.starts_with(&format!("--config {}: ", path.display())) && said.contains(part),
                 "{said}"
             );
-            assert!(!said.contains("secret"), "{said}");
+            assert!(!said.contains("secret") && !said.contains("DuplicateKeyPolicy"), "{said}");
         }
         assert_eq!(range("10.0.0.0/8").unwrap().to_string(), "10.0.0.0/8");
     }

@@ -52,6 +52,13 @@ fn run(instance: &Instance, settings: Settings, json_log: bool, report: &mut Rep
                 settings.listen
             )
         }
+        Err(error) if error.kind() == std::io::ErrorKind::AddrNotAvailable => {
+            let port = settings.listen.port();
+            refuse!(
+                "--listen {}: this host has no such address: name one of its own, such as 127.0.0.1:{port}, or 0.0.0.0:{port} for all",
+                settings.listen
+            )
+        }
         Err(error) => refuse!("--listen {}: {error}", settings.listen),
     };
     listener.set_nonblocking(true)?;

@@ -74,11 +74,6 @@ fn every_path_of_the_index_has_its_document() {
             "getAppsAPIGroup",
             &["APIGroup", "GroupVersionForDiscovery", "ServerAddressByClientCIDR"],
         ),
-        (
-            "apis/example.com",
-            "getExampleComAPIGroup",
-            &["APIGroup", "GroupVersionForDiscovery", "ServerAddressByClientCIDR"],
-        ),
         ("version", "getCodeVersion", &["Info"]),
         (".well-known/openid-configuration", "getServiceAccountIssuerOpenIDConfiguration", &[]),
         ("openid/v1/jwks", "getServiceAccountIssuerOpenIDKeyset", &[]),

@@ -85,7 +85,13 @@ fn wrong_use(scope: &Scope<'_>) -> Result<()> {
         (&["image", "list"], "there is no such directory: name a cluster's"),
         (&["image", "remove", "nginx"], "there is no such directory: name a cluster's"),
         (&["up", "--detach", "--registries=/no/such/file"], "--registries /no/such/file"),
-        (&["up", "--detach", "--max-pods=0"], "a node takes at least one Pod"),
+        (&["up", "--detach", "--max-pods=0"], "must be a number from 1 to"),
+        (&["up", "--detach", "--max-pods", "-5"], "must be a number from 1 to"),
+        (&["up", "--detach", "--registries=/no/such"], "--registries /no/such: there is no such file"),
+        (
+            &["up", "--detach", "--listen=192.0.2.1:7777", free[0], free[1]],
+            "--listen 192.0.2.1:7777: this host has no such address: name one of its own",
+        ),
         (&["up", "--detach", "--listen=127.0.0.1:0"], "name a port"),
         (&["up", "--detach", "--node-name=Not_A_Name"], "--node-name"),
         (
@@ -342,7 +348,10 @@ fn image_commands(scope: &Scope<'_>) -> Result<()> {
         refused(Command::new(&cluster.skeg).args(args).arg("--data-dir").arg(&cluster.data_dir), part)
     };
     gone(&["image", "remove", "docker.io/library/nginx:latest"], "no such image")?;
-    gone(&["image", "import", "/no/such/archive"], "/no/such/archive")?;
+    gone(
+        &["image", "import", "/no/such/archive"],
+        "image import /no/such/archive: there is no such file: name an OCI or docker archive",
+    )?;
     // What is in a file that is no archive is not shown.
     gone(
         &["image", "import", "/etc/passwd"],

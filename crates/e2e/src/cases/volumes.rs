@@ -256,7 +256,7 @@ fn mount_options(scope: &Scope<'_>) -> Result<()> {
 fn image_volumes(scope: &Scope<'_>) -> Result<()> {
     import_volumes_image(scope)?;
     let script = "cat /data/seed /data/* 2>/dev/null; touch /newvol/x /data/x || exit 1; echo mine > /data/seed; \
-        touch /elsewhere 2>/dev/null || echo read-only; echo up; sleep 1000";
+        touch /elsewhere 2>/dev/null || echo read-only; echo up; sleep 1000; exit 1";
     let mut plain = pod("own-volumes", &[("main", script), ("other", script)]);
     for container in plain["spec"]["containers"].as_array_mut().context("containers")? {
         container["image"] = "volumes".into();
