@@ -217,12 +217,12 @@ mod tests {
             '-' => Found::Failure(String::new()),
             _ => Found::Unknown(String::new()),
         };
-        let mut verdict = |result| match tally.count(&spec, &count(result)) {
+        let verdict = |result| match tally.count(&spec, &count(result)) {
             None => '.',
             Some(true) => '+',
             Some(false) => '-',
         };
-        results.chars().map(|result| verdict(result)).collect()
+        results.chars().map(verdict).collect()
     }
 
     #[test]

@@ -86,6 +86,7 @@ fn every_path_of_the_index_has_its_document() {
         let names: Vec<&str> = schemas.keys().filter_map(|name| name.rsplit('.').next()).collect();
         assert_eq!(names, types, "{path}");
     }
+    assert_eq!(v3_hash(&snapshot, "apis/example.com"), None, "custom groups have versions alone");
     let removed = snapshot.by_gvk(&crate::Gvk::new("example.com", "v1", "Widget")).unwrap().gvr();
     kinds.remove(&removed);
     for path in ["apis/example.com", "apis/", "apis//v1", "api/", "logs", ""] {
