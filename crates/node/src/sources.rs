@@ -179,3 +179,87 @@ impl References {
         Ok(out)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use futures_util::{StreamExt, stream};
+    use http::{Request, Response};
+    use http_body_util::{BodyExt, StreamBody};
+    use serde_json::json;
+    use skeg_base::Random;
+    use skeg_client::{Body, BoxError, Client};
+    use tokio::sync::mpsc;
+    use tokio_util::sync::CancellationToken;
+
+    type Frames = mpsc::Sender<Bytes>;
+
+    /// A server that is told of each watch.
+    fn server() -> (Informers, mpsc::UnboundedReceiver<(String, Frames)>) {
+        let (calls, called) = mpsc::unbounded_channel();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let (frames, sent) = mpsc::channel(4);
+            let told = calls.send((request.uri().to_string(), frames));
+            let body =
+                stream::unfold(sent, |mut sent| async { sent.recv().await.map(|bytes| (bytes, sent)) });
+            let body = StreamBody::new(body.map(|bytes| Ok::<_, BoxError>(hyper::body::Frame::data(bytes))));
+            async move {
+                told.map_err(|_| "closed")?;
+                Ok::<_, BoxError>(Response::new(body.boxed_unsync()))
+            }
+        });
+        let informers = Informers::new(Client::new(service), Random::seeded(1), CancellationToken::new());
+        (informers, called)
+    }
+
+    fn refers(config_maps: &[&str], secrets: &[&str]) -> (String, References) {
+        let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        ("ns".to_owned(), References { config_maps: set(config_maps), secrets: set(secrets) })
+    }
+
+    #[tokio::test]
+    async fn what_pods_refer_to_is_followed_and_nothing_else() {
+        let (informers, mut called) = server();
+        let (told, mut changes) = mpsc::unbounded_channel();
+        let followed = Followed::new(informers);
+        let follow = |wanted: Vec<_>| {
+            let told = told.clone();
+            followed.follow(
+                || wanted,
+                move |ns, changed| {
+                    let _ = told.send((ns.to_owned(), changed.clone()));
+                },
+            );
+        };
+        follow(vec![refers(&["a"], &["s"]), refers(&["a"], &[])]);
+        let mut watches = BTreeMap::new();
+        for _ in 0..2 {
+            let (uri, frames) = called.recv().await.unwrap();
+            watches.insert(uri.split("&").take(2).collect::<Vec<_>>().join("&"), frames);
+        }
+        let a = "/api/v1/namespaces/ns/configmaps?watch=true&fieldSelector=metadata.name%3Da";
+        let s = "/api/v1/namespaces/ns/secrets?watch=true&fieldSelector=metadata.name%3Ds";
+        assert_eq!(watches.keys().collect::<Vec<_>>(), [a, s]);
+
+        let meta = json!({"name": "a", "namespace": "ns", "uid": "1", "resourceVersion": "5"});
+        let event = json!({"type": "ADDED", "object": {"metadata": meta, "data": {"k": "v"}}});
+        let end = json!({"resourceVersion": "5", "annotations": {"k8s.io/initial-events-end": "true"}});
+        let end = json!({"type": "BOOKMARK", "object": {"metadata": end}});
+        watches[a].send(format!("{event}\n{end}\n").into()).await.unwrap();
+        assert_eq!(changes.recv().await.unwrap(), refers(&["a"], &[]));
+        let key = ObjectKey::new("ns", "a");
+        assert_eq!(followed.config_map(&key).unwrap().data.as_ref().unwrap()["k"], "v");
+
+        // Who still refers to it keeps its watch; another begins, one ends.
+        follow(vec![refers(&["a", "b"], &[])]);
+        watches[s].closed().await;
+        let (uri, b) = called.recv().await.unwrap();
+        assert!(uri.contains("metadata.name%3Db"), "{uri}");
+        assert!(!watches[a].is_closed() && called.try_recv().is_err());
+        follow(Vec::new());
+        watches[a].closed().await;
+        b.closed().await;
+        assert!(followed.config_map(&key).is_none());
+    }
+}

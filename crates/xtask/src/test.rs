@@ -14,7 +14,7 @@ use std::time::Duration;
 const CONTAINER_CASES_MIN: usize = 40;
 
 /// The release binary's size at most.
-const BINARY_BYTES_MAX: u64 = 40 << 20;
+const BINARY_BYTES_MAX: u64 = 40_000_000;
 /// How long a changed crate may take to be checked, on two cores.
 const INCREMENTAL_CHECK_MAX: Duration = Duration::from_secs(30);
 /// Lines of a failed program's output that are shown.
