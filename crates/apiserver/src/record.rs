@@ -3,7 +3,9 @@
 //! before it; it is spliced in on output. The key id is where encryption at rest will plug in.
 
 use bytes::Bytes;
+use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use skeg_api::decode::{DEPTH_MAX, depth};
 
 /// The layout below. Other numbers are refused, never guessed.
@@ -97,6 +99,17 @@ impl Body {
         out.extend_from_slice(tail);
     }
 
+    /// The object's metadata alone, as a PartialObjectMetadata; looks at nothing else of it. `None` if the
+    /// body is no object.
+    pub fn metadata(&self) -> Option<Body> {
+        // What is spliced in comes before the first field.
+        let metadata = self.json.get((self.splice as usize).checked_sub(1)?..)?;
+        let metadata = <&RawValue>::deserialize(&mut serde_json::Deserializer::from_slice(metadata)).ok()?;
+        let head = br#"{"apiVersion":"meta.k8s.io/v1","kind":"PartialObjectMetadata","metadata":"#;
+        let json = [head, metadata.get().as_bytes(), b"}"].concat().into();
+        Some(Body { json, splice: head.len() as u32 + 1 })
+    }
+
     /// How many bytes [`Body::write`] writes.
     pub fn len(&self, revision: u64) -> usize {
         self.json.len() + 21 + Decimal::new(revision).as_bytes().len()
@@ -140,6 +153,23 @@ mod tests {
         let mut expected = object;
         expected["metadata"]["resourceVersion"] = "1234".into();
         assert_eq!(serde_json::from_slice::<Value>(&out).unwrap(), expected);
+    }
+
+    #[test]
+    fn metadata_is_taken_out_as_it_is() {
+        let metadata =
+            json!({"annotations": {"a": "}{\"]"}, "managedFields": [{"manager": "m"}], "name": "a"});
+        let object =
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"metadata": {}}});
+        let body = decode(&encode("v1", &object).unwrap()).unwrap();
+        let mut out = Vec::new();
+        body.metadata().unwrap().write(7, &mut out);
+        let mut expected =
+            json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": metadata});
+        expected["metadata"]["resourceVersion"] = "7".into();
+        assert_eq!(serde_json::from_slice::<Value>(&out).unwrap(), expected);
+        assert_eq!(Body { json: Bytes::from_static(b"{"), splice: 0 }.metadata(), None);
+        assert_eq!(Body { json: Bytes::from_static(b"{\"a\":{"), splice: 6 }.metadata(), None);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::convert;
 use crate::local::BoxError;
 use crate::negotiate::{Encoding, Output};
 use crate::protobuf::{self, Target};
+use crate::record::Body;
 use crate::route::Served;
 use crate::server::ApiServer;
 use crate::table::Renderer;
@@ -39,7 +40,9 @@ pub enum Source {
     Json,
     /// The same, in protobuf.
     Protobuf(Target),
-    /// Values: another version, Table or metadata.
+    /// The metadata in these bytes.
+    Metadata,
+    /// Values: another version, or Table.
     Values,
 }
 
@@ -132,34 +135,37 @@ impl Encoder {
         match &self.source {
             Source::Json => event.frame(kind),
             Source::Protobuf(target) => event.protobuf_frame(kind, target),
-            Source::Values => {
+            Source::Metadata | Source::Values => {
                 let Some(entry) = event.object(kind) else { return Bytes::new() };
-                self.value(kind.as_str(), entry, event.revision)
+                let mut out = Vec::new();
+                self.add(kind.as_str(), entry, event.revision, &mut out);
+                out.into()
             }
         }
     }
 
-    fn added(&mut self, entry: &Entry, out: &mut Vec<u8>) {
+    fn add(&mut self, kind: &str, entry: &Entry, revision: u64, out: &mut Vec<u8>) {
+        let mut write = |body: &Body| {
+            frame_head(kind, out);
+            body.write(revision, out);
+            out.extend_from_slice(b"}\n");
+        };
         match &self.source {
-            Source::Json => {
-                frame_head("ADDED", out);
-                entry.body.write(entry.revision, out);
-                out.extend_from_slice(b"}\n");
+            Source::Json => write(&entry.body),
+            Source::Metadata => {
+                if let Some(body) = entry.body.metadata() {
+                    write(&body);
+                }
             }
             Source::Protobuf(target) => {
-                out.extend_from_slice(&target.frame("ADDED", &entry.body, entry.revision));
+                out.extend_from_slice(&target.frame(kind, &entry.body, revision));
             }
             Source::Values => {
-                let frame = self.value("ADDED", entry, entry.revision);
-                out.extend_from_slice(&frame);
+                let value = self.renderer.one(entry, revision);
+                self.renderer.drop_headers();
+                out.extend_from_slice(&frame(kind, &value, self.encoding));
             }
         }
-    }
-
-    fn value(&mut self, kind: &str, entry: &Entry, revision: u64) -> Bytes {
-        let value = self.renderer.one(entry, revision);
-        self.renderer.drop_headers();
-        frame(kind, &value, self.encoding)
     }
 
     fn bookmark(&self, revision: u64, initial_events_end: bool) -> Bytes {
@@ -233,7 +239,7 @@ impl WatchBody {
         let mut out = Vec::new();
         while out.len() < CHUNK_BYTES {
             let Some(entry) = self.initial.pop_front() else { break };
-            self.encoder.added(&entry, &mut out);
+            self.encoder.add(Type::Added.as_str(), &entry, entry.revision, &mut out);
         }
         out.into()
     }

@@ -293,6 +293,7 @@ pub async fn watch(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Bod
     let source = match (output.encoding, output.form) {
         (Encoding::Protobuf, _) => ctx.target(output).map_or(Source::Values, Source::Protobuf),
         (_, Form::Whole) if ctx.served.native => Source::Json,
+        (_, Form::Metadata) => Source::Metadata,
         _ => Source::Values,
     };
     let asks = output.form != Form::Metadata || !options.late.is_everything();
