@@ -91,8 +91,6 @@ pub(super) fn yaml_options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         duplicate_keys: serde_saphyr::DuplicateKeyPolicy::PassThrough,
         with_snippet: false,
-        // As many as upstream takes where nearly all of them come of aliases.
-        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 400_000 },
     }
 }
 
