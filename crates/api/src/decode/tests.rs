@@ -128,6 +128,17 @@ fn wrong_types_read_as_upstreams() {
     );
 }
 
+/// Eight lists, each nine times the one before: 43 million nodes.
+#[test]
+fn yaml_that_aliases_blow_up_is_refused() {
+    let mut bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n".to_owned();
+    for (name, before) in ('b'..='h').zip('a'..) {
+        bomb += &format!("{name}: &{name} [{}]\n", vec![format!("*{before}"); 9].join(","));
+    }
+    let refused = decode_yaml(bomb.as_bytes()).unwrap_err().to_string();
+    assert!(refused.contains("nodes"), "{refused}");
+}
+
 #[test]
 fn bodies_that_are_no_object_are_unrecognized() {
     let refused = |body: &str| decode(body, FieldValidation::Warn).unwrap_err();
