@@ -45,8 +45,8 @@ fn by_group_version(snapshot: &Snapshot) -> BTreeMap<GroupVersion, Vec<Arc<Kind>
     groups
 }
 
-fn is_builtin(kinds: &[Arc<Kind>]) -> bool {
-    kinds.iter().any(|kind| !kind.schema.is_custom())
+fn is_builtin<'a>(kinds: impl IntoIterator<Item = &'a Arc<Kind>>) -> bool {
+    kinds.into_iter().any(|kind| !kind.schema.is_custom())
 }
 
 /// The path of a group version below the root: `api/v1`, `apis/apps/v1`.
@@ -82,7 +82,7 @@ impl<'a> Subject<'a> {
         };
         let kinds = snapshot.of_group(group);
         let Some(version) = version else {
-            return is_builtin(&kinds.cloned().collect::<Vec<_>>()).then_some(Subject::Group(group));
+            return is_builtin(kinds).then_some(Subject::Group(group));
         };
         let kinds: Vec<_> = kinds.filter(|kind| &*kind.gvk.version == version).cloned().collect();
         (!kinds.is_empty()).then(|| Subject::Version(GroupVersion::new(group, version), kinds))
@@ -236,7 +236,7 @@ fn v2(snapshot: &Snapshot, mut part: impl FnMut(Entries, Entries) -> io::Result<
     for root in &paths::ROOTS {
         paths::add_root(Form::V2, root, &mut paths, &mut used);
     }
-    for (gv, _) in groups.iter().filter(|(gv, kinds)| !gv.group.is_empty() && is_builtin(kinds)) {
+    for (gv, _) in groups.iter().filter(|(gv, kinds)| !gv.group.is_empty() && is_builtin(*kinds)) {
         paths::add_group(Form::V2, &gv.group, &mut paths, &mut used);
     }
     let mut told = BTreeSet::new();

@@ -19,9 +19,9 @@ pub trait Reader: Send + Sync + 'static {
     /// A counter that rises with each change of the kind: for compiled views such as RBAC's.
     fn changes(&self, gvr: &Gvr) -> watch::Receiver<u64>;
 
-    /// The names of all objects of a cluster-scoped kind, with the revisions of their last changes:
-    /// for those who look again at what changed alone.
-    fn revisions(&self, gvr: &Gvr) -> Vec<(String, u64)>;
+    /// The names of all objects of a cluster-scoped kind with the revisions of their last changes, and
+    /// the revision at which these are all: for those who then look at what changed after it alone.
+    fn revisions(&self, gvr: &Gvr) -> (Vec<(String, u64)>, u64);
 
     fn get_value(&self, gvr: &Gvr, namespace: &str, name: &str) -> Option<Arc<Value>> {
         serde_json::from_slice(&self.get(gvr, namespace, name)?).ok().map(Arc::new)
@@ -93,10 +93,11 @@ pub(crate) mod fake {
             found
         }
 
-        fn revisions(&self, gvr: &Gvr) -> Vec<(String, u64)> {
+        fn revisions(&self, gvr: &Gvr) -> (Vec<(String, u64)>, u64) {
             let all = self.kinds.lock().unwrap();
-            let Some((objects, _)) = all.get(gvr) else { return Vec::new() };
-            objects.iter().map(|((_, name), (_, revision))| (name.clone(), *revision)).collect()
+            let Some((objects, sender)) = all.get(gvr) else { return Default::default() };
+            let each = objects.iter().map(|((_, name), (_, revision))| (name.clone(), *revision));
+            (each.collect(), sender.as_ref().map_or(0, |sender| *sender.borrow()))
         }
 
         fn changes(&self, gvr: &Gvr) -> watch::Receiver<u64> {

@@ -76,37 +76,22 @@ struct HeadMeta<'a> {
     resource_version: Cow<'a, str>,
 }
 
-/// What an informer of metadata keeps of it: who an object is, who owns it, what holds it up.
+/// What an informer of metadata keeps of it: who an object is, who owns it, what holds it up. Labels,
+/// annotations and managed fields take most room, and nobody asks for them.
+const KEPT: [&str; 7] =
+    ["name", "namespace", "uid", "resourceVersion", "deletionTimestamp", "finalizers", "ownerReferences"];
+
 #[derive(Deserialize, Serialize)]
 struct Trimmed<'a> {
     #[serde(borrow)]
-    metadata: TrimmedMeta<'a>,
+    metadata: BTreeMap<&'a str, &'a RawValue>,
 }
 
-#[derive(Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct TrimmedMeta<'a> {
-    #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    name: Option<&'a RawValue>,
-    #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    namespace: Option<&'a RawValue>,
-    #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    uid: Option<&'a RawValue>,
-    #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    resource_version: Option<&'a RawValue>,
-    #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    deletion_timestamp: Option<&'a RawValue>,
-    #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    finalizers: Option<&'a RawValue>,
-    #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    owner_references: Option<&'a RawValue>,
-}
-
-/// An object's metadata without what takes most room and nobody asks for: labels, annotations, managed
-/// fields.
+/// An object's metadata, as far as it is kept.
 pub(crate) fn trimmed(object: &[u8]) -> Result<Bytes, serde_json::Error> {
-    let text = serde_json::to_vec(&serde_json::from_slice::<Trimmed<'_>>(object)?)?;
-    Ok(Bytes::copy_from_slice(&text))
+    let mut object: Trimmed<'_> = serde_json::from_slice(object)?;
+    object.metadata.retain(|field, _| KEPT.contains(field));
+    Ok(Bytes::copy_from_slice(&serde_json::to_vec(&object)?))
 }
 
 impl Entry {

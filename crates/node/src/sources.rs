@@ -31,7 +31,7 @@ impl Followed {
     /// the last answer is the one that counts. `changed` is told of each change.
     pub fn follow(
         &self,
-        wanted: impl FnOnce() -> Vec<(String, References)>,
+        wanted: impl FnOnce() -> Vec<(String, Arc<References>)>,
         changed: impl Fn(&str, &References) + Clone + Send + Sync + 'static,
     ) {
         let mut each = self.each.lock();
@@ -213,9 +213,10 @@ mod tests {
         (informers, called)
     }
 
-    fn refers(config_maps: &[&str], secrets: &[&str]) -> (String, References) {
+    fn refers(config_maps: &[&str], secrets: &[&str]) -> (String, Arc<References>) {
         let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        ("ns".to_owned(), References { config_maps: set(config_maps), secrets: set(secrets) })
+        let references = References { config_maps: set(config_maps), secrets: set(secrets) };
+        ("ns".to_owned(), Arc::new(references))
     }
 
     #[tokio::test]
@@ -228,7 +229,7 @@ mod tests {
             followed.follow(
                 || wanted,
                 move |ns, changed| {
-                    let _ = told.send((ns.to_owned(), changed.clone()));
+                    let _ = told.send((ns.to_owned(), Arc::new(changed.clone())));
                 },
             );
         };

@@ -113,7 +113,7 @@ pub async fn run(server: Arc<ApiServer>, aggregator: Arc<Aggregator>) {
 /// settled.
 async fn settle_local(server: &Arc<ApiServer>, settled: &mut u64) -> Result<(), String> {
     let reader = &server.seams().reader;
-    let all = reader.revisions(&resources::API_SERVICES);
+    let (all, newest) = reader.revisions(&resources::API_SERVICES);
     for (name, _) in all.iter().filter(|(_, revision)| revision > settled) {
         let Some(bytes) = reader.get(&resources::API_SERVICES, "", name) else { continue };
         let object: Value = serde_json::from_slice(&bytes).unwrap_or_default();
@@ -121,7 +121,7 @@ async fn settle_local(server: &Arc<ApiServer>, settled: &mut u64) -> Result<(), 
             conditions::set(server, API_SERVICES, object, local_condition()).await?;
         }
     }
-    *settled = all.iter().map(|(_, revision)| *revision).max().unwrap_or(0).max(*settled);
+    *settled = newest;
     Ok(())
 }
 

@@ -54,7 +54,7 @@ pub struct Aggregator {
 struct Current {
     /// The count of changes that it is of.
     count: Option<u64>,
-    /// That of the APIService that changed last.
+    /// What changed after this revision is not in it.
     revision: u64,
     remotes: Arc<Remotes>,
 }
@@ -79,10 +79,14 @@ impl Aggregator {
         if seen == Some(count) {
             return known;
         }
-        let all = self.reader.revisions(&resources::API_SERVICES);
+        let (all, newest) = self.reader.revisions(&resources::API_SERVICES);
         // What did not change is what it was.
-        let mut fresh: Remotes = known.iter().map(|(key, remote)| (key.clone(), remote.clone())).collect();
-        fresh.retain(|_, remote| all.iter().any(|(name, at)| *name == remote.name && *at <= revision));
+        let stays = |remote: &Remote| all.iter().any(|(name, at)| *name == remote.name && *at <= revision);
+        let mut fresh: Remotes = known
+            .iter()
+            .filter(|(_, remote)| stays(remote))
+            .map(|(key, remote)| (key.clone(), remote.clone()))
+            .collect();
         let changed = all.iter().filter(|(_, at)| *at > revision);
         fresh.extend(
             changed
@@ -101,11 +105,10 @@ impl Aggregator {
                     (key, remote)
                 }),
         );
-        let revision = all.iter().map(|(_, at)| *at).max().unwrap_or(0).max(revision);
         let is_other = fresh.len() != known.len()
             || fresh.iter().any(|(key, remote)| known.get(key).is_none_or(|old| !Arc::ptr_eq(old, remote)));
         let fresh = Arc::new(fresh);
-        *self.current.write() = Current { count: Some(count), revision, remotes: fresh.clone() };
+        *self.current.write() = Current { count: Some(count), revision: newest, remotes: fresh.clone() };
         if is_other {
             // Whoever keeps something of what is served makes it anew.
             self.kinds.touch();

@@ -147,7 +147,8 @@ async fn settle(
     settled: u64,
 ) -> Result<u64, super::BootstrapError> {
     let seams = server.seams();
-    let there: BTreeMap<String, u64> = seams.reader.revisions(&resources::API_SERVICES).into_iter().collect();
+    let (there, newest) = seams.reader.revisions(&resources::API_SERVICES);
+    let there: BTreeMap<String, u64> = there.into_iter().collect();
     let all = all(snapshot);
     let read = |name: &str| seams.reader.get_value(&resources::API_SERVICES, "", name);
     let service = server.loopback();
@@ -173,7 +174,7 @@ async fn settle(
     if !wanted.is_empty() {
         write(&*seams.store, &seams.kinds, seams.clock, &seams.random, &wanted).await?;
     }
-    Ok(there.into_values().max().unwrap_or(0).max(settled))
+    Ok(newest)
 }
 
 #[cfg(test)]

@@ -430,6 +430,22 @@ impl Cache {
         }
     }
 
+    /// An object, with the row asked for and the one that is stored.
+    fn entry_of(&self, gvr: &Gvr, namespace: &str, name: &str) -> Option<(Arc<Kind>, Arc<Kind>, Arc<Entry>)> {
+        let (kind, resource) = self.resource_of(gvr)?;
+        let entry =
+            if kind.namespaced { resource.get(&format!("{namespace}/{name}")) } else { resource.get(name) }?;
+        Some((kind, resource.kind(), entry))
+    }
+
+    /// The same of all objects of a kind, in one namespace or (empty) all.
+    fn page_of(&self, gvr: &Gvr, namespace: &str) -> Option<(Arc<Kind>, Arc<Kind>, Page)> {
+        let (kind, resource) = self.resource_of(gvr)?;
+        let stored = resource.kind();
+        let filter = Filter { namespace: namespace.to_owned(), ..Filter::default() };
+        Some((kind, stored, resource.list(&filter, None, 0)))
+    }
+
     /// An object in the version of its kind, decoded.
     fn value(&self, kind: &Kind, stored: &Kind, entry: &Entry) -> Option<Arc<Value>> {
         let is_kept = kind.gvk == stored.gvk && kind.custom.is_none();
@@ -470,43 +486,29 @@ fn unclaimed(records: Vec<Record>) -> BTreeMap<Arc<str>, (Bytes, u64)> {
 
 impl Reader for Cache {
     fn get(&self, gvr: &Gvr, namespace: &str, name: &str) -> Option<Bytes> {
-        let (kind, resource) = self.resource_of(gvr)?;
-        let entry =
-            if kind.namespaced { resource.get(&format!("{namespace}/{name}")) } else { resource.get(name) }?;
-        Some(crate::convert::output(&kind, &resource.kind(), &entry))
+        let (kind, stored, entry) = self.entry_of(gvr, namespace, name)?;
+        Some(crate::convert::output(&kind, &stored, &entry))
     }
 
     fn get_value(&self, gvr: &Gvr, namespace: &str, name: &str) -> Option<Arc<Value>> {
-        let (kind, resource) = self.resource_of(gvr)?;
-        let entry =
-            if kind.namespaced { resource.get(&format!("{namespace}/{name}")) } else { resource.get(name) }?;
-        self.value(&kind, &resource.kind(), &entry)
-    }
-
-    fn list_values(&self, gvr: &Gvr, namespace: &str) -> Vec<Arc<Value>> {
-        let Some((kind, resource)) = self.resource_of(gvr) else { return Vec::new() };
-        let stored = resource.kind();
-        let filter = Filter { namespace: namespace.to_owned(), ..Filter::default() };
-        let page = resource.list(&filter, None, 0);
-        page.entries.iter().filter_map(|entry| self.value(&kind, &stored, entry)).collect()
+        let (kind, stored, entry) = self.entry_of(gvr, namespace, name)?;
+        self.value(&kind, &stored, &entry)
     }
 
     fn list(&self, gvr: &Gvr, namespace: &str) -> Vec<Bytes> {
-        let Some((kind, resource)) = self.resource_of(gvr) else { return Vec::new() };
-        let stored = resource.kind();
-        let filter = Filter { namespace: namespace.to_owned(), ..Filter::default() };
-        resource
-            .list(&filter, None, 0)
-            .entries
-            .iter()
-            .map(|e| crate::convert::output(&kind, &stored, e))
-            .collect()
+        let Some((kind, stored, page)) = self.page_of(gvr, namespace) else { return Vec::new() };
+        page.entries.iter().map(|e| crate::convert::output(&kind, &stored, e)).collect()
     }
 
-    fn revisions(&self, gvr: &Gvr) -> Vec<(String, u64)> {
-        let Some((_, resource)) = self.resource_of(gvr) else { return Vec::new() };
-        let entries = resource.list(&Filter::default(), None, 0).entries;
-        entries.iter().map(|entry| (entry.name().to_owned(), entry.revision)).collect()
+    fn list_values(&self, gvr: &Gvr, namespace: &str) -> Vec<Arc<Value>> {
+        let Some((kind, stored, page)) = self.page_of(gvr, namespace) else { return Vec::new() };
+        page.entries.iter().filter_map(|entry| self.value(&kind, &stored, entry)).collect()
+    }
+
+    fn revisions(&self, gvr: &Gvr) -> (Vec<(String, u64)>, u64) {
+        let Some((_, _, page)) = self.page_of(gvr, "") else { return Default::default() };
+        let each = page.entries.iter().map(|entry| (entry.name().to_owned(), entry.revision));
+        (each.collect(), page.revision)
     }
 
     fn changes(&self, gvr: &Gvr) -> watch::Receiver<u64> {

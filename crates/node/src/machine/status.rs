@@ -34,16 +34,17 @@ pub fn status(
     let ephemeral: Vec<Container> =
         spec.ephemeral_containers.iter().flatten().map(ephemeral::as_container).collect();
     let ephemeral_statuses = statuses(&ephemeral, Sort::Ephemeral);
-    let coming = end(spec, memory).unwrap_or_else(|| running_phase(pod, memory, initialized));
+    let doing = running_phase(pod, memory, initialized);
+    let coming = end(spec, memory).unwrap_or(doing);
     let terminal = is_terminal_phase(coming);
     // A Pod ends when the last of its containers has: until then it holds what others wait for.
     let was_terminal = old.and_then(|old| old.phase.as_deref()).is_some_and(is_terminal_phase);
     let held = terminal && !was_terminal && memory.is_alive();
     let ended = memory.ended.as_ref().filter(|_| !held);
-    let phase = match running_phase(pod, memory, initialized) {
-        _ if !held => coming,
-        phase if is_terminal_phase(phase) => "Running",
-        phase => phase,
+    let phase = match (held, is_terminal_phase(doing)) {
+        (false, _) => coming,
+        (true, true) => "Running",
+        (true, false) => doing,
     };
     let mut out = PodStatus {
         phase: Some(phase.to_owned()),

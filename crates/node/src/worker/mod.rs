@@ -45,7 +45,7 @@ use tokio_util::sync::CancellationToken;
 /// The rest of the agent's handle on a Pod's worker.
 pub struct Worker {
     pub uid: String,
-    references: Mutex<References>,
+    references: Mutex<Arc<References>>,
     mail: Mutex<Mail>,
     runtime_changed: AtomicBool,
     sources_changed: AtomicBool,
@@ -70,7 +70,7 @@ impl Worker {
     pub fn new(pod: Arc<Pod>, gone: bool, allocation: Option<Allocation>) -> Arc<Self> {
         let allocation = allocation.unwrap_or_else(|| Allocation::of(&pod));
         let uid = text(&pod.metadata.uid).to_owned();
-        let references = Mutex::new(References::of_pod(machine::spec(&pod)));
+        let references = Mutex::new(Arc::new(References::of_pod(machine::spec(&pod))));
         let grace = watch::Sender::new(pod.metadata.deletion_grace_period_seconds);
         Arc::new(Worker {
             uid,
@@ -85,7 +85,7 @@ impl Worker {
     }
 
     /// What the Pod refers to.
-    pub fn references(&self) -> References {
+    pub fn references(&self) -> Arc<References> {
         self.references.lock().clone()
     }
 
@@ -94,7 +94,7 @@ impl Worker {
         let mut refers_anew = false;
         if machine::spec(&pod).ephemeral_containers.is_some() {
             // They may have come just now.
-            let new = References::of_pod(machine::spec(&pod));
+            let new = Arc::new(References::of_pod(machine::spec(&pod)));
             let old = std::mem::replace(&mut *self.references.lock(), new.clone());
             refers_anew = old != new;
         }
