@@ -91,9 +91,6 @@ pub fn container_config(ctx: &Context, inputs: Inputs<'_>) -> Result<ContainerCo
         words.iter().map(|w| expand(w, |name| lookup.get(name).map(|v| (*v).to_owned()))).collect()
     };
     let args = command(&expanded(&container.command), &expanded(&container.args), image);
-    if args.is_empty() {
-        return Err("no command specified".to_owned());
-    }
     let user = security::user(pod, container, &image.config.user)?;
     let profiles = ctx.config.data_dir.join("seccomp");
     let security = security::security(spec, container, ctx.config.seccomp_default, &profiles)?;

@@ -35,6 +35,19 @@ pub fn image(instance: &Instance, command: Command) -> Result<()> {
             path.display()
         );
     }
+    let is_new = !instance.data_dir.exists();
+    let done = run(instance, command);
+    if done.is_err() && is_new {
+        // What a refused command made is empty.
+        let images = ["layers", "holds", "tmp", ""].map(|part| instance.path("images").join(part));
+        for directory in images.iter().chain([&instance.data_dir, &instance.run_dir]) {
+            let _ = std::fs::remove_dir(directory);
+        }
+    }
+    done
+}
+
+fn run(instance: &Instance, command: Command) -> Result<()> {
     instance.create_directories()?;
     let images = open(instance, Settings::load(instance)?.as_ref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -64,9 +77,11 @@ pub fn image(instance: &Instance, command: Command) -> Result<()> {
     });
     match result {
         Ok(()) => Ok(()),
+        Err(error @ Error::InvalidReference(_)) => {
+            refuse!("{error}: name one such as nginx:1.27 or registry.example/team/app:v1, in lower case")
+        }
         Err(
             error @ (Error::NoImage(_)
-            | Error::InvalidReference(_)
             | Error::Invalid(_)
             | Error::NotFound(_)
             | Error::Unauthorized(_)

@@ -31,6 +31,20 @@ struct ConfigFile {
     pod_security: PodSecurityConfiguration,
 }
 
+/// A line for each key of the configuration file, shown beside what cannot be read.
+const EXAMPLE: &str = "\
+listen: 127.0.0.1:6443
+nodeName: node-1
+podCidr: 10.42.0.0/16
+serviceCidr: 10.43.0.0/16
+registries: /etc/skeg/registries.yaml
+maxPods: 110
+seccompDefault: true
+compactionIntervalSeconds: 300
+enableAdmissionPlugins: [ExtendedResourceToleration]
+disableAdmissionPlugins: [LimitRanger]
+podSecurity: {defaults: {enforce: baseline}}";
+
 /// A range of addresses as flags and the configuration file spell it.
 pub fn range(text: &str) -> Result<Ipv4Net, String> {
     const LIKE: &str = "name a range such as 10.42.0.0/16";
@@ -165,10 +179,12 @@ pub fn resolve(flags: &Up, instance: &Instance) -> Result<Settings> {
             match serde_saphyr::from_str(&text) {
                 Ok(file) => file,
                 Err(error) => {
-                    let key = wrong_key(&text).map_or(String::new(), |key| format!("{key}: "));
+                    let key = wrong_key(&text).unwrap_or_default();
+                    let separator = if key.is_empty() { "" } else { ": " };
                     let why =
                         error.without_snippet().render_with_formatter(&serde_saphyr::UserMessageFormatter);
-                    refuse!("--config {}: {key}{why}", path.display())
+                    let like = EXAMPLE.lines().find(|line| line.starts_with(&key)).unwrap_or_default();
+                    refuse!("--config {}: {key}{separator}{why}: write such as `{like}`", path.display())
                 }
             }
         }
@@ -355,10 +371,11 @@ mod tests {
             ("podCird: 10.9.0.0/16", "unknown field `podCird`"),
             ("maxPods: 3\npodCidr: fd00::/64", "\"fd00::/64\": IPv4 only for now: name a range such as"),
             ("serviceCidr: 10.0.0.0", "\"10.0.0.0\": no range of addresses: name a range such as"),
-            ("maxPods: many", "line 1"),
+            ("maxPods: many", "line 1, column 10: write such as `maxPods: 110`"),
             ("nodeName: n\nmaxPods: \"x\"", ": maxPods: "),
             ("maxPods: 3\nmaxPods: 4", "duplicate mapping key"),
             ("root:x:0:0:secret", "expected mapping"),
+            ("podSecurity: x", "`podSecurity: {defaults: {enforce: baseline}}`"),
         ] {
             std::fs::write(&path, text).unwrap();
             let error = resolve_flags(&Up { config: Some(path.clone()), ..Up::default() }).unwrap_err();
@@ -370,6 +387,7 @@ mod tests {
             assert!(!said.contains("secret") && !said.contains("DuplicateKeyPolicy"), "{said}");
         }
         assert_eq!(range("10.0.0.0/8").unwrap().to_string(), "10.0.0.0/8");
+        serde_saphyr::from_str::<ConfigFile>(EXAMPLE).unwrap();
     }
 
     #[test]

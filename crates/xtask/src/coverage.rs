@@ -8,17 +8,23 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 
+/// The behaviours of Kubernetes' conformance tests: the name, a tab, and the tests that prove it,
+/// or [`OUT_OF_SCOPE`] and why.
+const CONFORMANCE: &str = "tests/conformance.tsv";
+const OUT_OF_SCOPE: &str = "out of scope: ";
+
 pub fn coverage() -> Result<()> {
     let results = Results::load()?;
     let compat = fs::read_to_string(root().join("COMPAT.md"))?;
-    let rows = rows(&compat);
+    let mut rows = rows(&compat);
+    if rows.is_empty() {
+        bail!("COMPAT.md has no rows");
+    }
+    rows.extend(proofs(&fs::read_to_string(root().join(CONFORMANCE))?));
     let wrong = wrong(&rows, |test| results.outcome(test));
     println!("{} clauses, each with a test that passed, but {}", rows.len(), wrong.len());
     if !wrong.is_empty() {
-        bail!("COMPAT.md claims more than the tests show:\n  {}", wrong.join("\n  "));
-    }
-    if rows.is_empty() {
-        bail!("COMPAT.md has no rows");
+        bail!("COMPAT.md or {CONFORMANCE} claims more than the tests show:\n  {}", wrong.join("\n  "));
     }
     Ok(())
 }
@@ -27,12 +33,9 @@ pub fn coverage() -> Result<()> {
 /// wrong name is told before an hour of tests, not after it.
 pub fn names() -> Result<()> {
     let compat = fs::read_to_string(root().join("COMPAT.md"))?;
-    let table = fs::read_to_string(root().join("tests/conformance.tsv"))?;
-    let mut tests: Vec<String> = rows(&compat).into_iter().flat_map(|(_, tests)| tests).collect();
-    let proofs = table.lines().filter_map(|line| line.split_once('\t')).map(|(_, proof)| proof);
-    for proof in proofs.filter(|proof| !proof.starts_with("out of scope: ")) {
-        tests.extend(proof.split(',').map(str::to_owned));
-    }
+    let table = fs::read_to_string(root().join(CONFORMANCE))?;
+    let rows = rows(&compat).into_iter().chain(proofs(&table));
+    let mut tests: Vec<String> = rows.flat_map(|(_, tests)| tests).collect();
     let mut sources = String::new();
     read_sources(&root().join("crates"), &mut sources)?;
     tests.retain(|test| !is_named(&sources, test));
@@ -97,12 +100,18 @@ fn rows(text: &str) -> Vec<(String, Vec<String>)> {
     rows
 }
 
+/// The behaviours of the table that are not out of scope, each with its tests.
+fn proofs(table: &str) -> impl Iterator<Item = (String, Vec<String>)> {
+    let rows = table.lines().filter_map(|line| line.split_once('\t'));
+    let proven = rows.filter(|(_, proof)| !proof.starts_with(OUT_OF_SCOPE));
+    proven.map(|(name, tests)| (name.to_owned(), tests.split(',').map(str::to_owned).collect()))
+}
+
 /// The groups whose behaviours must all be accounted for; of the others, those that the table names.
 const WHOLE_GROUPS: [&str; 2] = ["[sig-api-machinery] ", "[sig-cli] "];
 
 /// Prints each behaviour of the `conformance.yaml` in `SKEG_SPEC_DIR` as proven, out of scope or
-/// missing, by the table `tests/conformance.tsv`: the behaviour, a tab, and the tests that prove it,
-/// or `out of scope: ` and why.
+/// missing, by the table [`CONFORMANCE`].
 ///
 /// # Errors
 /// A behaviour is missing, a test of the table did not pass, or the table names what does not exist.
@@ -111,7 +120,7 @@ pub fn spec() -> Result<()> {
         std::env::var("SKEG_SPEC_DIR").context("SKEG_SPEC_DIR must name the folder of conformance.yaml")?;
     let results = Results::load()?;
     let behaviours = behaviours(&fs::read_to_string(std::path::Path::new(&dir).join("conformance.yaml"))?)?;
-    let table = fs::read_to_string(root().join("tests/conformance.tsv"))?;
+    let table = fs::read_to_string(root().join(CONFORMANCE))?;
     let (report, wrong) = account(&behaviours, &table, |test| results.outcome(test));
     print!("{report}");
     if !wrong.is_empty() {
@@ -137,7 +146,7 @@ fn account<'r>(
     let (mut report, mut wrong) = (String::new(), Vec::new());
     for name in behaviours {
         let verdict = match proofs.remove(name.as_str()) {
-            Some(proof) if proof.starts_with("out of scope: ") => proof.to_owned(),
+            Some(proof) if proof.starts_with(OUT_OF_SCOPE) => proof.to_owned(),
             Some(tests) => {
                 let failed = tests.split(',').find(|test| outcome(test) != Some(&Outcome::Passed));
                 wrong.extend(failed.map(|test| format!("{name}: {test} did not pass")));

@@ -19,6 +19,7 @@ struct Image {
     cmd: &'static [&'static str],
     ports: &'static [&'static str],
     volumes: &'static [&'static str],
+    user: &'static str,
     stop_signal: &'static str,
 }
 
@@ -58,6 +59,7 @@ const IMAGES: &[Image] = &[
         cmd: &["nginx", "-g", "daemon off;"],
         ports: &["80/tcp"],
         volumes: &[],
+        user: "",
         stop_signal: "SIGQUIT",
     },
     // A dynamic client: the static busybox cannot resolve names, nor speak TLS with a given authority.
@@ -86,6 +88,7 @@ const IMAGES: &[Image] = &[
         cmd: &["sh"],
         ports: &[],
         volumes: &[],
+        user: "",
         stop_signal: "",
     },
     // As busybox, but nobody imports it: a registry must be asked for its layer.
@@ -97,6 +100,7 @@ const IMAGES: &[Image] = &[
         cmd: &["sh"],
         ports: &[],
         volumes: &[],
+        user: "",
         stop_signal: "",
     },
     // Speaks HTTPS and gRPC's health protocol.
@@ -108,6 +112,7 @@ const IMAGES: &[Image] = &[
         cmd: &["etcd"],
         ports: &["2379/tcp"],
         volumes: &[],
+        user: "",
         stop_signal: "",
     },
     // One of its volumes has something in it, the other is in no layer.
@@ -119,6 +124,19 @@ const IMAGES: &[Image] = &[
         cmd: &["sh"],
         ports: &[],
         volumes: &["/data", "/newvol"],
+        user: "",
+        stop_signal: "",
+    },
+    // Its user is in no list of users, and it has nothing to run.
+    Image {
+        name: "stranger",
+        packages: &["busybox-static"],
+        files: &[],
+        entrypoint: &[],
+        cmd: &[],
+        ports: &[],
+        volumes: &[],
+        user: "stranger",
         stop_signal: "",
     },
     Image {
@@ -129,6 +147,7 @@ const IMAGES: &[Image] = &[
         cmd: &["sh"],
         ports: &[],
         volumes: &[],
+        user: "",
         stop_signal: "",
     },
 ];
@@ -235,6 +254,7 @@ fn write_manifest(image: &Image, layout: &Path, layer: &(String, usize), diff_id
         "Entrypoint": image.entrypoint,
         "Cmd": image.cmd,
         "WorkingDir": "/",
+        "User": image.user,
         "ExposedPorts": set(image.ports),
     });
     if !image.volumes.is_empty() {

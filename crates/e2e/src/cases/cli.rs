@@ -84,6 +84,8 @@ fn wrong_use(scope: &Scope<'_>) -> Result<()> {
         ),
         (&["image", "list"], "there is no such directory: name a cluster's"),
         (&["image", "remove", "nginx"], "there is no such directory: name a cluster's"),
+        (&["image", "pull", "UPPER"], "invalid reference format: name one such as nginx:1.27"),
+        (&["image", "import", "/etc/passwd"], "is no archive of an image, or is damaged: make"),
         (&["up", "--detach", "--registries=/no/such/file"], "--registries /no/such/file"),
         (&["up", "--detach", "--max-pods=0"], "must be a number from 1 to"),
         (&["up", "--detach", "--max-pods", "-5"], "must be a number from 1 to"),

@@ -8,6 +8,7 @@ use serde_json::json;
 
 pub const CASES: &[Case] = &[
     Case { name: "image_pull_errors", run: image_pull_errors },
+    Case { name: "images_that_cannot_run", run: images_that_cannot_run },
     Case { name: "images_from_a_registry", run: images_from_a_registry },
     Case { name: "an_index_is_read_by_platform", run: index },
     Case { name: "a_private_image_needs_its_secret", run: private_image },
@@ -36,6 +37,27 @@ fn image_pull_errors(scope: &Scope<'_>) -> Result<()> {
     invalid["spec"]["containers"][0]["image"] = "some//name".into();
     scope.apply(&invalid)?;
     scope.wait_for("pod/invalid", "{.status.containerStatuses[0].state.waiting.reason}=InvalidImageName")
+}
+
+fn images_that_cannot_run(scope: &Scope<'_>) -> Result<()> {
+    scope.cluster.skeg(&["image", "import", &scope.cluster.archive("stranger").to_string_lossy()])?;
+    let mut pods = pod("stranger", &[("user", "true"), ("command", "")]);
+    for container in pods["spec"]["containers"].as_array_mut().context("containers")? {
+        container["image"] = "stranger".into();
+    }
+    if let Some(container) = pods["spec"]["containers"][1].as_object_mut() {
+        container.remove("command");
+    }
+    scope.apply(&pods)?;
+    scope.watch_until(&["pod", "stranger"], |pod| {
+        let waits = |n: usize, part: &str| {
+            let waiting = &pod["status"]["containerStatuses"][n]["state"]["waiting"];
+            waiting["reason"] == "CreateContainerError"
+                && waiting["message"].as_str().is_some_and(|message| message.contains(part))
+        };
+        waits(0, "stranger") && waits(1, "no command specified")
+    })?;
+    scope.kubectl(&["delete", "pod", "stranger"]).map(drop)
 }
 
 fn images_from_a_registry(scope: &Scope<'_>) -> Result<()> {

@@ -319,6 +319,9 @@ fn a_start_is_interrupted(scope: &Scope<'_>) -> Result<()> {
         json!({"postStart": {"exec": {"command": ["sleep", "1000"]}}});
     scope.apply(&hooked)?;
     scope.event("starting", "Started", "")?;
+    // Its status follows the start by a moment.
+    scope
+        .wait_for("pod/starting", "{.status.containerStatuses[0].state.waiting.reason}=ContainerCreating")?;
     let held = status(scope, "starting")?;
     let waits = |n: usize| held["containerStatuses"][n]["state"]["waiting"]["reason"] == "ContainerCreating";
     ensure!(waits(0) && held["phase"] == "Pending", "it does not run before its hook is done: {held}");

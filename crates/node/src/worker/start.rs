@@ -88,6 +88,9 @@ impl Start {
             Ok(config) => config,
             Err(message) => return not_created("CreateContainerConfigError", message),
         };
+        if config.args.is_empty() {
+            return not_created("CreateContainerError", "no command specified".to_owned());
+        }
         let uid = text(&self.pod.metadata.uid);
         if let Some(old) = &self.old_run {
             if let Err(error) = ctx.runtime.remove_container(uid, &old.id).await {
@@ -130,7 +133,6 @@ impl Start {
             ctx.images.release(&id);
             let message = error.to_string();
             return match error {
-                runtime::Error::Config(_) => not_created("CreateContainerConfigError", message),
                 runtime::Error::Start(_) => StartOutcome::NotStarted { run: failed_run(&message), message },
                 _ => not_created("CreateContainerError", message),
             };
