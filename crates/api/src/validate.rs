@@ -111,7 +111,6 @@ pub fn strategy_for(group: &str, version: &str, kind: &str) -> Strategy {
             validate_update: core::secret_update,
             prepare_create: core::secret_prepare,
             prepare_update: core::secret_prepare_update,
-            warnings: warnings::for_secret,
             selectable: |value| vec![("type", text(value, &["type"]))],
             selectable_keys: &["type"],
             ..none

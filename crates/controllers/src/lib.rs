@@ -27,6 +27,7 @@ mod resourcequota;
 mod rootcacert;
 mod service;
 mod serviceaccount;
+mod serviceaccounttoken;
 mod volumeprotection;
 
 pub use context::{Clients, Config, ControllerContext, Controllers, Signer};
@@ -43,6 +44,7 @@ pub fn start(ctx: &ControllerContext) -> Controllers {
     nodelifecycle::start(ctx, &mut controllers);
     podgc::start(ctx, &mut controllers);
     serviceaccount::start(ctx, &mut controllers);
+    serviceaccounttoken::start(ctx, &mut controllers);
     rootcacert::start(ctx, &mut controllers);
     volumeprotection::start(ctx, &mut controllers);
     certificates::start(ctx, &mut controllers);

@@ -312,16 +312,6 @@ const LOAD_BALANCER_WITHOUT_EFFECT: &[(&str, &str)] = &[
 ];
 const NO_LOAD_BALANCER: &str = "no load balancer is set up";
 
-pub(super) fn for_secret(new: &Value, old: Option<&Value>) -> Vec<String> {
-    let kind = At::root(new).str("type");
-    if old.is_some() || kind != "kubernetes.io/service-account-token" {
-        return Vec::new();
-    }
-    vec![format!(
-        "type: no token is put into a Secret of type {kind:?} in this cluster; use `kubectl create token`"
-    )]
-}
-
 pub(super) fn for_service(new: &Value, old: Option<&Value>) -> Vec<String> {
     let spec = At::root(new).child("spec");
     let mut out = Vec::new();
@@ -441,7 +431,5 @@ mod tests {
         assert!(told[0].starts_with("spec.type: no load balancer is set up"), "{told:?}");
         assert_eq!(told[1], format!("spec.loadBalancerClass: {none}: no load balancer is set up"));
         assert_eq!(for_service(&service, Some(&service)), Vec::<String>::new());
-        let secret = json!({"type": "kubernetes.io/service-account-token"});
-        assert_eq!((for_secret(&secret, None).len(), for_secret(&secret, Some(&secret)).len()), (1, 0));
     }
 }

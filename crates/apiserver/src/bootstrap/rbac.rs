@@ -463,6 +463,11 @@ const CONTROLLERS: &[(&str, &[Line])] = &[
             EVENTS,
         ],
     ),
+    // Upstream signs these tokens itself, as its whole manager; here the controller asks for them.
+    (
+        "tokens-controller",
+        &["create - serviceaccounts/token", "get,update - serviceaccounts", "delete,get,update - secrets"],
+    ),
     ("ttl-after-finished-controller", &["R,delete batch jobs", EVENTS]),
     ("ttl-controller", &["list,patch,update,watch - nodes", EVENTS]),
     (

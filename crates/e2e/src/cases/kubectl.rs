@@ -19,6 +19,7 @@ pub const CASES: &[Case] = &[
     Case { name: "patch_of_each_type", run: patch },
     Case { name: "auth_can_i_as", run: auth_can_i },
     Case { name: "create_token", run: create_token },
+    Case { name: "token_secrets", run: token_secrets },
     Case { name: "logs", run: logs },
     Case { name: "exec", run: exec },
     Case { name: "cp", run: cp },
@@ -296,28 +297,67 @@ fn auth_can_i(scope: &Scope<'_>) -> Result<()> {
 fn create_token(scope: &Scope<'_>) -> Result<()> {
     scope.kubectl(&["create", "serviceaccount", "robot"])?;
     let token = scope.kubectl(&["create", "token", "robot", "--duration=20m"])?;
-    let mut whoami = scope.kubectl_command();
-    // The client certificate in the kubeconfig would win over a token: give an empty one.
-    let server = scope.cluster.kubectl(&[
-        "config",
-        "view",
-        "--raw",
-        "-o",
-        "jsonpath={.clusters[0].cluster.server}",
-    ])?;
-    whoami.args([
-        "--kubeconfig=/dev/null",
-        "--server",
-        &server,
-        "--insecure-skip-tls-verify",
-        "--token",
-        token.trim(),
-    ]);
-    let output = whoami.args(["auth", "whoami"]).output()?;
-    let text =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text = whoami(scope, token.trim(), "--insecure-skip-tls-verify")?;
     ensure!(text.contains(&format!("system:serviceaccount:{}:robot", scope.namespace)), "{text}");
     Ok(())
+}
+
+/// What `kubectl auth whoami` says to the bearer of a token, with how the server is trusted.
+fn whoami(scope: &Scope<'_>, token: &str, trust: &str) -> Result<String> {
+    let path = "jsonpath={.clusters[0].cluster.server}";
+    let server = scope.cluster.kubectl(&["config", "view", "--raw", "-o", path])?;
+    let mut whoami = scope.kubectl_command();
+    // The client certificate in the kubeconfig would win over a token: give an empty one.
+    whoami.args(["--kubeconfig=/dev/null", "--server", &server, trust, "--token", token, "auth", "whoami"]);
+    let output = whoami.output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+}
+
+fn token_secrets(scope: &Scope<'_>) -> Result<()> {
+    scope.kubectl(&["create", "serviceaccount", "robot"])?;
+    let secret = |name: &str, account: &str| {
+        scope.apply(&json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
+            "metadata": {"name": name, "annotations": {"kubernetes.io/service-account.name": account}},
+        }))
+    };
+    secret("kept", "robot")?;
+    secret("other", "robot")?;
+    let token_of = |name: &str| -> Result<String> {
+        let object = scope.watch_until(&["secret", name], |secret| secret["data"]["token"].is_string())?;
+        ensure!(
+            object["metadata"]["annotations"]["kubernetes.io/service-account.uid"].is_string(),
+            "{object}"
+        );
+        scope.kubectl(&["get", "secret", name, "-o", "go-template={{.data.token | base64decode}}"])
+    };
+    let (kept, other) = (token_of("kept")?, token_of("other")?);
+    let text = |key: &str| {
+        scope.kubectl(&[
+            "get",
+            "secret",
+            "kept",
+            "-o",
+            &format!("go-template={{{{index .data {key:?} | base64decode}}}}"),
+        ])
+    };
+    ensure!(text("namespace")? == scope.namespace, "{}", text("namespace")?);
+    let authority = scope.cluster.scratch().join("token-ca.crt");
+    std::fs::write(&authority, text("ca.crt")?)?;
+    let trust = format!("--certificate-authority={}", authority.display());
+    let named = format!("system:serviceaccount:{}:robot", scope.namespace);
+    for token in [&kept, &other] {
+        let said = whoami(scope, token, &trust)?;
+        ensure!(said.contains(&named), "{said}");
+    }
+    // A token ends with its Secret, and all of them with their account.
+    scope.kubectl(&["delete", "secret", "other"])?;
+    let said = whoami(scope, &other, &trust)?;
+    ensure!(said.contains("Unauthorized") || said.contains("must be logged in"), "{said}");
+    scope.kubectl(&["delete", "serviceaccount", "robot"])?;
+    scope.kubectl(&["wait", "--for=delete", "secret/kept", "--timeout=30s"])?;
+    secret("stray", "nobody")?;
+    scope.kubectl(&["wait", "--for=delete", "secret/stray", "--timeout=30s"]).map(drop)
 }
 
 fn logs(scope: &Scope<'_>) -> Result<()> {
