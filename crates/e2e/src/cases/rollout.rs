@@ -245,18 +245,27 @@ fn delete_background(scope: &Scope<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The owner stays, with its finalizer, until its dependents are gone.
+/// The owners stay, with their finalizer, until the last of what they own is gone.
 fn delete_foreground(scope: &Scope<'_>) -> Result<()> {
     start(scope, "web", 2)?;
-    scope.kubectl(&[
-        "delete",
-        "deployment",
-        "web",
-        "--cascade=foreground",
-        "--wait=true",
-        "--timeout=60s",
-    ])?;
-    let left = scope.kubectl(&["get", "deployments,replicasets,pods", "-l", "app=web", "-o", "name"])?;
+    let of = ["-l", "app=web", "-o", "name"];
+    let pods = scope.kubectl(&[&["get", "pods"][..], &of].concat())?;
+    let held = pods.lines().next().context("a Pod")?;
+    let finalizers = |list: &str| {
+        let patch = format!("{{\"metadata\":{{\"finalizers\":{list}}}}}");
+        scope.kubectl(&["patch", held, "--type=merge", "-p", &patch])
+    };
+    finalizers("[\"example.com/held\"]")?;
+    scope.kubectl(&["delete", "deployment", "web", "--cascade=foreground", "--wait=false"])?;
+    eventually("the other Pod is gone", || {
+        Ok((scope.kubectl(&[&["get", "pods"][..], &of].concat())?.trim() == held).then_some(()))
+    })?;
+    let waiting =
+        scope.jsonpath(&["deployments,replicasets", "-l", "app=web"], "{.items[*].metadata.finalizers}")?;
+    ensure!(waiting == "[\"foregroundDeletion\"] [\"foregroundDeletion\"]", "{waiting}");
+    finalizers("null")?;
+    scope.kubectl(&["wait", "--for=delete", "deployment/web", "--timeout=60s"])?;
+    let left = scope.kubectl(&[&["get", "deployments,replicasets,pods"][..], &of].concat())?;
     ensure!(!left.contains('/'), "dependents outlived a foreground deletion: {left}");
     Ok(())
 }
