@@ -131,9 +131,7 @@ pub(super) fn enter_namespace(object: &mut Value, namespaced: bool, namespace: &
         "" => meta::set_namespace(object, namespace),
         own if own == namespace => {}
         _ => {
-            return Err(Status::bad_request(
-                "the namespace of the provided object does not match the namespace sent on the request",
-            ));
+            return Err(Status::bad_request(crate::admission::OTHER_NAMESPACE));
         }
     }
     Ok(())
