@@ -397,11 +397,11 @@ impl ApiServer {
                 None => return Ok(()),
             },
         };
-        // Objects are made in collections and changed by name.
+        // Objects are made in collections and changed by name; over all namespaces they are read, no more.
+        let everywhere = served.kind.namespaced && info.namespace.is_empty();
         let misplaced = match info.verb {
-            "create" if info.subresource.is_empty() => {
-                !info.name.is_empty() || served.kind.namespaced && info.namespace.is_empty()
-            }
+            "create" if info.subresource.is_empty() => !info.name.is_empty() || everywhere,
+            "deletecollection" => everywhere,
             "update" | "patch" => info.name.is_empty(),
             _ => false,
         };

@@ -121,10 +121,7 @@ fn exists(w: &Writing<'_>, path: &str, name: &str, generated: bool) -> Status {
 /// The object's namespace is the request's.
 pub(super) fn enter_namespace(object: &mut Value, namespaced: bool, namespace: &str) -> Result<(), Status> {
     if !namespaced {
-        // Validation refuses a namespace here, but the empty one is none.
-        if meta::namespace(object).is_empty() {
-            meta::remove(object, "namespace");
-        }
+        meta::remove(object, "namespace");
         return Ok(());
     }
     match meta::namespace(object) {

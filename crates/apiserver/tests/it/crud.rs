@@ -270,6 +270,27 @@ async fn collections_are_deleted_by_selector() {
     assert_eq!(deleted["items"].as_array().unwrap().len(), 2);
     let left = s.get(CONFIG_MAPS).await.expect(200);
     assert_eq!(left["items"].as_array().unwrap().len(), 1);
+    // Never over all namespaces.
+    s.delete("/api/v1/configmaps").await.expect(405);
+    s.get(&format!("{CONFIG_MAPS}/b")).await.expect(200);
+}
+
+#[tokio::test]
+async fn what_has_no_namespace_is_given_none() {
+    let s = start().await;
+    let class = |name: &str| json!({"metadata": {"name": name, "namespace": "default"}, "value": 1});
+    let path = "/apis/scheduling.k8s.io/v1/priorityclasses";
+    let made = s.post(path, &class("a")).await.expect(201);
+    assert!(made["metadata"].get("namespace").is_none(), "{made}");
+    let mut again = class("a");
+    again["description"] = "x".into();
+    let changed = s.put(&format!("{path}/a"), &again).await.expect(200);
+    assert!(changed["metadata"].get("namespace").is_none() && changed["description"] == "x", "{changed}");
+    let patch = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "value": 1,
+        "metadata": {"name": "b", "namespace": "default"}});
+    let apply = [("content-type", "application/apply-patch+yaml")];
+    let applied = s.send("PATCH", &format!("{path}/b?fieldManager=m"), &apply, patch.to_string()).await;
+    assert!(applied.expect(201)["metadata"].get("namespace").is_none());
 }
 
 #[tokio::test]
