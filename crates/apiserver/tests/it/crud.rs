@@ -311,6 +311,12 @@ async fn mismatches_are_told() {
     assert_eq!(refused["reason"], "BadRequest");
     assert_eq!(s.get("/api/v1/nothing").await.text(), "404 page not found\n");
     assert_eq!(s.send("PUT", CONFIG_MAPS, &[], "{}").await.code, 405);
+    assert_eq!(s.send("DELETE", "/api/v1/watch/configmaps", &[], "").await.code, 405);
+    for path in ["/api/v1/namespaces/default/nodes", "/api/v1/namespaces/default/namespaces"] {
+        assert_eq!(s.get(path).await.text(), "404 page not found\n", "{path}");
+    }
+    s.get("/api/v1/namespaces").await.expect(200);
+    assert_eq!(s.get(&format!("{PODS}/a/log/b/c")).await.text(), "404 page not found\n");
 }
 
 #[tokio::test]
