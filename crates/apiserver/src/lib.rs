@@ -38,6 +38,7 @@ pub mod stats;
 pub mod table;
 pub mod watch;
 mod webhook;
+mod websocket;
 
 pub use hooks::{Hooks, Seams};
 pub use identity::Identity;

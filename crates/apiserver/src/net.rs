@@ -4,6 +4,7 @@
 
 use crate::local::{Body, BoxError};
 use crate::server::{ApiServer, Origin};
+use crate::websocket::Upgrade;
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::{Method, Response};
@@ -177,7 +178,11 @@ async fn connection(
                 false => Received(Some(body)).boxed_unsync(),
             });
             request.extensions_mut().insert(peer);
-            let response = server.handle(request, Origin::Network(chain)).await;
+            let upgrade = Upgrade::take(&mut request);
+            let mut response = server.handle(request, Origin::Network(chain)).await;
+            if let Some(upgrade) = upgrade {
+                response = upgrade.answer(&server, response);
+            }
             Ok::<_, Infallible>(if is_head { headers_only(response) } else { response })
         }
     });

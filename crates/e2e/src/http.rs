@@ -138,7 +138,7 @@ impl Connection {
         }
     }
 
-    async fn take(&mut self, length: usize) -> Result<Vec<u8>> {
+    pub async fn take(&mut self, length: usize) -> Result<Vec<u8>> {
         while self.buffer.len() - self.used < length {
             self.fill().await?;
         }

@@ -83,6 +83,15 @@ struct WorkDir {
     _lock: File,
 }
 
+/// What came by a tag is known by its digest too.
+fn by_digest<'s>(state: &'s State, key: &str) -> Option<&'s Target> {
+    let wanted = Reference::parse(key).ok()?;
+    let digest = wanted.digest.as_deref()?;
+    let is_it = |name: &str| Reference::parse(name).is_ok_and(|known| known.name() == wanted.name());
+    let mut found = state.references.iter().filter(|(name, target)| target.digest == digest && is_it(name));
+    found.next().map(|(_, target)| target)
+}
+
 impl Images {
     pub fn open(config: ImagesConfig) -> Result<Arc<Self>> {
         let dir = config.dir;
@@ -113,7 +122,7 @@ impl Images {
     }
 
     pub(crate) fn resolve_key(&self, state: &State, key: &str) -> Option<Image> {
-        let target = state.references.get(key)?;
+        let target = state.references.get(key).or_else(|| by_digest(state, key))?;
         self.image(state, &target.id, Some(target.pinned))
     }
 

@@ -187,8 +187,9 @@ pub fn resolve(flags: &Up, instance: &Instance) -> Result<Settings> {
                     let separator = if key.is_empty() { "" } else { ": " };
                     let why =
                         error.without_snippet().render_with_formatter(&serde_saphyr::UserMessageFormatter);
-                    let like = EXAMPLE.lines().find(|line| line.starts_with(&key)).unwrap_or_default();
-                    refuse!("--config {}: {key}{separator}{why}: write such as `{like}`", path.display())
+                    let like = EXAMPLE.lines().find(|line| line.starts_with(&key));
+                    let like = like.map_or(String::new(), |line| format!(": write such as `{line}`"));
+                    refuse!("--config {}: {key}{separator}{why}{like}", path.display())
                 }
             }
         }

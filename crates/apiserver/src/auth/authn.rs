@@ -95,7 +95,8 @@ impl Credentials {
                 None => refused = true,
             }
         }
-        if let Some(token) = bearer(headers) {
+        let of_browser = crate::websocket::bearer(headers);
+        if let Some(token) = bearer(headers).or(of_browser.as_deref()) {
             match self.token(token, &[self.issuer.as_str()]) {
                 Ok(verified) => return Ok(verified.identity),
                 Err(error) => {

@@ -77,6 +77,10 @@ fn images_from_a_registry(scope: &Scope<'_>) -> Result<()> {
     run("third", "mirrored.example/team/box:v1")?;
     let id = scope.jsonpath(&["pod", "first"], "{.status.containerStatuses[0].imageID}")?;
     ensure!(id.contains("@sha256:"), "{id}");
+    let mut by_digest = pod("by-digest", &[("main", "sleep 1000")]);
+    by_digest["spec"]["containers"][0]["image"] = id.into();
+    by_digest["spec"]["containers"][0]["imagePullPolicy"] = "Never".into();
+    started(scope, &by_digest)?;
     let list = scope.cluster.skeg(&["image", "list"])?;
     ensure!(list.contains("team/box") && list.contains("docker.io/library/nginx"), "{list}");
     Ok(())

@@ -428,6 +428,11 @@ fn exec(scope: &Scope<'_>) -> Result<()> {
         String::from_utf8_lossy(&output.stderr).contains("err\n")
             && String::from_utf8_lossy(&output.stderr).contains("exit code 42")
     );
+    // Over WebSocket: SPDY, which kubectl falls back to, begins with a POST.
+    let traced = scope.kubectl_command().args(["exec", "-v=7", "box", "--", "echo", "traced"]).output()?;
+    let trace = String::from_utf8_lossy(&traced.stderr).into_owned();
+    ensure!(String::from_utf8_lossy(&traced.stdout) == "traced\n", "{trace}");
+    ensure!(trace.contains("101") && !trace.contains("POST") && !trace.contains("fallback"), "{trace}");
     let piped = scope.kubectl_stdin(&["exec", "-i", "box", "--", "tr", "a-z", "A-Z"], b"through a pipe")?;
     ensure!(piped == "THROUGH A PIPE", "{piped}");
     let big = vec![b'x'; 3_000_000];

@@ -2,11 +2,13 @@
 
 use super::{deployment, pod};
 use crate::cluster::eventually;
+use crate::http::{Connection, Endpoint, request};
 use crate::{Case, Scope};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 pub const CASES: &[Case] = &[
+    Case { name: "logs_and_watches_over_websocket", run: websockets },
     Case { name: "a_pod_reaches_the_api_with_its_token", run: api_from_inside },
     Case { name: "a_service_reaches_ready_pods", run: service },
     Case { name: "service_names_resolve", run: names },
@@ -331,4 +333,58 @@ fn node_access(scope: &Scope<'_>) -> Result<()> {
     });
     scope.kubectl(&["delete", "clusterrole,clusterrolebinding", "e2e-node-pods"])?;
     tested
+}
+
+/// What the server sends: its kind (1 text, 2 binary, 8 the end) and content.
+async fn message(connection: &mut Connection) -> Result<(u8, Vec<u8>)> {
+    let head = connection.take(2).await?;
+    let length = match head[1] {
+        126 => connection.take(2).await?,
+        127 => connection.take(8).await?,
+        short => vec![short],
+    };
+    let length = length.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
+    Ok((head[0] & 0x0f, connection.take(length).await?))
+}
+
+fn websockets(scope: &Scope<'_>) -> Result<()> {
+    let mut talker = pod("talker", &[("main", "echo one; echo two")]);
+    talker["spec"]["restartPolicy"] = "Never".into();
+    scope.apply(&talker)?;
+    scope.wait_for("pod/talker", "{.status.phase}=Succeeded")?;
+    let upgrade = |protocol: &str| {
+        format!(
+            "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: {protocol}\r\n"
+        )
+    };
+    let endpoint = Endpoint::from_kubeconfig(&scope.cluster.kubeconfig())?;
+    let namespace = format!("/api/v1/namespaces/{}", scope.namespace);
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        for (protocol, kind, wanted) in
+            [("binary.k8s.io", 2, "one\ntwo\n"), ("base64.binary.k8s.io", 1, "b25lCnR3bwo=")]
+        {
+            let mut connection = endpoint.connect().await?;
+            let path = format!("{namespace}/pods/talker/log");
+            let (status, _) = connection.open(&request("GET", &path, &upgrade(protocol), b"")).await?;
+            ensure!(status == 101, "{status}");
+            ensure!(message(&mut connection).await? == (kind, Vec::new()), "the first message is empty");
+            ensure!(message(&mut connection).await? == (kind, wanted.into()), "{protocol}");
+            ensure!(message(&mut connection).await?.0 == 8, "the log is over");
+        }
+        let mut connection = endpoint.connect().await?;
+        let path = format!("{namespace}/pods?watch=true&fieldSelector=metadata.name%3Dtalker");
+        let (status, _) = connection.open(&request("GET", &path, &upgrade(""), b"")).await?;
+        ensure!(status == 101, "{status}");
+        let (kind, event) = message(&mut connection).await?;
+        let event: serde_json::Value = serde_json::from_slice(&event)?;
+        ensure!(kind == 1 && event["type"] == "ADDED", "{kind} {event}");
+        ensure!(event["object"]["metadata"]["name"] == "talker", "{event}");
+        // What is refused is refused as ever.
+        let mut connection = endpoint.connect().await?;
+        let path = format!("{namespace}/pods/nobody/log");
+        let (status, _) = connection.send(&request("GET", &path, &upgrade("binary.k8s.io"), b"")).await?;
+        ensure!(status == 404, "{status}");
+        Ok(())
+    })
 }
