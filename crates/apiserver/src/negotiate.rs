@@ -76,6 +76,8 @@ pub struct Output {
     pub encoding: Encoding,
     pub form: Form,
     pub gzip: bool,
+    /// The metadata of lists was asked for, not of an object.
+    pub of_lists: bool,
     /// Indented, for people.
     pub pretty: bool,
 }
@@ -123,7 +125,8 @@ impl Output {
         match found {
             Some((clause, encoding, form)) => {
                 let pretty = pretty || clause.parameter("pretty") == Some("1");
-                Ok(Output { encoding, form, gzip, pretty })
+                let of_lists = clause.parameter("as") == Some("PartialObjectMetadataList");
+                Ok(Output { encoding, form, gzip, of_lists, pretty })
             }
             None => Err(Status::not_acceptable(format!(
                 "only the following media types are accepted: {MEDIA_TYPES}"

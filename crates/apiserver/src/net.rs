@@ -4,10 +4,11 @@
 
 use crate::local::{Body, BoxError};
 use crate::server::{ApiServer, Origin};
+use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::{Method, Response};
-use http_body::Body as _;
-use http_body_util::BodyExt;
+use http_body::{Body as _, Frame};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -16,7 +17,9 @@ use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -37,6 +40,9 @@ const HEADERS_BYTES_MAX: u32 = 1 << 20;
 const HTTP2_HEADERS_BYTES_MAX: u32 = 64 << 10;
 /// How long requests under way may take to end once the server stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// What is read of bodies that nobody wants, and for how long: no less than any that is taken.
+const UNREAD_BYTES_MAX: usize = 4 << 20;
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pings find connections whose other end is gone, as upstream's do.
 const PING_EVERY: Duration = Duration::from_secs(30);
 
@@ -103,6 +109,45 @@ async fn accept(server: Arc<ApiServer>, listener: TcpListener, tls: TlsAcceptor,
     }
 }
 
+/// A body that is read to its end when nobody wants it: an answer before that would end an HTTP/1.1
+/// connection, and clients that still write would see that instead of the answer.
+struct Received(Option<Incoming>);
+
+impl http_body::Body for Received {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        ctx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Some(body) = &mut self.0 else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(body).poll_frame(ctx));
+        if frame.is_none() {
+            self.0 = None;
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(http_body::Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.0.as_ref().map_or(http_body::SizeHint::with_exact(0), http_body::Body::size_hint)
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        let Some(body) = self.0.take().filter(|body| !body.is_end_stream()) else { return };
+        tokio::spawn(tokio::time::timeout(UNREAD_TIMEOUT, async move {
+            let mut body = Limited::new(body, UNREAD_BYTES_MAX);
+            while let Some(Ok(_)) = body.frame().await {}
+        }));
+    }
+}
+
 /// The answer to HEAD: what GET would say, without the body. HTTP/2 must not be given one.
 fn headers_only(response: Response<Body>) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
@@ -127,7 +172,10 @@ async fn connection(
         let (server, chain) = (server.clone(), chain.clone());
         async move {
             let is_head = request.method() == Method::HEAD;
-            let mut request = request.map(|body| body.map_err(BoxError::from).boxed_unsync());
+            let mut request = request.map(|body| match body.is_end_stream() {
+                true => crate::local::empty(),
+                false => Received(Some(body)).boxed_unsync(),
+            });
             request.extensions_mut().insert(peer);
             let response = server.handle(request, Origin::Network(chain)).await;
             Ok::<_, Infallible>(if is_head { headers_only(response) } else { response })

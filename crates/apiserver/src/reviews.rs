@@ -166,7 +166,13 @@ impl Reviews {
         let spec = object["spec"].clone();
         let own = kind == "SelfSubjectAccessReview";
         let local = kind == "LocalSubjectAccessReview";
-        let errors = check_access(&spec, own, local.then_some(call.info.namespace.as_str()));
+        let mut errors = check_access(&spec, own, local.then_some(call.info.namespace.as_str()));
+        let allowed: &[&str] = if local { &["managedFields", "namespace"] } else { &["managedFields"] };
+        let mut given = object["metadata"].as_object().into_iter().flatten();
+        if given.any(|(field, value)| !value.is_null() && !allowed.contains(&field.as_str())) {
+            let detail = if local { "must be empty except for namespace" } else { "must be empty" };
+            errors.push(FieldError::invalid(Path::new("metadata"), object["metadata"].clone(), detail));
+        }
         if !errors.is_empty() {
             return Err(Status::invalid(AUTHORIZATION, kind, "", &errors));
         }
@@ -464,6 +470,9 @@ fn check_access(spec: &Value, own: bool, local_namespace: Option<&str>) -> Vec<F
             "at least one of user or group must be specified",
         ));
     }
+    let attributes = path.child("resourceAttributes");
+    check_selector(&resource["fieldSelector"], attributes.child("fieldSelector"), &mut errors);
+    check_selector(&resource["labelSelector"], attributes.child("labelSelector"), &mut errors);
     if let Some(namespace) = local_namespace {
         if !other.is_null() {
             let detail = "disallowed on this kind of request";
@@ -476,6 +485,43 @@ fn check_access(spec: &Value, own: bool, local_namespace: Option<&str>) -> Vec<F
         }
     }
     errors
+}
+
+/// A selector that is asked about is written in one way, and says which values it means where its
+/// operator has some.
+fn check_selector(selector: &Value, path: Path, errors: &mut Vec<FieldError>) {
+    let given = selector["rawSelector"].as_str().unwrap_or_default();
+    let requirements = selector["requirements"].as_array().map(Vec::as_slice).unwrap_or_default();
+    match (given.is_empty(), requirements.is_empty()) {
+        (false, false) => {
+            let detail = "may not specified at the same time as requirements";
+            errors.push(FieldError::invalid(path.child("rawSelector"), given, detail));
+        }
+        (true, true) if !selector.is_null() => {
+            let detail = format!("when {path} is specified, requirements or rawSelector is required");
+            errors.push(FieldError::required(path.child("requirements"), detail));
+        }
+        _ => {}
+    }
+    for (n, requirement) in requirements.iter().enumerate() {
+        let path = path.child("requirements").index(n);
+        let values = requirement["values"].as_array().is_some_and(|values| !values.is_empty());
+        if requirement["key"].as_str().unwrap_or_default().is_empty() {
+            errors.push(FieldError::required(path.child("key"), "must be specified"));
+        }
+        match (requirement["operator"].as_str().unwrap_or_default(), values) {
+            ("In" | "NotIn", false) => errors.push(FieldError::required(
+                path.child("values"),
+                "must be specified when `operator` is 'In' or 'NotIn'",
+            )),
+            ("Exists" | "DoesNotExist", true) => errors.push(FieldError::forbidden(
+                path.child("values"),
+                "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+            )),
+            // Operators that are not known may be a newer server's.
+            _ => {}
+        }
+    }
 }
 
 fn user_info(identity: &Identity) -> Value {
@@ -506,6 +552,27 @@ mod tests {
         assert_eq!(fields(json!({"resourceAttributes": {}}), false, None), ["spec.user"]);
         let both = json!({"resourceAttributes": {}, "nonResourceAttributes": {}, "user": "x"});
         assert_eq!(fields(both, false, None), ["spec.nonResourceAttributes"]);
+        let requirements = json!([
+            {"key": "a", "operator": "In"}, {"key": "a", "operator": "Exists", "values": ["b"]},
+            {"operator": "Newer"}, {"key": "a", "operator": "NotIn", "values": ["b"]}
+        ]);
+        let at = "spec.resourceAttributes.labelSelector";
+        for (selector, wrong) in [
+            (json!({}), vec![".requirements"]),
+            (json!({"rawSelector": "a=b"}), vec![]),
+            (
+                json!({"rawSelector": "a=b", "requirements": requirements}),
+                vec![
+                    ".rawSelector",
+                    ".requirements[0].values",
+                    ".requirements[1].values",
+                    ".requirements[2].key",
+                ],
+            ),
+        ] {
+            let wrong: Vec<String> = wrong.into_iter().map(|field| format!("{at}{field}")).collect();
+            assert_eq!(fields(json!({"resourceAttributes": {"labelSelector": selector}}), true, None), wrong);
+        }
         let other = json!({"resourceAttributes": {"namespace": "b"}, "user": "x"});
         assert_eq!(fields(other, false, Some("a")), ["spec.resourceAttributes.namespace"]);
     }

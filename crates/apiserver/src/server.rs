@@ -18,7 +18,7 @@ use crate::stats::{self, Stats};
 use futures_util::FutureExt;
 use http::header::{self, HeaderName};
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use rustls_pki_types::CertificateDer;
 use skeg_api::{Gvk, Kind, Kinds, Status};
 use skeg_base::{Clock, Random};
@@ -353,8 +353,17 @@ impl ApiServer {
             if !streams || !info.verb.is_empty() {
                 self.check_verb(&info, served)?;
             }
+            let is_itself = &*served.kind.plural == "namespaces" && info.name == info.namespace;
+            let misplaced = !served.kind.namespaced && !info.namespace.is_empty() && !is_itself;
+            if misplaced || !info.rest.is_empty() && info.subresource != "proxy" {
+                return Ok(page_not_found());
+            }
             if !served.kind.namespaced {
                 info.namespace.clear();
+            }
+            // The old form of a watch names the verb in the path.
+            if info.verb == "watch" && !matches!(parts.method, Method::GET | Method::HEAD) {
+                return Err(unserved());
             }
         }
         if let Some(served) = &target
@@ -397,20 +406,20 @@ impl ApiServer {
                 None => return Ok(()),
             },
         };
-        // Objects are made in collections and changed by name.
+        // Objects are made in collections and changed by name; over all namespaces they are read, no more.
+        let everywhere = served.kind.namespaced && info.namespace.is_empty();
         let misplaced = match info.verb {
-            "create" if info.subresource.is_empty() => {
-                !info.name.is_empty() || served.kind.namespaced && info.namespace.is_empty()
-            }
+            "create" if info.subresource.is_empty() => !info.name.is_empty() || everywhere,
+            "deletecollection" => everywhere,
             "update" | "patch" => info.name.is_empty(),
             _ => false,
         };
-        if verbs.contains(&info.verb) && !misplaced {
-            Ok(())
-        } else {
-            Err(Status::method_not_allowed("the server does not allow this method on the requested resource"))
-        }
+        if verbs.contains(&info.verb) && !misplaced { Ok(()) } else { Err(unserved()) }
     }
+}
+
+fn unserved() -> Status {
+    Status::method_not_allowed("the server does not allow this method on the requested resource")
 }
 
 /// What a request is counted by.

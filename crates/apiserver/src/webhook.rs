@@ -14,7 +14,8 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::client::WantsClientCert;
+use rustls::{CertificateError, ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
@@ -78,11 +79,7 @@ impl Client {
         let builder = ClientConfig::builder_with_provider(skeg_base::tls::provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?;
-        let roots = match text("/caBundle") {
-            "" => host_roots(),
-            bundle => Arc::new(roots(bundle)?),
-        };
-        let tls = builder.with_root_certificates(roots).with_no_client_auth();
+        let tls = trusting(builder, text("/caBundle"))?.with_no_client_auth();
         let path = if path.starts_with('/') { path } else { format!("/{path}") };
         let tls = TlsConnector::from(Arc::new(tls));
         Ok(Client { target, authority, path, server_name, tls, dialer, idle: Mutex::default() })
@@ -167,16 +164,14 @@ impl Client {
 
     async fn open(&self, server: &Arc<ApiServer>) -> Result<SendRequest<Full<Bytes>>, String> {
         let stream = self.dial(server.seams()).await?;
-        let stream = self.tls.connect(self.server_name.clone(), stream).await.map_err(|error| {
-            let certificate = error
-                .get_ref()
-                .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-                .is_some_and(|error| matches!(error, rustls::Error::InvalidCertificate(_)));
-            if certificate {
-                format!("tls: failed to verify certificate: {error}")
-            } else {
-                error.to_string()
+        let stream = self.tls.connect(self.server_name.clone(), stream).await.map_err(|error| match error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+        {
+            Some(rustls::Error::InvalidCertificate(why)) => {
+                format!("tls: failed to verify certificate: x509: {}", told(why))
             }
+            _ => error.to_string(),
         })?;
         let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|error| reason(&error))?;
         let (tasks, stop) = server.tasks();
@@ -219,25 +214,51 @@ fn reason(error: &hyper::Error) -> String {
     if error.is_incomplete_message() || error.is_canceled() { "EOF".to_owned() } else { error.to_string() }
 }
 
+/// Why a certificate is not believed, as upstream words it.
+fn told(why: &CertificateError) -> String {
+    use CertificateError::{
+        BadSignature, Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet,
+        NotValidYetContext, Other, UnknownIssuer,
+    };
+    match why {
+        BadSignature | UnknownIssuer => "certificate signed by unknown authority".to_owned(),
+        Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. } => {
+            "certificate has expired or is not yet valid".to_owned()
+        }
+        NotValidForName => "certificate is not valid for this name".to_owned(),
+        NotValidForNameContext { expected, presented } => {
+            // `DnsName("a")`, as they are shown.
+            let names: Vec<_> = presented.iter().map(|name| name.split('"').nth(1).unwrap_or(name)).collect();
+            let (names, expected) = (names.join(", "), expected.to_str());
+            format!("certificate is valid for {names}, not {expected}")
+        }
+        Other(_) => "certificate of an authority: serve another, or name this one in the bundle".to_owned(),
+        other => other.to_string(),
+    }
+}
+
 async fn resolve(host: &str, port: u16) -> Result<SocketAddr, String> {
     let failed = || format!("dial tcp: lookup {host}: no such host");
     let mut found = tokio::net::lookup_host((host, port)).await.map_err(|_| failed())?;
     found.next().ok_or_else(failed)
 }
 
-/// The certificates of a `caBundle`.
-pub(crate) fn roots(bundle: &str) -> Result<RootCertStore, String> {
+/// Believes whom a `caBundle` names, or without one whom the host trusts.
+pub(crate) fn trusting(
+    builder: ConfigBuilder<ClientConfig, WantsVerifier>,
+    bundle: &str,
+) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, String> {
+    if bundle.is_empty() {
+        return Ok(builder.with_root_certificates(host_roots()));
+    }
     let bad = || "unable to load root certificates: unable to parse bytes as PEM block".to_owned();
     let pem = STANDARD.decode(bundle).map_err(|_| bad())?;
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        roots.add(certificate.map_err(|_| bad())?).map_err(|_| bad())?;
-    }
-    if roots.is_empty() { Err(bad()) } else { Ok(roots) }
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    skeg_base::tls::trusting(builder, certificates.map_err(|_| bad())?).map_err(|_| bad())
 }
 
 /// The authorities that the host trusts, read once.
-pub(crate) fn host_roots() -> Arc<RootCertStore> {
+fn host_roots() -> Arc<RootCertStore> {
     static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
     let load = || {
         let mut roots = RootCertStore::empty();

@@ -44,25 +44,23 @@ fn tls_config(settings: &Tls) -> Result<ClientConfig> {
     let builder = if settings.insecure_skip_verify {
         tls::trusting_anyone(builder)
     } else {
-        let mut roots = RootCertStore::empty();
         match &settings.ca_file {
             Some(path) => {
                 let certs = CertificateDer::pem_file_iter(path)
+                    .and_then(|certs| certs.collect())
                     .map_err(|e| bad(&format!("{}: {e}", path.display())))?;
-                for cert in certs {
-                    let cert = cert.map_err(|e| bad(&format!("{}: {e}", path.display())))?;
-                    roots.add(cert).map_err(|e| bad(&e))?;
-                }
+                tls::trusting(builder, certs).map_err(|e| bad(&e))?
             }
             None => {
+                let mut roots = RootCertStore::empty();
                 roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
                 // A fresh host may have no certificate bundle yet.
                 if roots.is_empty() {
                     roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
                 }
+                builder.with_root_certificates(roots)
             }
         }
-        builder.with_root_certificates(roots)
     };
     match (&settings.cert_file, &settings.key_file) {
         (Some(cert), Some(key)) => {

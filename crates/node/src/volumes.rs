@@ -6,7 +6,8 @@ use crate::env::{Facts, field, resource};
 use crate::sources::{References, Sources};
 use crate::{Context, machine, text};
 use k8s_openapi::api::core::v1::{
-    Container, DownwardAPIVolumeFile, KeyToPath, Pod, ServiceAccount, ServiceAccountTokenProjection, Volume,
+    Container, DownwardAPIVolumeFile, KeyToPath, Pod, PodSpec, ServiceAccount, ServiceAccountTokenProjection,
+    Volume,
 };
 use parking_lot::Mutex;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
@@ -15,7 +16,7 @@ use skeg_api::predicates::pod_limits;
 use skeg_api::quantity::Quantity;
 use skeg_base::Timestamp;
 use skeg_runtime::MountSource;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -78,20 +79,43 @@ enum Step {
     },
 }
 
-/// Makes or refreshes every volume. Gives the time of the next token refresh.
-pub async fn prepare(ctx: &Context, pod: &Pod, tokens: &Tokens) -> Result<Option<Timestamp>, VolumeError> {
+/// What became of the volumes of a Pod.
+#[derive(Default)]
+pub struct Prepared {
+    /// When a token of theirs is due.
+    pub refresh_at: Option<Timestamp>,
+    /// Those that could not be made; the others were.
+    pub failed: Vec<VolumeError>,
+}
+
+/// The volumes that a container mounts: nobody waits for the others.
+fn mounted(spec: &PodSpec) -> impl Iterator<Item = &Volume> {
+    let ephemeral = spec.ephemeral_containers.iter().flatten().flat_map(|c| c.volume_mounts.iter().flatten());
+    let mounts =
+        machine::all_containers(spec).flat_map(|c| c.volume_mounts.iter().flatten()).chain(ephemeral);
+    let names: BTreeSet<&str> = mounts.map(|mount| mount.name.as_str()).collect();
+    spec.volumes.iter().flatten().filter(move |volume| names.contains(volume.name.as_str()))
+}
+
+/// Makes or refreshes the volumes that are mounted, each for itself. `again` leaves out what is looked
+/// at once, before containers start.
+pub async fn prepare(ctx: &Context, pod: &Pod, tokens: &Tokens, again: bool) -> Prepared {
     let spec = machine::spec(pod);
-    let volumes = spec.volumes.as_deref().unwrap_or_default();
-    let sources = References::of_volumes(spec).fetch(ctx, pod).await.map_err(|e| VolumeError {
-        volume: volumes.first().map(|v| v.name.clone()).unwrap_or_default(),
-        why: e.to_string(),
-    })?;
+    let mut prepared = Prepared::default();
+    let sources = match References::of_volumes(spec).fetch(ctx, pod).await {
+        Ok(sources) => sources,
+        Err(error) => {
+            let volume = mounted(spec).next().map(|volume| volume.name.clone()).unwrap_or_default();
+            prepared.failed.push(VolumeError { volume, why: error.to_string() });
+            return prepared;
+        }
+    };
     let mut steps = Vec::new();
-    let mut refresh_at: Option<Timestamp> = None;
-    for volume in volumes {
-        let step = step(ctx, pod, volume, &sources, tokens, &mut refresh_at).await;
-        let step = step.map_err(|why| VolumeError { volume: volume.name.clone(), why })?;
-        steps.push((volume.name.clone(), volume_path(ctx, pod, volume), step));
+    for volume in mounted(spec).filter(|volume| !again || volume.host_path.is_none()) {
+        match step(ctx, pod, volume, &sources, tokens, &mut prepared.refresh_at).await {
+            Ok(step) => steps.push((volume.name.clone(), volume_path(ctx, pod, volume), step)),
+            Err(why) => prepared.failed.push(VolumeError { volume: volume.name.clone(), why }),
+        }
     }
     let fs_group =
         spec.security_context.as_ref().and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok());
@@ -100,21 +124,23 @@ pub async fn prepare(ctx: &Context, pod: &Pod, tokens: &Tokens) -> Result<Option
     let pod_dir = ctx.pod_dir(text(&pod.metadata.uid));
     let stamp = ctx.clock.now();
     let salt = ctx.random.below(1 << 32);
-    let work = move || -> Result<(), VolumeError> {
-        let failed = |volume: &str| {
-            let volume = volume.to_owned();
-            move |why: io::Error| VolumeError { volume, why: why.to_string() }
-        };
-        make_dir(&pod_dir, 0o750).map_err(failed("pod directory"))?;
-        for (name, path, step) in steps {
-            apply(&path, step, fs_group, policy_on_mismatch, stamp, salt).map_err(failed(&name))?;
+    let work = move || -> Vec<VolumeError> {
+        let failed =
+            |volume: &str, why: io::Error| VolumeError { volume: volume.into(), why: why.to_string() };
+        if let Err(why) = make_dir(&pod_dir, 0o750) {
+            return vec![failed("pod directory", why)];
         }
-        Ok(())
+        let apply = |(name, path, step): (String, PathBuf, Step)| {
+            let applied = apply(&path, step, fs_group, policy_on_mismatch, stamp, salt);
+            applied.err().map(|why| failed(&name, why))
+        };
+        steps.into_iter().filter_map(apply).collect()
     };
     match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map(|()| refresh_at),
-        Err(error) => Err(VolumeError { volume: String::new(), why: error.to_string() }),
+        Ok(failed) => prepared.failed.extend(failed),
+        Err(error) => prepared.failed.push(VolumeError { volume: String::new(), why: error.to_string() }),
     }
+    prepared
 }
 
 async fn step(

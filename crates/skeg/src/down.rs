@@ -82,6 +82,17 @@ fn remove(instance: &Instance) -> Result<bool> {
     })?;
     forwarding::give_back(&instance.run_dir)?;
     remove_all(&instance.run_dir)?;
+    // By its settings a directory is known as Skeg's: they go last, so that what was interrupted can be
+    // finished.
+    for entry in std::fs::read_dir(&instance.data_dir)?.flatten() {
+        if entry.path() == Settings::path(instance) {
+            continue;
+        }
+        match entry.file_type()?.is_dir() {
+            true => remove_all(&entry.path())?,
+            false => std::fs::remove_file(entry.path())?,
+        }
+    }
     remove_all(&instance.data_dir)?;
     drop(claim);
     Ok(true)

@@ -141,8 +141,12 @@ impl Settings {
         Instance::at(&self.data_dir).ok().filter(|former| elsewhere && former.id != instance.id)
     }
 
+    pub fn path(instance: &Instance) -> PathBuf {
+        instance.path("settings.json")
+    }
+
     pub fn load(instance: &Instance) -> Result<Option<Self>> {
-        match std::fs::read(instance.path("settings.json")) {
+        match std::fs::read(Settings::path(instance)) {
             Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).context("settings.json")?)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).context("settings.json"),
@@ -150,7 +154,7 @@ impl Settings {
     }
 
     pub fn save(&self, instance: &Instance) -> Result<()> {
-        let path = instance.path("settings.json");
+        let path = Settings::path(instance);
         let text = serde_json::to_vec_pretty(self)?;
         // A cluster that is started as it was needs no room on its disk for that.
         if std::fs::read(&path).is_ok_and(|now| now == text) {

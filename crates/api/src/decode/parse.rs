@@ -51,6 +51,40 @@ pub enum SyntaxError {
 
 /// Parses a JSON document.
 pub fn decode_json(bytes: &[u8]) -> Result<Decoded, SyntaxError> {
+    match parse_json(bytes) {
+        Err(error) => mended(bytes).map_or(Err(error), |mended| parse_json(&mended)),
+        parsed => parsed,
+    }
+}
+
+/// The body with U+FFFD for what is no Unicode, as Go reads it: each byte that is no UTF-8, and each
+/// escape of half a surrogate pair. `None` if there is nothing of it.
+fn mended(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        out.extend_from_slice(chunk.valid().as_bytes());
+        chunk.invalid().iter().for_each(|_| out.extend_from_slice("\u{fffd}".as_bytes()));
+    }
+    let unit = |at: usize, out: &[u8]| -> Option<u32> {
+        let digits = out.get(at..at + 6)?.strip_prefix(b"\\u")?;
+        u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+    };
+    let mut at = 0;
+    while let Some(step) = out[at..].iter().position(|byte| *byte == b'\\') {
+        at += step;
+        match (unit(at, &out), unit(at + 6, &out)) {
+            (Some(0xd800..=0xdbff), Some(0xdc00..=0xdfff)) => at += 12,
+            (Some(0xd800..=0xdfff), _) => {
+                out[at + 2..at + 6].copy_from_slice(b"fffd");
+                at += 6;
+            }
+            _ => at = (at + 2).min(out.len()),
+        }
+    }
+    (out != bytes).then_some(out)
+}
+
+fn parse_json(bytes: &[u8]) -> Result<Decoded, SyntaxError> {
     let duplicates = RefCell::default();
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let build = Build { at: None, depth: 0, duplicates: &duplicates };
@@ -61,8 +95,26 @@ pub fn decode_json(bytes: &[u8]) -> Result<Decoded, SyntaxError> {
     Ok(Decoded { value, duplicates: duplicates.into_inner() })
 }
 
-/// Parses a YAML document (of which JSON is one kind).
+/// The first document of a stream: what follows is not looked at, as upstream has it.
+fn first_document(bytes: &[u8]) -> &[u8] {
+    let (mut at, mut begun) = (0, false);
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        let marks = |mark: &[u8]| {
+            line.strip_prefix(mark).is_some_and(|rest| rest.first().is_none_or(u8::is_ascii_whitespace))
+        };
+        if begun && (marks(b"---") || marks(b"...")) {
+            return &bytes[..at];
+        }
+        let start = line.trim_ascii_start().first();
+        begun |= start.is_some_and(|first| !b"#%".contains(first)) && line.trim_ascii() != b"---";
+        at += line.len();
+    }
+    bytes
+}
+
+/// Parses the first document of a YAML stream (of which JSON is one kind).
 pub fn decode_yaml(bytes: &[u8]) -> Result<Decoded, SyntaxError> {
+    let bytes = first_document(bytes);
     let duplicates = RefCell::default();
     let value =
         serde_saphyr::with_deserializer_from_slice_with_options(bytes, yaml_options(), |deserializer| {

@@ -424,3 +424,20 @@ fn schemas_within_schemas_have_known_words_only() {
     );
     assert_eq!(value, of(json!({"type": "object", "default": {"free": 1}, "items": {"type": "string"}})));
 }
+
+#[test]
+fn what_is_no_unicode_is_replaced_as_go_replaces_it() {
+    let read = |bytes: &[u8]| decode_json(bytes).unwrap().value;
+    assert_eq!(read(br#"{"a": "\ud800x"}"#), json!({"a": "\u{fffd}x"}));
+    assert_eq!(read(br#"{"a": "\udc00\ud83d\ude00\\ud800"}"#), json!({"a": "\u{fffd}\u{1f600}\\ud800"}));
+    assert_eq!(read(b"{\"a\": \"x\xff\xe2\x82y\"}"), json!({"a": "x\u{fffd}\u{fffd}\u{fffd}y"}));
+    assert!(decode_json(b"{\"a\": \"\xff\"").is_err(), "the rest is read as ever");
+}
+
+#[test]
+fn the_first_document_of_a_stream_counts() {
+    let read = |text: &str| decode_yaml(text.as_bytes()).unwrap().value;
+    assert_eq!(read("# one\n---\na: 1\n---\nb: 2\n"), json!({"a": 1}));
+    assert_eq!(read("%YAML 1.1\n---\na: 1\n...\nb: 2\n"), json!({"a": 1}));
+    assert_eq!(read("a: |\n  x\n  ---\n  y\nb: ---x\n"), json!({"a": "x\n---\ny\n", "b": "---x"}));
+}

@@ -32,6 +32,10 @@ impl Operation {
     }
 }
 
+/// Why an object is refused that names another namespace than its request.
+pub const OTHER_NAMESPACE: &str =
+    "the namespace of the provided object does not match the namespace sent on the request";
+
 /// One write on its way in.
 pub struct Admission<'a> {
     pub operation: Operation,

@@ -1,7 +1,7 @@
 //! What those who look at a write see: its objects in the version that they asked for; and what they
 //! make of them, taken over.
 
-use super::Admission;
+use super::{Admission, OTHER_NAMESPACE};
 use crate::convert;
 use crate::server::ApiServer;
 use serde_json::Value;
@@ -84,6 +84,17 @@ pub async fn take_over(
     let is_whole = !is_of_subresource(a);
     let Some(object) = a.object.as_deref_mut() else { return Ok(false) };
     if is_whole {
+        let (kind, version) = (meta::kind(&made), meta::api_version(&made));
+        if kind != &*row.gvk.kind || version != row.gvk.api_version() {
+            let wanted = format!("{}, Kind={}", row.gvk.api_version(), row.gvk.kind);
+            return Err(Status::internal(format!(
+                "admission changed the object to {version}, Kind={kind}, which is no {wanted}"
+            )));
+        }
+        let namespace = meta::namespace(&made);
+        if !namespace.is_empty() && namespace != meta::namespace(object) {
+            return Err(Status::bad_request(OTHER_NAMESPACE));
+        }
         decode::check(&row.schema, &mut made).map_err(Status::internal)?;
         if row.gvk != a.kind.gvk {
             translate(server, row, a.kind, &mut made).await?;

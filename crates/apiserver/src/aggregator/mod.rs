@@ -15,7 +15,7 @@ use crate::proxy::Dialer;
 use crate::reader::Reader;
 use crate::request::RequestInfo;
 use crate::resources;
-use crate::webhook::{host_roots, roots};
+use crate::webhook::trusting;
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use parking_lot::RwLock;
@@ -123,11 +123,7 @@ impl Aggregator {
         if spec["insecureSkipTLSVerify"] == true {
             return self.identified(skeg_base::tls::trusting_anyone(builder));
         }
-        let roots = match spec["caBundle"].as_str().unwrap_or_default() {
-            "" => host_roots(),
-            bundle => Arc::new(roots(bundle)?),
-        };
-        self.identified(builder.with_root_certificates(roots))
+        self.identified(trusting(builder, spec["caBundle"].as_str().unwrap_or_default())?)
     }
 
     /// For looks at whether a server answers at all.

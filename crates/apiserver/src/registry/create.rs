@@ -121,19 +121,14 @@ fn exists(w: &Writing<'_>, path: &str, name: &str, generated: bool) -> Status {
 /// The object's namespace is the request's.
 pub(super) fn enter_namespace(object: &mut Value, namespaced: bool, namespace: &str) -> Result<(), Status> {
     if !namespaced {
-        // Validation refuses a namespace here, but the empty one is none.
-        if meta::namespace(object).is_empty() {
-            meta::remove(object, "namespace");
-        }
+        meta::remove(object, "namespace");
         return Ok(());
     }
     match meta::namespace(object) {
         "" => meta::set_namespace(object, namespace),
         own if own == namespace => {}
         _ => {
-            return Err(Status::bad_request(
-                "the namespace of the provided object does not match the namespace sent on the request",
-            ));
+            return Err(Status::bad_request(crate::admission::OTHER_NAMESPACE));
         }
     }
     Ok(())

@@ -249,6 +249,23 @@ impl Context<'_> {
         let other = kind.subresource(&self.info.subresource).is_some_and(|sub| sub.gvk.is_some());
         let output =
             Output::negotiate(headers, Offer { forms: true, protobuf: other || !kind.schema.is_custom() })?;
+        if output.form == Form::Metadata {
+            let list = &kind.list_kind;
+            match (self.info.verb, output.of_lists) {
+                ("list", false) => {
+                    return Err(Status::not_acceptable(format!(
+                        "you requested PartialObjectMetadata, but the requested object is a list ({list})"
+                    )));
+                }
+                ("get" | "create" | "update" | "patch", true) => {
+                    return Err(Status::not_acceptable(format!(
+                        "you requested PartialObjectMetadataList, but the requested object is not a list ({})",
+                        kind.gvk.kind
+                    )));
+                }
+                _ => {}
+            }
+        }
         let asked = if self.query.is_empty() { None } else { self.query.flag("pretty") };
         Ok(Output { pretty: asked.unwrap_or(output.pretty), ..output })
     }

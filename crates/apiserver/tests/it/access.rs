@@ -191,7 +191,7 @@ pub async fn cluster() -> Cluster {
 async fn a_second_start_writes_nothing() {
     let store: Arc<dyn Store> = Arc::new(Memory::new());
     let first = start(store.clone()).await;
-    assert_eq!(first.written, 184, "default objects");
+    assert_eq!(first.written, 186, "default objects");
     let service =
         first.get(&first.admin(), "/api/v1/namespaces/default/services/kubernetes").await.expect(200);
     assert_eq!(service["spec"]["clusterIP"], "10.96.0.1");

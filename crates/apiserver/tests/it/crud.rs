@@ -270,6 +270,27 @@ async fn collections_are_deleted_by_selector() {
     assert_eq!(deleted["items"].as_array().unwrap().len(), 2);
     let left = s.get(CONFIG_MAPS).await.expect(200);
     assert_eq!(left["items"].as_array().unwrap().len(), 1);
+    // Never over all namespaces.
+    s.delete("/api/v1/configmaps").await.expect(405);
+    s.get(&format!("{CONFIG_MAPS}/b")).await.expect(200);
+}
+
+#[tokio::test]
+async fn what_has_no_namespace_is_given_none() {
+    let s = start().await;
+    let class = |name: &str| json!({"metadata": {"name": name, "namespace": "default"}, "value": 1});
+    let path = "/apis/scheduling.k8s.io/v1/priorityclasses";
+    let made = s.post(path, &class("a")).await.expect(201);
+    assert!(made["metadata"].get("namespace").is_none(), "{made}");
+    let mut again = class("a");
+    again["description"] = "x".into();
+    let changed = s.put(&format!("{path}/a"), &again).await.expect(200);
+    assert!(changed["metadata"].get("namespace").is_none() && changed["description"] == "x", "{changed}");
+    let patch = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "value": 1,
+        "metadata": {"name": "b", "namespace": "default"}});
+    let apply = [("content-type", "application/apply-patch+yaml")];
+    let applied = s.send("PATCH", &format!("{path}/b?fieldManager=m"), &apply, patch.to_string()).await;
+    assert!(applied.expect(201)["metadata"].get("namespace").is_none());
 }
 
 #[tokio::test]
@@ -290,6 +311,12 @@ async fn mismatches_are_told() {
     assert_eq!(refused["reason"], "BadRequest");
     assert_eq!(s.get("/api/v1/nothing").await.text(), "404 page not found\n");
     assert_eq!(s.send("PUT", CONFIG_MAPS, &[], "{}").await.code, 405);
+    assert_eq!(s.send("DELETE", "/api/v1/watch/configmaps", &[], "").await.code, 405);
+    for path in ["/api/v1/namespaces/default/nodes", "/api/v1/namespaces/default/namespaces"] {
+        assert_eq!(s.get(path).await.text(), "404 page not found\n", "{path}");
+    }
+    s.get("/api/v1/namespaces").await.expect(200);
+    assert_eq!(s.get(&format!("{PODS}/a/log/b/c")).await.text(), "404 page not found\n");
 }
 
 #[tokio::test]

@@ -104,6 +104,20 @@ async fn requests_come_over_tls() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_nobody_reads_breaks_no_connection() {
+    let remote = remote().await;
+    let mut stream = remote.connect().await;
+    let body = "x".repeat(3 << 20);
+    for _ in 0..10 {
+        let (head, _) = ask(&mut stream, &request("POST", "/nowhere", &body)).await;
+        assert!(head.starts_with("http/1.1 404"), "{head}");
+        let (head, _) = ask(&mut stream, &request("GET", CONFIG_MAPS, "")).await;
+        assert!(head.starts_with("http/1.1 200"), "{head}");
+    }
+    remote.server.api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_http2_connection_carries_requests_and_watches() {
     let mut remote = remote().await;
     let mut client = (*remote.client).clone();

@@ -38,6 +38,20 @@ impl Certificate {
         }
     }
 
+    /// As `openssl req -x509` makes it: its own authority, by its own word too.
+    pub fn self_signed(names: &[&str]) -> Self {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = rcgen::CertificateParams::new(names).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).unwrap();
+        Certificate {
+            bundle: STANDARD.encode(certificate.pem()),
+            chain: vec![certificate.der().clone()],
+            key: PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+        }
+    }
+
     /// Lets in whom the verifier lets in, or everybody.
     pub fn server(self, clients: Option<Arc<dyn ClientCertVerifier>>) -> ServerConfig {
         let builder = ServerConfig::builder_with_provider(skeg_base::tls::provider())

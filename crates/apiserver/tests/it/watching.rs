@@ -221,6 +221,17 @@ async fn tables_and_metadata() {
     let got = s.send("GET", PODS, &partial, "").await.expect(200);
     assert_eq!(got["kind"], "PartialObjectMetadataList");
     assert!(got["items"][0].get("spec").is_none());
+    // Of lists and of objects each by its own name, whatever else would do.
+    let text = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io,application/json";
+    let of_one = [("accept", text)];
+    let got = s.send("GET", &format!("{PODS}/a"), &of_one, "").await.expect(200);
+    assert_eq!(got["kind"], "PartialObjectMetadata");
+    let refused = s.send("GET", PODS, &of_one, "").await.expect(406);
+    let why = "you requested PartialObjectMetadata, but the requested object is a list (PodList)";
+    assert_eq!(refused["message"], why);
+    let refused = s.send("GET", &format!("{PODS}/a"), &partial, "").await.expect(406);
+    let why = "you requested PartialObjectMetadataList, but the requested object is not a list (Pod)";
+    assert_eq!(refused["message"], why);
 }
 
 #[tokio::test]

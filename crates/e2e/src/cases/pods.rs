@@ -441,7 +441,13 @@ fn terminals(scope: &Scope<'_>) -> Result<()> {
 
 /// The supervisor's death is the sandbox's: all of it is ended and made anew.
 fn killed_supervisor(scope: &Scope<'_>) -> Result<()> {
-    started(scope, &pod("orphan", &[("main", "sleep 1000")]))?;
+    // What an init container did in the sandbox is done again in the next one.
+    let mut orphan = pod("orphan", &[("main", "cat /dev/shm/prepared && exec sleep 1000")]);
+    orphan["spec"]["initContainers"] = json!([{
+        "name": "prepares", "image": "busybox", "command": ["sh", "-c", "echo yes > /dev/shm/prepared"],
+        "imagePullPolicy": "IfNotPresent",
+    }]);
+    started(scope, &orphan)?;
     let uid = scope.jsonpath(&["pod", "orphan"], "{.metadata.uid}")?;
     let container = find_process("orphan")?;
     let supervisor = std::fs::read_dir("/proc")?
@@ -457,7 +463,10 @@ fn killed_supervisor(scope: &Scope<'_>) -> Result<()> {
     scope.wait_for("pod/orphan", "{.status.containerStatuses[0].restartCount}=1")?;
     scope.wait_ready("orphan")?;
     let after = status(scope, "orphan")?;
-    let ip = scope.exec("orphan", &["hostname", "-i"])?;
+    let ip = scope.kubectl(&["exec", "orphan", "-c", "main", "--", "hostname", "-i"])?;
+    ensure!(after["initContainerStatuses"][0]["restartCount"] == 1, "{after}");
+    let prepared = scope.kubectl(&["exec", "orphan", "-c", "main", "--", "cat", "/dev/shm/prepared"])?;
+    ensure!(prepared == "yes\n", "{prepared:?}");
     ensure!(after["podIP"] == ip.trim(), "the status says the new address: {ip} {after}");
     ensure!(find_process("orphan")? != container, "the old process is gone");
     scope.event("orphan", "SandboxChanged", "Pod sandbox changed")

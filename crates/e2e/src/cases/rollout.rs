@@ -260,9 +260,9 @@ fn delete_foreground(scope: &Scope<'_>) -> Result<()> {
     eventually("the other Pod is gone", || {
         Ok((scope.kubectl(&[&["get", "pods"][..], &of].concat())?.trim() == held).then_some(()))
     })?;
-    let waiting =
-        scope.jsonpath(&["deployments,replicasets", "-l", "app=web"], "{.items[*].metadata.finalizers}")?;
-    ensure!(waiting == "[\"foregroundDeletion\"] [\"foregroundDeletion\"]", "{waiting}");
+    let set = scope.jsonpath(&["replicasets", "-l", "app=web"], "{.items[*].metadata.finalizers}")?;
+    let owner = scope.jsonpath(&["deployment", "web"], "{.metadata.finalizers}")?;
+    ensure!([&set, &owner].iter().all(|held| *held == "[\"foregroundDeletion\"]"), "{set} {owner}");
     finalizers("null")?;
     scope.kubectl(&["wait", "--for=delete", "deployment/web", "--timeout=60s"])?;
     let left = scope.kubectl(&[&["get", "deployments,replicasets,pods"][..], &of].concat())?;

@@ -10,6 +10,7 @@ pub const CASES: &[Case] = &[
     Case { name: "environment", run: environment },
     Case { name: "volumes", run: volumes },
     Case { name: "configmap_volume_follows_changes", run: configmap_updates },
+    Case { name: "volumes_are_made_each_for_itself", run: volumes_apart },
     Case { name: "missing_configmap_is_told", run: missing_configmap },
     Case { name: "volumes_from_the_api_are_read_only", run: volumes_from_the_api },
     Case { name: "mount_options", run: mount_options },
@@ -139,6 +140,38 @@ fn configmap_updates(scope: &Scope<'_>) -> Result<()> {
     scope.kubectl(&["patch", "configmap", "map", "-p", r#"{"data":{"color":"blue"}}"#])?;
     eventually("the file follows", || {
         Ok((scope.exec("reader", &["cat", "/map/color"])? == "blue").then_some(()))
+    })
+}
+
+/// One that cannot be made or refreshed holds no other up, and one that nobody mounts holds up nobody.
+fn volumes_apart(scope: &Scope<'_>) -> Result<()> {
+    let made = scope.cluster.scratch().join("made-by-the-node");
+    scope.kubectl(&["create", "configmap", "goes", "--from-literal=x=1"])?;
+    scope.kubectl(&["create", "secret", "generic", "changes", "--from-literal=x=one"])?;
+    let mut apart = pod("apart", &[("main", "sleep 1000")]);
+    let labels = json!({"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]});
+    apart["spec"]["volumes"] = json!([
+        {"name": "file", "hostPath": {"path": made.join("file"), "type": "FileOrCreate"}},
+        {"name": "dir", "hostPath": {"path": made, "type": "DirectoryOrCreate"}},
+        {"name": "goes", "configMap": {"name": "goes"}},
+        {"name": "changes", "secret": {"secretName": "changes"}},
+        {"name": "shown", "downwardAPI": labels},
+        {"name": "projected", "projected": {"sources": [{"downwardAPI": labels}]}},
+        {"name": "unused-map", "configMap": {"name": "nowhere"}},
+        {"name": "unused-kind", "nfs": {"server": "nowhere.example.com", "path": "/"}},
+    ]);
+    let mount = |name: &str| json!({"name": name, "mountPath": format!("/v/{name}")});
+    apart["spec"]["containers"][0]["volumeMounts"] =
+        ["file", "dir", "goes", "changes", "shown", "projected"].map(mount).into_iter().collect();
+    scope.apply(&apart)?;
+    scope.wait_ready("apart")?;
+    scope.kubectl(&["delete", "configmap", "goes"])?;
+    std::fs::remove_file(made.join("file"))?;
+    scope.kubectl(&["patch", "secret", "changes", "-p", "{\"stringData\":{\"x\":\"two\"}}"])?;
+    scope.kubectl(&["label", "pod", "apart", "color=blue"])?;
+    eventually("the others follow", || {
+        let said = scope.exec("apart", &["cat", "/v/changes/x", "/v/shown/labels", "/v/projected/labels"])?;
+        Ok((said.starts_with("two") && said.matches("color=\"blue\"").count() == 2).then_some(()))
     })
 }
 

@@ -164,6 +164,8 @@ pub struct Run {
     pub image: String,
     /// Who its first process is at its start.
     pub identity: Option<runtime::Identity>,
+    /// The sandbox that it was made in is gone, and with it what it did there.
+    pub lost: bool,
 }
 
 impl Run {
@@ -182,6 +184,11 @@ impl Run {
 
     pub fn succeeded(&self) -> bool {
         self.is_exited() && self.exit_code == 0
+    }
+
+    /// An init container's part is done.
+    pub fn prepared(&self) -> bool {
+        self.succeeded() && !self.lost
     }
 }
 
@@ -329,14 +336,17 @@ pub fn initialized(spec: &PodSpec, memory: &Memory) -> bool {
             if skeg_api::predicates::is_sidecar(container) {
                 known.is_running() && known.probes.started
             } else {
-                known.run().is_some_and(Run::succeeded)
+                known.run().is_some_and(Run::prepared)
             }
         })
 }
 
-/// Whether any main container was ever started: init containers are then not looked at again.
+/// Whether any main container was started in this sandbox, or all are done: init containers are then
+/// not looked at again. In a new sandbox they all run again.
 pub fn mains_begun(spec: &PodSpec, memory: &Memory) -> bool {
-    spec.containers.iter().any(|c| memory.container(&c.name).is_some_and(|m| m.current.is_some()))
+    let over = memory.ended.is_some() || mains_finished(spec, memory);
+    let current = |c: &Container| memory.container(&c.name).and_then(|known| known.current.as_ref());
+    spec.containers.iter().filter_map(current).any(|run| over || !run.lost)
 }
 
 #[cfg(test)]

@@ -156,7 +156,7 @@ fn containers(spec: &PodSpec, memory: &Memory, now: Timestamp, plan: &mut Plan) 
         gate_open = if sidecar {
             known.is_some_and(|m| m.is_running() && m.probes.started)
         } else {
-            known.and_then(ContainerMemory::run).is_some_and(Run::succeeded)
+            known.and_then(ContainerMemory::run).is_some_and(Run::prepared)
         };
     }
     if begun || gate_open {
@@ -198,6 +198,7 @@ fn one(
             match known.again {
                 Some(Restart::AtOnce) => return start(plan),
                 Some(Restart::BackedOff) => {}
+                None if run.lost && run.succeeded() && is_init => return start(plan),
                 None if restarts(spec, container, is_init, run.exit_code) => {}
                 None => return,
             }
@@ -343,6 +344,7 @@ pub(super) mod tests_support {
             asked_image: String::new(),
             image: String::new(),
             identity: None,
+            lost: false,
         }
     }
 
@@ -459,6 +461,35 @@ mod tests {
         // Once the main container began, only the sidecar is kept alive.
         let begun = with(all, &[("a", running()), ("s", exited(1))]);
         check(&pod, &begun, 2, &["start s"]);
+    }
+
+    #[test]
+    fn a_new_sandbox_is_prepared_anew() {
+        let pod = pod(json!({
+            "restartPolicy": "Always",
+            "initContainers": [{"name": "i1"}, {"name": "s", "restartPolicy": "Always"}, {"name": "i2"}],
+            "containers": [{"name": "a"}]
+        }));
+        let lost = |code| {
+            let mut known = exited(code);
+            known.current.as_mut().unwrap().lost = true;
+            known
+        };
+        let all = with(ready(), &[("i1", lost(0)), ("s", lost(137)), ("i2", lost(0)), ("a", lost(137))]);
+        check(&pod, &all, 2, &["start i1"]);
+        assert!(!crate::machine::initialized(spec(&pod), &all));
+        let first = with(all, &[("i1", exited(0))]);
+        check(&pod, &first, 2, &["start s"]);
+        let second = with(first, &[("s", running())]);
+        check(&pod, &second, 2, &["start i2"]);
+        let third = with(second, &[("i2", exited(0))]);
+        check(&pod, &third, 2, &["start a"]);
+        // Nothing is prepared for what is done.
+        let mut done = pod.clone();
+        done.spec.as_mut().unwrap().restart_policy = Some("Never".into());
+        let over = with(ready(), &[("i1", lost(0)), ("s", lost(137)), ("i2", lost(0)), ("a", lost(0))]);
+        assert!(plan(&done, false, &over, at(2)).ending);
+        assert!(crate::machine::initialized(spec(&done), &over));
     }
 
     #[test]

@@ -524,6 +524,7 @@ mod tests {
             asked_image: String::new(),
             image: "img".into(),
             identity: Some(runtime::Identity { uid: 7, gid: 8, groups: vec![8, 9], home: "/".into() }),
+            lost: false,
         }
     }
 

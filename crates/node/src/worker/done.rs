@@ -7,7 +7,7 @@ use crate::image::ImageFailure;
 use crate::machine;
 use crate::machine::status::backoff_message;
 use crate::machine::{ContainerMemory, Run, Sandbox, Volumes, Waiting};
-use crate::volumes::VolumeError;
+use crate::volumes::Prepared;
 use k8s_openapi::api::core::v1::PodStatus;
 use skeg_base::Timestamp;
 use skeg_client::EventType;
@@ -27,7 +27,7 @@ const CONFIG_RETRY: Duration = Duration::from_secs(10);
 pub(super) enum Done {
     Sandbox(Result<Vec<String>, String>),
     Removed(Result<(), String>),
-    Volumes(Result<Option<Timestamp>, VolumeError>),
+    Volumes(Prepared),
     Started {
         container: String,
         attempt: u32,
@@ -110,20 +110,25 @@ impl Loop {
                     self.lose_runs();
                 }
             }
-            Done::Volumes(Ok(refresh_at)) => {
-                self.volumes_refreshing = false;
-                self.volume_backoff.reset();
-                self.volume_refresh_at = refresh_at;
-                self.memory.volumes = Volumes::Ready;
-            }
-            Done::Volumes(Err(error)) => {
-                self.event(EventType::Warning, "FailedMount", &error.to_string());
-                let retry_at = after(self.volume_backoff.next());
-                if self.volumes_refreshing {
-                    self.volumes_refreshing = false;
-                    self.volume_refresh_at = Some(retry_at);
+            Done::Volumes(Prepared { refresh_at, failed }) => {
+                for error in &failed {
+                    self.event(EventType::Warning, "FailedMount", &error.to_string());
+                }
+                let refreshed = std::mem::take(&mut self.volumes_refreshing);
+                if failed.is_empty() {
+                    self.volume_backoff.reset();
+                    self.volume_refresh_at = refresh_at;
+                    self.memory.volumes = Volumes::Ready;
                 } else {
-                    self.memory.volumes = Volumes::Failed { retry_at };
+                    let retry_at = after(self.volume_backoff.next());
+                    if refreshed {
+                        self.volume_refresh_at = Some(refresh_at.map_or(retry_at, |at| at.min(retry_at)));
+                    } else {
+                        self.memory.volumes = Volumes::Failed { retry_at };
+                    }
+                }
+                if std::mem::take(&mut self.volumes_stale) {
+                    self.volume_refresh_at = Some(now);
                 }
             }
             Done::Started { container, attempt, outcome } => self.started(&container, attempt, *outcome, now),

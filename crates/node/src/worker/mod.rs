@@ -210,6 +210,8 @@ struct Loop {
     volume_backoff: Backoff,
     volume_refresh_at: Option<Timestamp>,
     volumes_refreshing: bool,
+    /// What they show has changed while they were made.
+    volumes_stale: bool,
     stored: Option<PodStatus>,
     /// The version of the Pod that has it.
     stored_revision: u64,
@@ -293,6 +295,7 @@ impl Loop {
             volume_backoff: Backoff::new(Duration::from_millis(500), Duration::from_secs(122)),
             volume_refresh_at: None,
             volumes_refreshing: false,
+            volumes_stale: false,
             stored: pod.status.clone().filter(|s| s.start_time.is_some()),
             stored_revision: revision(&pod),
             status_writing: false,
@@ -503,14 +506,19 @@ impl Loop {
 
     fn spawn_volumes(&mut self) {
         let (ctx, pod, tokens) = (self.ctx.clone(), self.pod.clone(), self.tokens.clone());
-        self.ops.spawn(async move { Done::Volumes(volumes::prepare(&ctx, &pod, &tokens).await) });
+        let again = self.volumes_refreshing;
+        self.ops.spawn(async move { Done::Volumes(volumes::prepare(&ctx, &pod, &tokens, again).await) });
     }
 
     fn refresh_volumes(&mut self) {
-        self.volume_refresh_at = None;
-        if !self.volumes_refreshing && self.memory.volumes == Volumes::Ready {
-            self.volumes_refreshing = true;
-            self.spawn_volumes();
+        match self.memory.volumes {
+            Volumes::Ready if !self.volumes_refreshing => {
+                self.volume_refresh_at = None;
+                self.volumes_refreshing = true;
+                self.spawn_volumes();
+            }
+            Volumes::Missing | Volumes::Failed { .. } => {}
+            _ => self.volumes_stale = true,
         }
     }
 

@@ -35,10 +35,19 @@ pub fn read_checkpoint(ctx: &Context, uid: &str) -> Option<Checkpoint> {
     serde_json::from_slice(&std::fs::read(checkpoint_path(ctx, uid)).ok()?).ok()
 }
 
+/// What of an object that may change its volumes depend on.
+fn shown(pod: &Pod) -> impl PartialEq + '_ {
+    let spec = machine::spec(pod);
+    (&pod.metadata.labels, &pod.metadata.annotations, spec.ephemeral_containers.as_ref().map(Vec::len))
+}
+
 impl Loop {
     /// Takes up what the agent has decided.
     pub(super) fn take_allocation(&mut self, pod: Arc<Pod>, allocation: Allocation) {
-        self.pod = allocation.apply(&pod).map_or(pod, Arc::new);
+        let old = std::mem::replace(&mut self.pod, allocation.apply(&pod).map_or(pod, Arc::new));
+        if shown(&old) != shown(&self.pod) {
+            self.refresh_volumes();
+        }
         if self.allocation == allocation {
             return;
         }

@@ -84,7 +84,9 @@ impl Loop {
     pub(super) fn lose_runs(&mut self) {
         let now = self.now();
         for known in self.memory.containers.values_mut() {
-            if let Some(run) = known.current.as_mut().filter(|run| !run.is_exited()) {
+            let Some(run) = &mut known.current else { continue };
+            run.lost = true;
+            if !run.is_exited() {
                 run.state = ContainerState::Exited;
                 run.exit_code = 137;
                 run.finished_at = Some(now);
@@ -96,6 +98,11 @@ impl Loop {
 
     pub(super) fn recover(&mut self, sandbox: runtime::SandboxStatus) {
         let ready = sandbox.ready;
+        // What the runtime does not know any more may be of an earlier sandbox. Statuses know seconds.
+        let since = sandbox.created_at_ns.div_euclid(1_000_000_000);
+        for run in self.memory.containers.values_mut().filter_map(|known| known.current.as_mut()) {
+            run.lost = run.finished_at.or(run.started_at).is_some_and(|at| at.as_second() < since);
+        }
         self.see(sandbox);
         if !ready {
             self.memory.sandbox = Sandbox::Dead;
@@ -144,6 +151,7 @@ pub(super) fn remembered(pod: &Pod) -> Memory {
                 asked_image: String::new(),
                 image: known.image.clone(),
                 identity: None,
+                lost: false,
             };
             if let Some(running) = &state.running {
                 run.started_at = running.started_at.as_ref().map(|t| t.0);
@@ -236,6 +244,7 @@ pub(super) fn read_run(
         asked_image: label(container::LABEL_ASKED_IMAGE),
         image: label(LABEL_IMAGE),
         identity: status.identity.clone(),
+        lost: false,
     }
 }
 

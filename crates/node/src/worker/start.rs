@@ -128,6 +128,7 @@ impl Start {
             asked_image: text(&self.container.image).to_owned(),
             image: image.clone(),
             identity: None,
+            lost: false,
         };
         if let Err(error) = ctx.runtime.create_container(uid, config).await {
             ctx.images.release(&id);

@@ -2,6 +2,7 @@
 
 use super::{MUTATING, Reply, VALIDATING, Webhooks, allow, configure, rule, start};
 use crate::harness::{CONFIG_MAPS, Server, config_map};
+use crate::tls::Certificate;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -78,6 +79,78 @@ async fn webhooks_that_fail_are_told_or_ignored() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_certificate_is_believed_that_the_bundle_has_or_vouches_for() {
+    let server = start().await;
+    let of = |names: &[&str]| Webhooks::start_as(Certificate::self_signed(names), |_, _| allow());
+    let (named, other) = (of(&["127.0.0.1"]).await, of(&["elsewhere.example.com"]).await);
+    let strange = Webhooks::start(|_, _| allow()).await;
+    let hook = |hooks: &Webhooks, bundle: &str| {
+        let maps = rule(&["CREATE"], "", "v1", &["configmaps"]);
+        let mut hook = hooks.hook("x", "/", maps, json!({}));
+        hook["clientConfig"]["caBundle"] = bundle.into();
+        hook
+    };
+    configure(&server, VALIDATING, "x", &[hook(&named, &named.bundle)]).await;
+    server.post(CONFIG_MAPS, &config_map("m", json!({}))).await.expect(201);
+    for (hook, why) in [
+        (
+            hook(&named, &other.bundle),
+            "certificate of an authority: serve another, or name this one in the bundle",
+        ),
+        (hook(&strange, &other.bundle), "certificate signed by unknown authority"),
+        (hook(&other, &other.bundle), "certificate is valid for elsewhere.example.com, not 127.0.0.1"),
+    ] {
+        server.delete(&format!("{VALIDATING}/x")).await.expect(200);
+        configure(&server, VALIDATING, "x", &[hook]).await;
+        let failed = server.post(CONFIG_MAPS, &config_map("n", json!({}))).await.expect(500);
+        let message = failed["message"].as_str().unwrap();
+        assert!(message.ends_with(&format!("tls: failed to verify certificate: x509: {why}")), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn a_webhook_cannot_make_something_else_of_an_object() {
+    let replace = |path: &str, value: &str| {
+        let patch = json!([{"op": "replace", "path": path, "value": value}]);
+        json!({"allowed": true, "patchType": "JSONPatch", "patch": STANDARD.encode(patch.to_string())})
+    };
+    let hooks = Webhooks::start(move |path, _| {
+        Reply::Review(match path.split('?').next().unwrap() {
+            "/kind" => replace("/kind", "Secret"),
+            "/version" => replace("/apiVersion", "v2"),
+            "/namespace" => replace("/metadata/namespace", "kube-system"),
+            _ => replace("/metadata/name", "other"),
+        })
+    })
+    .await;
+    let server = start().await;
+    server.post(CONFIG_MAPS, &config_map("kept", json!({}))).await.expect(201);
+    for (path, code, part) in [
+        ("/kind", 500, "v1, Kind=Secret, which is no v1, Kind=ConfigMap"),
+        ("/version", 500, "v2, Kind=ConfigMap, which is no v1, Kind=ConfigMap"),
+        (
+            "/namespace",
+            400,
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ),
+        ("/name", 422, "metadata.name: Invalid value: \"other\": field is immutable"),
+    ] {
+        let maps = rule(&["CREATE", "UPDATE"], "", "v1", &["configmaps"]);
+        configure(&server, MUTATING, "x", &[hooks.hook("x", path, maps, json!({}))]).await;
+        if path != "/name" {
+            let refused = server.post(CONFIG_MAPS, &config_map("m", json!({}))).await.expect(code);
+            assert!(refused["message"].as_str().unwrap().contains(part), "{refused}");
+        }
+        let changed = config_map("kept", json!({"a": "b"}));
+        let refused = server.put(&format!("{CONFIG_MAPS}/kept"), &changed).await.expect(code);
+        assert!(refused["message"].as_str().unwrap().contains(part), "{refused}");
+        server.delete(&format!("{MUTATING}/x")).await.expect(200);
+    }
+    let list = server.get(CONFIG_MAPS).await.expect(200);
+    assert_eq!(list["items"].as_array().unwrap().len(), 1, "{list}");
 }
 
 #[tokio::test]

@@ -51,7 +51,13 @@ pub struct Webhooks {
 
 impl Webhooks {
     pub async fn start(answers: impl Fn(&str, &Value) -> Reply + Send + Sync + 'static) -> Self {
-        let certificate = Certificate::of(&["127.0.0.1", "hooks.default.svc"]);
+        Self::start_as(Certificate::of(&["127.0.0.1", "hooks.default.svc"]), answers).await
+    }
+
+    pub async fn start_as(
+        certificate: Certificate,
+        answers: impl Fn(&str, &Value) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let (bundle, asked) = (certificate.bundle.clone(), Arc::<Mutex<Vec<(String, Value)>>>::default());
         let (arrived, connections) = (Arc::<tokio::sync::Notify>::default(), Arc::<AtomicUsize>::default());
         let (of, told, count, answers) =
