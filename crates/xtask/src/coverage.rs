@@ -107,9 +107,6 @@ fn proofs(table: &str) -> impl Iterator<Item = (String, Vec<String>)> {
     proven.map(|(name, tests)| (name.to_owned(), tests.split(',').map(str::to_owned).collect()))
 }
 
-/// The groups whose behaviours must all be accounted for; of the others, those that the table names.
-const WHOLE_GROUPS: [&str; 2] = ["[sig-api-machinery] ", "[sig-cli] "];
-
 /// Prints each behaviour of the `conformance.yaml` in `SKEG_SPEC_DIR` as proven, out of scope or
 /// missing, by the table [`CONFORMANCE`].
 ///
@@ -136,7 +133,7 @@ fn behaviours(yaml: &str) -> Result<Vec<String>> {
     Ok(names.map(|name| name.trim_end_matches(" [Conformance]").to_owned()).collect())
 }
 
-/// A line for each behaviour that counts, and what of it is wrong.
+/// A line for each behaviour, and what of it is wrong.
 fn account<'r>(
     behaviours: &[String],
     table: &str,
@@ -152,11 +149,10 @@ fn account<'r>(
                 wrong.extend(failed.map(|test| format!("{name}: {test} did not pass")));
                 format!("proven by {tests}")
             }
-            None if WHOLE_GROUPS.iter().any(|group| name.starts_with(group)) => {
+            None => {
                 wrong.push(format!("{name}: missing"));
                 "missing".to_owned()
             }
-            None => continue,
         };
         let _ = writeln!(report, "{name}: {verdict}");
     }
@@ -170,17 +166,17 @@ mod tests {
 
     #[test]
     fn each_behaviour_is_proven_or_told() {
-        let yaml = "- testname: a\n  codename: '[sig-cli] a\n    b [Conformance]'\n- codename: '[sig-cli] c'\n- codename: '[sig-apps] d'\n- codename: '[sig-apps] e [Conformance]'\n";
+        let yaml = "- testname: a\n  codename: '[sig-cli] a\n    b [Conformance]'\n- codename: '[sig-node] c'\n- codename: '[sig-apps] e [Conformance]'\n";
         let behaviours = behaviours(yaml).unwrap();
         let table = "[sig-cli] a b\tgood,bad\n[sig-apps] e\tout of scope: because\n[sig-apps] f\tgood\n";
         let outcome = |test: &str| (test == "good").then_some(&Outcome::Passed);
         let (report, wrong) = account(&behaviours, table, outcome);
         assert_eq!(
             report,
-            "[sig-cli] a b: proven by good,bad\n[sig-cli] c: missing\n[sig-apps] e: out of scope: because\n"
+            "[sig-cli] a b: proven by good,bad\n[sig-node] c: missing\n[sig-apps] e: out of scope: because\n"
         );
         let expected =
-            ["[sig-cli] a b: bad did not pass", "[sig-cli] c: missing", "[sig-apps] f: no such behaviour"];
+            ["[sig-cli] a b: bad did not pass", "[sig-node] c: missing", "[sig-apps] f: no such behaviour"];
         assert_eq!(wrong, expected);
     }
 

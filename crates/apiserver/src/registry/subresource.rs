@@ -349,8 +349,8 @@ fn set_scheduled(pod: &mut Value, now: &str) {
     }
 }
 
-/// Deletes a Pod as the eviction says. There are no disruption budgets among the kinds yet, so
-/// none can refuse it.
+/// Deletes a Pod as the eviction says. Nothing counts yet what disruption budgets allow, so none
+/// can refuse it.
 async fn evict(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
     let eviction = decode_as(w, row("Eviction")?, bytes)?;
     let ctx = w.ctx;

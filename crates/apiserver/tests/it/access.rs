@@ -4,6 +4,8 @@ use crate::aggregation::comes_back;
 use crate::harness::Answer;
 use crate::protobuf::{PROTOBUF, decode, encode};
 use crate::tls;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Method, Request};
@@ -15,6 +17,7 @@ use k8s_pb::api::authorization::v1::{
 };
 use k8s_pb::apimachinery::pkg::apis::meta::v1 as pb_meta;
 use pb_meta::{APIGroupList, APIResourceList, APIVersions};
+use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
 use skeg_api::Kinds;
@@ -341,6 +344,112 @@ async fn access_reviews_answer_for_others_and_oneself() {
     let rules = ask(&bob, "SelfSubjectRulesReview", "selfsubjectrulesreviews", rules).await.expect(201);
     let may = rules["status"]["resourceRules"].to_string();
     assert!(may.contains("selfsubjectaccessreviews") && !may.contains("pods"), "{may}");
+    cluster.api.stop().await;
+}
+
+/// Who runs in a Pod can check a token by what the server publishes of its issuer, as others can.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_issuer_of_tokens_is_discovered() {
+    let cluster = cluster().await;
+    cluster.service_account("app").await;
+    let signed = cluster.token_of("app", json!({})).await["status"]["token"].as_str().unwrap().to_owned();
+    let account = token(&signed);
+    let discovery = "/.well-known/openid-configuration";
+    for path in [discovery, "/openid/v1/jwks"] {
+        cluster.get(&As::default(), path).await.expect(403);
+    }
+    let answer = cluster.get(&account, discovery).await;
+    assert_eq!(answer.headers["content-type"], "application/json");
+    let found = answer.expect(200);
+    let issuer = found["issuer"].as_str().unwrap();
+    assert_eq!(issuer, "https://kubernetes.default.svc.cluster.local");
+    let path = found["jwks_uri"].as_str().unwrap().strip_prefix(issuer).unwrap();
+    let answer = cluster.get(&account, path).await;
+    assert_eq!(answer.headers["content-type"], "application/jwk-set+json");
+    let keys = answer.expect(200);
+    let read = |text: &str| URL_SAFE_NO_PAD.decode(text).unwrap();
+    let mut parts = signed.split('.');
+    let [head, claims, signature] = [(); 3].map(|()| parts.next().unwrap());
+    let header: Value = serde_json::from_slice(&read(head)).unwrap();
+    let mut all = keys["keys"].as_array().unwrap().iter();
+    let key = all.find(|key| key["kid"] == header["kid"]).expect("the key that signed it");
+    assert_eq!((&key["kty"], &key["crv"], &key["alg"]), (&json!("EC"), &json!("P-256"), &header["alg"]));
+    assert_eq!(found["id_token_signing_alg_values_supported"], json!([header["alg"]]));
+    let coordinate = |name: &str| read(key[name].as_str().unwrap());
+    let point = [vec![4], coordinate("x"), coordinate("y")].concat();
+    let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point);
+    key.verify(format!("{head}.{claims}").as_bytes(), &read(signature)).expect("its signature");
+    key.verify(format!("{head}.{claims}x").as_bytes(), &read(signature)).expect_err("another text's");
+    let claims: Value = serde_json::from_slice(&read(claims)).unwrap();
+    assert_eq!(
+        (&claims["iss"], &claims["sub"]),
+        (&found["issuer"], &json!("system:serviceaccount:default:app"))
+    );
+    cluster.api.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reviews_tell_who_somebody_is_and_what_they_may() {
+    let cluster = cluster().await;
+    let admin = cluster.admin();
+    cluster.service_account("app").await;
+    let made = cluster.token_of("app", json!({})).await;
+    let signed = made["status"]["token"].as_str().unwrap();
+    assert!(!signed.is_empty());
+    let group = "/apis/authentication.k8s.io/v1";
+    let review =
+        json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": signed}});
+    let review = cluster.create(&format!("{group}/tokenreviews"), review).await;
+    let status = &review["status"];
+    assert_eq!((&status["authenticated"], status.get("error")), (&json!(true), None), "{review}");
+    assert_eq!(status["user"]["username"], "system:serviceaccount:default:app");
+    let groups = json!(["system:serviceaccounts", "system:serviceaccounts:default", "system:authenticated"]);
+    assert_eq!(status["user"]["groups"], groups);
+    let account = cluster.get(&admin, "/api/v1/namespaces/default/serviceaccounts/app").await.expect(200);
+    assert_eq!(status["user"]["uid"], account["metadata"]["uid"]);
+    let review =
+        json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": "x"}});
+    let review = cluster.create(&format!("{group}/tokenreviews"), review).await;
+    assert_ne!(review["status"]["authenticated"], true);
+    assert!(review["status"]["error"].is_string(), "{review}");
+    assert_eq!(review["status"]["user"].get("username"), None, "{review}");
+    // Who asks; of itself everyone may.
+    let me = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"});
+    for (who, name) in [(&admin, "kubernetes-admin"), (&token(signed), "system:serviceaccount:default:app")] {
+        let path = format!("{group}/selfsubjectreviews");
+        let review = cluster.send(who, "POST", &path, me.clone()).await.expect(201);
+        assert_eq!(review["status"]["userInfo"]["username"], name);
+    }
+    // In one namespace; of others who holds the right for that namespace may.
+    let role = "/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings";
+    let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "view"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
+        "subjects": [{"kind": "ServiceAccount", "name": "app", "namespace": "default"}]});
+    cluster.create(role, binding).await;
+    let ask = |who: As, verb: &'static str, namespace: &'static str| {
+        let spec = json!({"user": "system:serviceaccount:default:app",
+            "resourceAttributes": {"namespace": namespace, "verb": verb, "resource": "pods"}});
+        let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "LocalSubjectAccessReview", "spec": spec});
+        let path = "/apis/authorization.k8s.io/v1/namespaces/default/localsubjectaccessreviews";
+        let cluster = &cluster;
+        async move { cluster.send(&who, "POST", path, review).await }
+    };
+    for (verb, allowed) in [("list", true), ("delete", false)] {
+        let review = ask(admin.clone(), verb, "default").await.expect(201);
+        assert_eq!(review["status"]["allowed"], allowed, "{verb}");
+    }
+    ask(token(signed), "list", "default").await.expect(403);
+    let refused = ask(admin.clone(), "list", "kube-system").await.expect(422);
+    let field = &refused["details"]["causes"][0]["field"];
+    assert_eq!(field, "spec.resourceAttributes.namespace", "it speaks of its own namespace");
+    let rules = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview",
+        "spec": {"namespace": "default"}});
+    let path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews";
+    let rules = cluster.send(&token(signed), "POST", path, rules).await.expect(201);
+    let rules = rules["status"]["resourceRules"].as_array().unwrap();
+    let on_pods = |rule: &&Value| rule["resources"].as_array().unwrap().contains(&json!("pods"));
+    let verbs: Vec<&Value> = rules.iter().filter(on_pods).map(|rule| &rule["verbs"]).collect();
+    assert_eq!(verbs, [&json!(["get", "list", "watch"])]);
     cluster.api.stop().await;
 }
 

@@ -27,4 +27,5 @@ mod spec;
 mod tls;
 mod watching;
 mod webhooks;
+mod workloads;
 mod writes;
