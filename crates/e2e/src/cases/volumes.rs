@@ -149,7 +149,10 @@ fn volumes_apart(scope: &Scope<'_>) -> Result<()> {
     scope.kubectl(&["create", "configmap", "goes", "--from-literal=x=1"])?;
     scope.kubectl(&["create", "secret", "generic", "changes", "--from-literal=x=one"])?;
     let mut apart = pod("apart", &[("main", "sleep 1000")]);
-    let labels = json!({"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]});
+    let labels = json!({"items": [
+        {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}},
+        {"path": "annotations", "fieldRef": {"fieldPath": "metadata.annotations"}},
+    ]});
     apart["spec"]["volumes"] = json!([
         {"name": "file", "hostPath": {"path": made.join("file"), "type": "FileOrCreate"}},
         {"name": "dir", "hostPath": {"path": made, "type": "DirectoryOrCreate"}},
@@ -169,10 +172,16 @@ fn volumes_apart(scope: &Scope<'_>) -> Result<()> {
     std::fs::remove_file(made.join("file"))?;
     scope.kubectl(&["patch", "secret", "changes", "-p", "{\"stringData\":{\"x\":\"two\"}}"])?;
     scope.kubectl(&["label", "pod", "apart", "color=blue"])?;
-    eventually("the others follow", || {
-        let said = scope.exec("apart", &["cat", "/v/changes/x", "/v/shown/labels", "/v/projected/labels"])?;
-        Ok((said.starts_with("two") && said.matches("color=\"blue\"").count() == 2).then_some(()))
-    })
+    let says = |part: &str, times: usize| {
+        eventually("the others follow", || {
+            let script = "cat /v/changes/x; cat /v/shown/* /v/projected/*";
+            let said = scope.exec("apart", &["sh", "-c", script])?;
+            Ok((said.starts_with("two") && said.matches(part).count() == times).then_some(()))
+        })
+    };
+    says("color=\"blue\"", 2)?;
+    scope.kubectl(&["annotate", "pod", "apart", "size=large"])?;
+    says("size=\"large\"", 2)
 }
 
 fn missing_configmap(scope: &Scope<'_>) -> Result<()> {
