@@ -116,6 +116,7 @@ fn custom(form: Form, kind: &Kind) -> Value {
     if form == Form::V2 {
         simplify(&mut schema);
     }
+    embed(form, &mut schema);
     let properties = schema.entry("properties").or_insert_with(|| json!({}));
     if let Some(properties) = properties.as_object_mut() {
         type_meta(properties);
@@ -125,6 +126,32 @@ fn custom(form: Form, kind: &Kind) -> Value {
     let gvk = gvk_value((&kind.gvk.group, &kind.gvk.version, &kind.gvk.kind));
     schema.insert("x-kubernetes-group-version-kind".into(), json!([gvk]));
     Value::Object(schema)
+}
+
+/// What is embedded has the fields of an object of its own, whether its schema tells of them or not.
+fn embed(form: Form, schema: &mut Map<String, Value>) {
+    let properties = schema.get_mut("properties").and_then(Value::as_object_mut);
+    let below = properties.into_iter().flat_map(|all| all.values_mut()).filter_map(Value::as_object_mut);
+    below.for_each(|below| embed(form, below));
+    for field in ["items", "additionalProperties"] {
+        if let Some(below) = schema.get_mut(field).and_then(Value::as_object_mut) {
+            embed(form, below);
+        }
+    }
+    if schema.get("x-kubernetes-embedded-resource") != Some(&Value::Bool(true)) {
+        return;
+    }
+    if let Some(properties) = schema.entry("properties").or_insert_with(|| json!({})).as_object_mut() {
+        type_meta(properties);
+        properties.insert("metadata".into(), wrapped(form, OBJECT_META, Map::new(), true));
+    }
+    if let Some(required) = schema.entry("required").or_insert_with(|| json!([])).as_array_mut() {
+        for field in ["kind", "apiVersion"] {
+            if !required.iter().any(|name| name == field) {
+                required.push(field.into());
+            }
+        }
+    }
 }
 
 /// Takes out of a schema what version 2 cannot say, or what those who validate by it take wrongly.

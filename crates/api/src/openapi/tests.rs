@@ -179,11 +179,17 @@ fn version_2_is_one_document() {
 fn a_kind_registered_later_is_described() {
     let kinds = Kinds::new(builtin());
     let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "description": "What is wanted.",
-        "properties": {"size": {"type": "integer"}}}}});
+        "properties": {"size": {"type": "integer"}, "parts": {"type": "array", "items": {
+            "type": "object", "x-kubernetes-embedded-resource": true, "required": ["kind"],
+            "x-kubernetes-preserve-unknown-fields": true}}}}}});
     let schema = Schema::from_openapi("Widget", &schema).unwrap();
     kinds.insert(Kind::custom(crate::Gvk::new("example.com", "v1", "Widget"), "widgets", schema));
     let document = v3(&kinds.snapshot(), "apis/example.com/v1");
     check_references(&document, &document);
+    let part = &document["components"]["schemas"]["com.example.v1.Widget"]["properties"]["spec"]["properties"]
+        ["parts"]["items"];
+    assert_eq!(part["required"], json!(["kind", "apiVersion"]), "{part}");
+    assert_eq!(part["properties"].as_object().unwrap().len(), 3, "{part}");
     let widget = &document["components"]["schemas"]["com.example.v1.Widget"];
     assert_eq!(widget["properties"]["spec"]["description"], "What is wanted.");
     assert_eq!(widget["x-kubernetes-group-version-kind"][0]["kind"], "Widget");

@@ -36,6 +36,18 @@ pub(super) fn serve(
     query: &str,
     headers: &HeaderMap,
 ) -> Result<Response<Body>, Status> {
+    let not_acceptable = || {
+        let mut response = Response::new(empty());
+        *response.status_mut() = StatusCode::NOT_ACCEPTABLE;
+        response
+    };
+    let takes_json = || match accept(headers) {
+        "" => true,
+        accept => negotiate::clauses(accept).iter().any(|clause| clause.takes("application/json")),
+    };
+    if rest != "v2" && !takes_json() {
+        return Ok(not_acceptable());
+    }
     if rest == "v3" {
         let bytes: Bytes = documents.v3_index().into();
         let document = Document { etag: etag(&bytes), bytes };
@@ -56,11 +68,7 @@ pub(super) fn serve(
                 }),
                 "application/json",
             ),
-            None => {
-                let mut response = Response::new(empty());
-                *response.status_mut() = StatusCode::NOT_ACCEPTABLE;
-                return Ok(response);
-            }
+            None => return Ok(not_acceptable()),
         };
         let document = packed.ok_or_else(Status::no_route)?;
         return Ok(unpacked(headers, &document, media, "no-cache, private", gzip));

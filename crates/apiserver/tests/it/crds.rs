@@ -462,6 +462,10 @@ async fn openapi_follows_the_versions_that_are_served() {
     assert!(schema("other.org/v1", "org.other.v1.Widget").await.is_object());
     let gadget = schema("example.com/v1", "com.example.v1.Gadget").await;
     assert_eq!(gadget["x-kubernetes-preserve-unknown-fields"], true);
+    let html = [("accept", "text/html")];
+    for path in ["/openapi/v2", "/openapi/v3", "/openapi/v3/apis/example.com/v1"] {
+        assert_eq!(s.send("GET", path, &html, "").await.code, 406, "{path}");
+    }
     let v2 = s.get("/openapi/v2").await.expect(200);
     assert!(v2["definitions"]["com.example.v2.Widget"].is_object());
     let index = async || s.get("/openapi/v3").await.expect(200)["paths"].clone();
