@@ -98,11 +98,28 @@ pub(super) fn client_config(at: &At<'_>, errors: &mut Errors) {
         (None, Some(service)) => {
             errors.need(&service, "name");
             errors.need(&service, "namespace");
-            let path = service.str("path");
-            if service.has("path") && !path.starts_with('/') {
-                errors.invalid(service.at("path"), path, "must start with a '/'");
-            }
+            service_path(&service, errors);
             errors.range(&service, "port", 1, 65535);
+        }
+    }
+}
+
+/// Segments between slashes, each a name; the last slash may end the path.
+fn service_path(service: &At<'_>, errors: &mut Errors) {
+    let path = service.str("path");
+    if path.is_empty() || path == "/" {
+        return;
+    }
+    let mut invalid = |why: String| errors.invalid(service.at("path"), path, why);
+    let Some(segments) = path.strip_prefix('/') else { return invalid("must start with a '/'".to_owned()) };
+    for (i, segment) in segments.strip_suffix('/').unwrap_or(segments).split('/').enumerate() {
+        match segment {
+            "" => invalid(format!("segment[{i}] may not be empty")),
+            segment => {
+                names::is_dns1123_subdomain(segment)
+                    .into_iter()
+                    .for_each(|why| invalid(format!("segment[{i}]: {why}")));
+            }
         }
     }
 }
@@ -434,5 +451,32 @@ fn actions(spec: &At<'_>, errors: &mut Errors) {
     if given.contains(&"Deny") && given.contains(&"Warn") {
         let why = "must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)";
         errors.invalid(path, given, why);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn paths_of_services_are_names_between_slashes() {
+        for (path, wrong) in [
+            ("", None),
+            ("/", None),
+            ("/a/b.c/", None),
+            ("a", Some("must start with a '/'")),
+            ("//", Some("segment[0] may not be empty")),
+            ("/a//b", Some("segment[1] may not be empty")),
+            ("/x y", Some("segment[0]: a lowercase RFC 1123 subdomain must consist of")),
+        ] {
+            let service = json!({"name": "s", "namespace": "n", "path": path});
+            let config = json!({"service": service});
+            let mut errors = Errors::default();
+            client_config(&At::root(&config), &mut errors);
+            let told: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
+            assert_eq!(told.len(), usize::from(wrong.is_some()), "{path}: {told:?}");
+            assert!(wrong.is_none_or(|wrong| told[0].contains(wrong)), "{path}: {told:?}");
+        }
     }
 }
