@@ -338,3 +338,29 @@ fn a_difference_is_found_and_told() {
     assert!(matches("v* paths */a get produces a: absent", lines[1]));
     assert!(!matches("v* paths */a get produces: absent", lines[1]) && !matches("v2 paths /b", lines[2]));
 }
+
+/// Documents tell what is served: no other method of their paths does anything.
+#[tokio::test]
+async fn methods_that_are_not_told_are_not_served() {
+    let s = start_assembled(Arc::new(skeg_store::Memory::new())).await;
+    let index = s.get("/openapi/v3").await.expect(200);
+    let (mut asked, mut served) = (0, Vec::new());
+    for document in index["paths"].as_object().unwrap().keys() {
+        let document = s.get(&format!("/openapi/v3/{document}")).await.expect(200);
+        for (path, item) in document["paths"].as_object().into_iter().flatten() {
+            let url = path.replace("{namespace}", "default").replace("{name}", "x").replace("{path}", "x");
+            for method in ["get", "post", "put", "patch", "delete"] {
+                if item.get(method).is_some() {
+                    continue;
+                }
+                asked += 1;
+                let json = [("content-type", "application/merge-patch+json")];
+                let answer = s.send(&method.to_uppercase(), &url, &json, "{}").await;
+                if !matches!(answer.code, 404 | 405) {
+                    served.push(format!("{method} {path}: {}", answer.code));
+                }
+            }
+        }
+    }
+    assert!(served.is_empty() && asked > 500, "{asked} were asked, and served: {served:#?}");
+}

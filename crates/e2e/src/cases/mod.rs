@@ -11,6 +11,7 @@ mod counts;
 mod crds;
 mod debug;
 mod durability;
+mod files;
 mod guest;
 mod images;
 mod kinds;
@@ -54,6 +55,7 @@ pub const SHARED: &[&[Case]] = &[
     security::CASES,
     images::CASES,
     volumes::CASES,
+    files::CASES,
     probes::CASES,
     network::CASES,
     proxy::CASES,
