@@ -10,7 +10,7 @@ mod validations;
 
 pub use format::is_known as is_known_format;
 pub use rule::{Compiler, Rule};
-pub use rules::Rules;
+pub use rules::{Rules, embedded_faults};
 pub use validations::{RULES, Validations, has_rules};
 
 use crate::field::{ErrorKind, FieldError, Path};
@@ -19,6 +19,8 @@ use crate::jsonpath::JsonPath;
 use crate::kinds::{ALL_VERBS, Cell, Column, Kind, Subresource};
 use crate::meta;
 use crate::schema::{Schema, SchemaError};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -297,6 +299,34 @@ fn columns(version: &Value) -> Vec<Column> {
         }
     }));
     columns
+}
+
+/// Whether the objects of a definition may be served.
+pub fn is_established(definition: &Value) -> bool {
+    let is_so = |condition: &Value| condition["type"] == "Established" && condition["status"] == "True";
+    list(&definition["status"], "conditions").iter().any(is_so)
+}
+
+/// The `caBundle` of the webhook that converts, in base64.
+pub fn authority(definition: &Value) -> &str {
+    let bundle = definition.pointer("/spec/conversion/webhook/clientConfig/caBundle");
+    bundle.and_then(Value::as_str).unwrap_or_default()
+}
+
+/// Whether the webhook's authority is given, but holds no certificate.
+pub fn has_odd_authority(definition: &Value) -> bool {
+    let bundle = authority(definition);
+    if bundle.is_empty() {
+        return false;
+    }
+    let pem = STANDARD.decode(bundle).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    !pem.is_some_and(|pem| {
+        let blocks = pem.split("-----BEGIN CERTIFICATE-----").skip(1);
+        let body = |block: &str| {
+            block.split("-----END CERTIFICATE-----").next().map(|body| body.replace(['\r', '\n'], ""))
+        };
+        blocks.filter_map(body).any(|body| !body.is_empty() && STANDARD.decode(body).is_ok())
+    })
 }
 
 /// Fills what a definition need not say.
