@@ -34,6 +34,45 @@ fn stored_definitions_may_break_later_rules() {
     }
 }
 
+/// What looks odd, but is taken as upstream takes it.
+#[test]
+fn odd_definitions_are_taken() {
+    let rows = Rows::new();
+    let base = table()["bases"]["crd"].clone();
+    let kind = rows.of(&base);
+    let embedded = json!({"type": "object", "x-kubernetes-embedded-resource": true, "x-kubernetes-preserve-unknown-fields": true,
+        "properties": {"kind": {"type": "string", "default": "A"}, "metadata": {"type": "object", "properties": {
+            "labels": {"type": "object", "properties": {"a": {"type": "string", "default": "b"}}}}}},
+        "default": {"apiVersion": "v1", "kind": "A", "metadata": {"name": "a"}}});
+    let webhook = json!({"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"],
+        "clientConfig": {"url": "https://a", "caBundle": "bm9uc2Vuc2U="}}});
+    let set = json!({"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "array", "items": {"type": "string"}}});
+    let field = |name: &str| format!("{SCHEMA}/properties/{name}");
+    for (path, value) in [
+        (field("b"), json!({"type": "object", "additionalProperties": false})),
+        (field("b"), json!({"type": "object", "additionalProperties": {"type": "string", "default": 1}})),
+        (field("b"), json!({"type": "integer", "x-kubernetes-int-or-string": true})),
+        (
+            field("b"),
+            json!({"x-kubernetes-int-or-string": true, "allOf": [{"anyOf": [{"type": "integer"}, {"type": "string"}]}]}),
+        ),
+        (field("b"), set),
+        (field("b"), embedded),
+        (
+            field("metadata"),
+            json!({"type": "object", "properties": {"name": {"type": "string", "maxLength": 5}}}),
+        ),
+        (
+            "/spec/versions/0/additionalPrinterColumns".to_owned(),
+            json!([{"name": "A", "type": "string", "jsonPath": ".a[?"}]),
+        ),
+        ("/spec/conversion".to_owned(), webhook),
+    ] {
+        let errors = create(&kind, change(base.clone(), &json!({ path: value }))).1;
+        assert_eq!(errors, [], "{value}");
+    }
+}
+
 #[test]
 fn embedded_resources_are_whole_objects() {
     let schema = json!({"type": "object", "x-kubernetes-embedded-resource": true, "x-kubernetes-preserve-unknown-fields": true});
