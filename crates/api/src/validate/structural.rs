@@ -1,10 +1,13 @@
 //! What the schema of a custom resource may say: it must tell the type of every field outside of
 //! logic, and what is in logic may only narrow that.
-//! Upstream counterparts: `apiextensions-apiserver/pkg/apiserver/schema/{validation,complete}.go`,
-//! `schema/defaulting/validation.go` and `ValidateCustomResourceDefinitionOpenAPISchema`.
+//! Upstream counterparts: `apiextensions-apiserver/pkg/apiserver/schema/{validation,complete}.go` and
+//! `ValidateCustomResourceDefinitionOpenAPISchema`.
+
+mod defaults;
+mod merging;
 
 use super::at::{At, Errors};
-use crate::crd::{self, RULES, Rules, field_path};
+use crate::crd::{self, RULES, field_path};
 use crate::field::{FieldError, Path};
 use crate::schema::Schema;
 use serde_json::{Value, json};
@@ -369,76 +372,6 @@ impl Check<'_> {
         }
     }
 
-    /// Defaults must be what the schema allows, with nothing that pruning would take away. `whole` is the
-    /// schema of the object around them, and `within` the place in its `metadata`, `kind` or `apiVersion`.
-    fn defaults(&mut self, schema: &At<'_>, is_root: bool, whole: &At<'_>, within: Option<&Inner<'_>>) {
-        let is_whole = is_root || schema.bool(EMBEDDED);
-        let (whole, within) = if is_whole { (schema, None) } else { (whole, within) };
-        if let Some(default) = schema.get("default") {
-            match within {
-                Some(place) => self.default_in_meta(schema, &default, whole, place),
-                None => self.default(schema, &default),
-            }
-        }
-        // Upstream does not follow additionalProperties.
-        if let Some(items) = schema.get("items") {
-            let inner = within.map(|outer| Inner { outer: Some(outer), name: None });
-            self.defaults(&items, false, whole, inner.as_ref());
-        }
-        for (name, below) in properties(schema) {
-            let is_inner = within.is_some() || is_whole && META.contains(&name);
-            let inner = is_inner.then_some(Inner { outer: within, name: Some(name) });
-            self.defaults(&below, false, whole, inner.as_ref());
-        }
-    }
-
-    fn default(&mut self, schema: &At<'_>, default: &At<'_>) {
-        let wrapped = json!({"type": "object", "properties": {"default": schema.value}});
-        let Ok(table) = Schema::from_openapi("", &wrapped) else { return };
-        let mut pruned = json!({"default": default.value});
-        match crate::decode::check(&table, &mut pruned) {
-            Err(error) => {
-                return self.errors.invalid(default.path.clone(), default.value.clone(), error.to_string());
-            }
-            Ok(checked) if !checked.unknown.is_empty() => {
-                let error = FieldError::invalid(
-                    default.path.clone(),
-                    default.value.clone(),
-                    "must not have unknown fields",
-                );
-                self.later(Later::PrunedDefaults, error);
-            }
-            Ok(_) => {}
-        }
-        let wrong = Rules::of(schema.value.clone()).check(default.value, None, default.path.as_str());
-        self.errors.extend(wrong);
-    }
-
-    fn default_in_meta(&mut self, schema: &At<'_>, default: &At<'_>, whole: &At<'_>, place: &Inner<'_>) {
-        let mut object = place.object(default.value.clone());
-        for (field, value) in [("apiVersion", "validation/v1"), ("kind", "Validation")] {
-            if object.get(field).is_none() {
-                object[field] = value.into();
-            }
-        }
-        let Ok(table) = Schema::from_openapi("", whole.value) else { return };
-        let mut faults = Vec::new();
-        match crate::decode::check(&table, &mut object) {
-            Err(error) => faults.push(error.to_string()),
-            Ok(_) => faults.extend(crd::embedded_faults(&object, "").iter().map(ToString::to_string)),
-        }
-        let why = match faults.as_slice() {
-            [] => {
-                let wrong = Rules::of(schema.value.clone()).check(default.value, None, default.path.as_str());
-                return self.errors.extend(wrong);
-            }
-            [one] => one.clone(),
-            many => format!("[{}]", many.join(", ")),
-        };
-        let why = format!("must result in valid metadata: {why}");
-        self.errors.invalid(default.path.clone(), default.value.clone(), why);
-    }
-
     /// What is wrong with the words of a schema wherever it stands.
     fn words(&mut self, schema: &At<'_>, context: &Context, depth: usize) {
         if depth > DEPTH_MAX {
@@ -506,132 +439,6 @@ impl Check<'_> {
         let items = schema.get("items").filter(|below| below.value.is_object());
         for below in logic.chain(schema.get("not")).chain(items) {
             self.words(&below, &inner, depth + 1);
-        }
-    }
-
-    /// Lists and maps that merge.
-    fn merging(&mut self, schema: &At<'_>, kind: &str) {
-        let errors = &mut self.errors;
-        for (field, wanted, known) in [
-            (MAP_TYPE, "object", &["atomic", "granular"][..]),
-            (LIST_TYPE, "array", &["atomic", "set", "map"]),
-        ] {
-            if !schema.has(field) {
-                continue;
-            }
-            let why = format!("must be {wanted} if {field} is specified");
-            match kind {
-                "" => errors.required(schema.at("type"), &why),
-                kind if kind != wanted => errors.invalid(schema.at("type"), kind, why),
-                _ => {}
-            }
-            errors.optional_one_of(schema, field, known);
-        }
-        let (list_type, keys) = (schema.str(LIST_TYPE), schema.list(LIST_KEYS));
-        if list_type != "map" && !keys.is_empty() {
-            let why = format!("must be map if {LIST_KEYS} is non-empty");
-            match schema.has(LIST_TYPE) {
-                false => errors.required(schema.at(LIST_TYPE), &why),
-                true => errors.invalid(schema.at(LIST_TYPE), list_type, why),
-            }
-        }
-        let items = schema.get("items").filter(|items| items.value.is_object());
-        match (list_type, items) {
-            ("map", items) => self.map_list(schema, items.as_ref(), keys),
-            ("set", Some(items)) => self.set_list(kind, &items),
-            _ => {}
-        }
-    }
-
-    fn set_list(&mut self, kind: &str, items: &At<'_>) {
-        let (field, is_atomic) = match items.str("type") {
-            "array" => (LIST_TYPE, matches!(items.value[LIST_TYPE].as_str(), None | Some("atomic"))),
-            "object" => (MAP_TYPE, items.str(MAP_TYPE) == "atomic"),
-            _ => ("", true),
-        };
-        if kind == "array" && !is_atomic {
-            // The value shown is that of the list type, as upstream shows it, for maps too.
-            let why = "must be atomic as item of a list with x-kubernetes-list-type=set";
-            let error = FieldError::invalid(items.at(field), items.value[LIST_TYPE].clone(), why);
-            self.later(Later::AtomicSets, error);
-        }
-        self.no_null_items(items, "set");
-    }
-
-    fn no_null_items(&mut self, items: &At<'_>, list_type: &str) {
-        if items.bool("nullable") {
-            let why = format!("cannot be nullable when {LIST_TYPE} is {list_type}");
-            self.later(Later::KeysAndItems, FieldError::forbidden(items.at("nullable"), why));
-        }
-    }
-
-    fn map_list(&mut self, schema: &At<'_>, items: Option<&At<'_>>, keys: &[Value]) {
-        if keys.is_empty() {
-            self.errors.required(schema.at(LIST_KEYS), &format!("must not be empty if {LIST_TYPE} is map"));
-        }
-        let Some(items) = items else {
-            if !schema.has("items") {
-                let why = format!("must have a schema if {LIST_TYPE} is map");
-                self.errors.required(schema.at("items"), &why);
-            }
-            return;
-        };
-        let kind = items.str("type");
-        if kind != "object" {
-            let why = format!("must be object if parent array's {LIST_TYPE} is map");
-            self.errors.invalid(items.at("type"), kind, why);
-        }
-        self.no_null_items(items, "map");
-        for (index, key) in keys.iter().enumerate() {
-            let name = key.as_str().unwrap_or_default();
-            let given = || Value::Array(keys.to_vec());
-            let found = property(items, name);
-            if kind == "object" {
-                match &found {
-                    None => {
-                        let why = "entries must all be names of item properties";
-                        self.errors.invalid(schema.at(LIST_KEYS), given(), why);
-                    }
-                    Some(found) if matches!(found.str("type"), "object" | "array") => {
-                        let why = format!("must be a scalar type if parent array's {LIST_TYPE} is map");
-                        self.errors.invalid(found.at("type"), kind, why);
-                    }
-                    Some(_) => {}
-                }
-                if keys[..index].contains(key) {
-                    self.errors.invalid(schema.at(LIST_KEYS), given(), "must not contain duplicate entries");
-                }
-            }
-            let Some(found) = found else { continue };
-            let why = format!("this property is in {LIST_KEYS}, so it");
-            if !items.strings("required").any(|required| required == name) && !found.has("default") {
-                let why = format!("{why} must have a default or be a required property");
-                self.later(Later::KeysAndItems, FieldError::required(found.at("default"), why));
-            }
-            if found.bool("nullable") {
-                let why = format!("{why} cannot be nullable");
-                self.later(Later::KeysAndItems, FieldError::forbidden(found.at("nullable"), why));
-            }
-        }
-    }
-}
-
-/// Where a default stands in a whole object, on the stack: names of fields, or an item of a list.
-struct Inner<'a> {
-    outer: Option<&'a Inner<'a>>,
-    name: Option<&'a str>,
-}
-
-impl Inner<'_> {
-    /// The object with nothing but a value in this place.
-    fn object(&self, value: Value) -> Value {
-        let value = match self.name {
-            Some(name) => json!({ name: value }),
-            None => json!([value]),
-        };
-        match self.outer {
-            Some(outer) => outer.object(value),
-            None => value,
         }
     }
 }
