@@ -10,15 +10,18 @@ mod validations;
 
 pub use format::is_known as is_known_format;
 pub use rule::{Compiler, Rule};
-pub use rules::Rules;
+pub use rules::{Rules, embedded_faults};
 pub use validations::{RULES, Validations, has_rules};
 
 use crate::field::{ErrorKind, FieldError, Path};
+use crate::go;
 use crate::gvk::Gvk;
 use crate::jsonpath::JsonPath;
 use crate::kinds::{ALL_VERBS, Cell, Column, Kind, Subresource};
-use crate::meta;
 use crate::schema::{Schema, SchemaError};
+use crate::{meta, object_meta};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -45,6 +48,32 @@ pub struct Scale {
     pub spec_replicas: JsonPath,
     pub status_replicas: JsonPath,
     pub selector: Option<JsonPath>,
+}
+
+impl Scale {
+    /// What an object has where its Scale reads, and a Scale cannot hold.
+    fn faults(&self, object: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        let fields = [(&self.spec_replicas, "int64"), (&self.status_replicas, "int64")];
+        for (path, wanted) in fields.into_iter().chain(self.selector.iter().map(|path| (path, "string"))) {
+            let (Some(names), Some(value)) = (path.fields(), path.first(object)) else { continue };
+            let path = format!(".{}", names.join("."));
+            let (found, number) = (go::type_of(value), value.as_i64().unwrap_or(0));
+            let (shown, why): (Value, String) = if found != wanted {
+                let shown = if wanted == "string" { "".into() } else { 0.into() };
+                let value = go::value(value);
+                (shown, format!("{path} accessor error: {value} is of the type {found}, expected {wanted}"))
+            } else if number < 0 {
+                (number.into(), "should be a non-negative integer".into())
+            } else if number > i64::from(i32::MAX) {
+                (number.into(), format!("should be less than or equal to {}", i32::MAX))
+            } else {
+                continue;
+            };
+            errors.push(FieldError::invalid(Path::new(&path), shown, why));
+        }
+        errors
+    }
 }
 
 /// The webhook that brings objects from one version of a definition into another.
@@ -114,7 +143,7 @@ impl Default for Custom {
 impl Custom {
     /// Adds all that is wrong with an object by its schema, but for what it had before. The rules are
     /// asked only where the object has the form that they expect; what fails them as it did before comes
-    /// back to be told.
+    /// back to be told, and so do finalizers without a domain.
     pub fn check(
         &self,
         schema: &Schema,
@@ -128,14 +157,23 @@ impl Custom {
             Demands { rules: Rules::of(document), validations }
         });
         errors.extend(demands.rules.check(new, old, ""));
-        let Some(validations) = &demands.validations else { return Vec::new() };
-        if errors.iter().any(hides_rules) {
-            errors.push(FieldError::invalid(Path::root(), Value::Null, NOT_CHECKED));
-            return Vec::new();
+        errors.extend(self.scale.iter().flat_map(|scale| scale.faults(new)));
+        let mut told = Vec::new();
+        match &demands.validations {
+            None => {}
+            Some(_) if errors.iter().any(hides_rules) => {
+                errors.push(FieldError::invalid(Path::root(), Value::Null, NOT_CHECKED));
+            }
+            Some(validations) => {
+                let found = validations.check(new, old);
+                errors.extend(found.errors);
+                told.extend(found.warnings.iter().map(FieldError::to_string));
+            }
         }
-        let found = validations.check(new, old);
-        errors.extend(found.errors);
-        found.warnings.iter().map(FieldError::to_string).collect()
+        if errors.is_empty() {
+            told.extend(unqualified_finalizers(new, old));
+        }
+        told
     }
 
     /// Field-selector keys with their values.
@@ -151,6 +189,24 @@ impl Custom {
     pub fn selectable_keys(&self) -> &[&'static str] {
         &self.selectable_keys
     }
+}
+
+/// Warns of new finalizers that others may come to use too.
+fn unqualified_finalizers(new: &Value, old: Option<&Value>) -> Vec<String> {
+    let path = Path::new("metadata").child("finalizers");
+    let had: Vec<&str> = old.into_iter().flat_map(meta::finalizers).collect();
+    let all: BTreeSet<&str> = meta::finalizers(new).collect();
+    let unqualified = all
+        .into_iter()
+        .filter(|name| !had.contains(name) && !object_meta::standard_finalizer(name, &path).is_empty());
+    unqualified
+        .map(|name| {
+            format!(
+                "{path}: {name:?}: prefer a domain-qualified finalizer name including a path (/) to avoid accidental \
+                 conflicts with other finalizer writers"
+            )
+        })
+        .collect()
 }
 
 const NOT_CHECKED: &str = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
@@ -297,6 +353,34 @@ fn columns(version: &Value) -> Vec<Column> {
         }
     }));
     columns
+}
+
+/// Whether the objects of a definition may be served.
+pub fn is_established(definition: &Value) -> bool {
+    let is_so = |condition: &Value| condition["type"] == "Established" && condition["status"] == "True";
+    list(&definition["status"], "conditions").iter().any(is_so)
+}
+
+/// The `caBundle` of the webhook that converts, in base64.
+pub fn authority(definition: &Value) -> &str {
+    let bundle = definition.pointer("/spec/conversion/webhook/clientConfig/caBundle");
+    bundle.and_then(Value::as_str).unwrap_or_default()
+}
+
+/// Whether the webhook's authority is given, but holds no certificate.
+pub fn has_odd_authority(definition: &Value) -> bool {
+    let bundle = authority(definition);
+    if bundle.is_empty() {
+        return false;
+    }
+    let pem = STANDARD.decode(bundle).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    !pem.is_some_and(|pem| {
+        let blocks = pem.split("-----BEGIN CERTIFICATE-----").skip(1);
+        let body = |block: &str| {
+            block.split("-----END CERTIFICATE-----").next().map(|body| body.replace(['\r', '\n'], ""))
+        };
+        blocks.filter_map(body).any(|body| !body.is_empty() && STANDARD.decode(body).is_ok())
+    })
 }
 
 /// Fills what a definition need not say.

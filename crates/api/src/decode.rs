@@ -12,7 +12,7 @@ mod scalar;
 pub use check::{Checked, TypeError, check};
 pub use parse::{DEPTH_MAX, Decoded, SyntaxError, decode_apply, decode_json, decode_yaml, depth};
 
-use crate::field::FieldError;
+use crate::field::{FieldError, Path};
 use crate::gvk::Gvk;
 use crate::schema::Schema;
 use crate::status::Status;
@@ -54,12 +54,12 @@ pub struct Object {
     pub value: Value,
     /// Unknown and duplicate fields, each a Warning header of the answer.
     pub warnings: Vec<String>,
-    /// Type errors of a custom resource, which its validation reports as 422.
+    /// What a custom resource says wrongly of its kind, which its validation reports as 422.
     pub invalid: Vec<FieldError>,
 }
 
 /// Reads the object of a create or update: parses, fills in `apiVersion` and `kind` where the body
-/// leaves them out, refuses another kind, and checks every field.
+/// leaves them out (but those of custom resources), refuses another kind, and checks every field.
 pub fn decode_object(
     bytes: &[u8],
     encoding: Encoding,
@@ -73,9 +73,11 @@ pub fn decode_object(
     };
     let Decoded { mut value, duplicates } =
         decoded.map_err(|error| unrecognized(expected, &error.to_string(), bytes))?;
-    identify(&mut value, expected, bytes)?;
-    let Checked { unknown, invalid } =
-        check(schema, &mut value).map_err(|error| cannot_handle(expected, &error))?;
+    let invalid = match schema.is_custom() {
+        true => identify_custom(&value, expected, bytes)?,
+        false => identify(&mut value, expected, bytes).map(|()| Vec::new())?,
+    };
+    let Checked { unknown } = check(schema, &mut value).map_err(|error| cannot_handle(expected, &error))?;
     let has_any = !duplicates.is_empty() || !unknown.is_empty();
     let complaints = match encoding {
         Encoding::Json if has_any && validation != FieldValidation::Ignore => {
@@ -151,10 +153,7 @@ fn identify(value: &mut Value, expected: &Gvk, bytes: &[u8]) -> Result<(), Statu
         // A kind of another version is converted upstream where that is possible; each kind here
         // has one version, so that no conversion exists.
         return Err(Status::bad_request(if kind.is_empty() || kind == &*expected.kind {
-            format!(
-                "the API version in the data ({api_version}) does not match the expected API version ({})",
-                expected.api_version()
-            )
+            version_differs(api_version, expected)
         } else {
             format!(
                 "{name} in version \"{version}\" cannot be handled as a {}: no kind \"{kind}\" is registered for \
@@ -186,6 +185,34 @@ fn identify(value: &mut Value, expected: &Gvk, bytes: &[u8]) -> Result<(), Statu
         }
     }
     Ok(())
+}
+
+/// What the body of a custom resource must say of its kind.
+fn identify_custom(value: &Value, expected: &Gvk, bytes: &[u8]) -> Result<Vec<FieldError>, Status> {
+    let (api_version, kind) = types(value).map_err(|error| unrecognized(expected, &error, bytes))?;
+    if kind.is_empty() {
+        return Err(unrecognized(expected, &kind_missing(&String::from_utf8_lossy(bytes)), bytes));
+    }
+    if api_version != expected.api_version() {
+        return Err(Status::bad_request(version_differs(api_version, expected)));
+    }
+    Ok(misnamed(value, expected).into_iter().collect())
+}
+
+/// The message about an object that says nothing of its kind.
+pub fn kind_missing(object: &str) -> String {
+    format!("Object 'Kind' is missing in '{object}'")
+}
+
+/// What a custom resource of the right version says wrongly of its kind.
+pub fn misnamed(value: &Value, expected: &Gvk) -> Option<FieldError> {
+    let (kind, wanted) = (text(value.get("kind")), &expected.kind);
+    (kind != &**wanted).then(|| FieldError::invalid(Path::new("kind"), kind, format!("must be {wanted}")))
+}
+
+fn version_differs(api_version: &str, expected: &Gvk) -> String {
+    let wanted = expected.api_version();
+    format!("the API version in the data ({api_version}) does not match the expected API version ({wanted})")
 }
 
 fn text(value: Option<&Value>) -> &str {

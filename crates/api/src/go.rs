@@ -1,6 +1,29 @@
-//! JSON values in the words of Go's `fmt`, for messages that show them.
+//! JSON values as Go writes them: its numbers, and the words of its `fmt`, for messages.
 
 use serde_json::{Map, Number, Value};
+
+/// Above this Go writes numbers with an exponent.
+const WHOLE_MAX: f64 = 1e21;
+
+/// Takes the fraction from numbers that have none, as Go writes them: `1.0` is `1`.
+pub(crate) fn whole_numbers(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(whole_numbers),
+        Value::Object(fields) => fields.values_mut().for_each(whole_numbers),
+        Value::Number(number) if number.is_f64() => {
+            let Some(float) = number.as_f64().filter(|n| n.fract() == 0.0 && n.abs() < WHOLE_MAX) else {
+                return;
+            };
+            // Those beyond 64 bits keep their form: no number here has more.
+            if float.abs() < 2f64.powi(63) {
+                *number = (float as i64).into();
+            } else if (0.0..2f64.powi(64)).contains(&float) {
+                *number = (float as u64).into();
+            }
+        }
+        _ => {}
+    }
+}
 
 /// As `%v` prints it: `map[a:[1 2]]`.
 pub(crate) fn value(value: &Value) -> String {
@@ -74,6 +97,18 @@ fn float(number: &Number) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn whole_numbers_have_no_fraction() {
+        let mut all: Value = serde_json::from_str(
+            r#"{"a": [1.0, -3e2, 0.0, 1.5, 1e19, 1e20, 1e21, 9223372036854775807, 7, "1.0"]}"#,
+        )
+        .unwrap();
+        super::whole_numbers(&mut all);
+        let whole = r#"{"a":[1,-300,0,1.5,10000000000000000000,1e20,1e21,9223372036854775807,7,"1.0"]}"#;
+        assert_eq!(serde_json::from_str::<Value>(whole).unwrap(), all);
+        assert_eq!(all["a"][4].as_u64(), Some(10_000_000_000_000_000_000));
+    }
 
     #[test]
     fn values_read_as_in_go() {

@@ -19,6 +19,21 @@ const SUBRESOURCE_MAX_BYTES: usize = 256;
 pub fn validate_object_meta(object: &Value, namespaced: bool, rule: NameRule) -> Vec<FieldError> {
     let path = Path::new("metadata");
     let mut errors = Vec::new();
+    if meta::name(object).is_empty() {
+        errors.push(FieldError::required(path.child("name"), "name or generateName is required"));
+    }
+    errors.extend(whole(object, namespaced, rule, &path));
+    errors.extend(standard_finalizers(object, &path));
+    errors
+}
+
+/// `metadata` of an object that is embedded in another one: of whatever kind, with or without a name.
+pub fn validate_embedded(object: &Value, path: &Path) -> Vec<FieldError> {
+    whole(object, !meta::namespace(object).is_empty(), NameRule::PathSegment, path)
+}
+
+fn whole(object: &Value, namespaced: bool, rule: NameRule, path: &Path) -> Vec<FieldError> {
+    let mut errors = Vec::new();
     let generate_name = meta::generate_name(object);
     if !generate_name.is_empty() {
         errors.extend(invalid_each(
@@ -28,9 +43,7 @@ pub fn validate_object_meta(object: &Value, namespaced: bool, rule: NameRule) ->
         ));
     }
     let name = meta::name(object);
-    if name.is_empty() {
-        errors.push(FieldError::required(path.child("name"), "name or generateName is required"));
-    } else {
+    if !name.is_empty() {
         errors.extend(invalid_each(&path.child("name"), name, check_name(rule, name, false)));
     }
     let namespace = meta::namespace(object);
@@ -52,10 +65,9 @@ pub fn validate_object_meta(object: &Value, namespaced: bool, rule: NameRule) ->
             "must be greater than or equal to 0",
         ));
     }
-    errors.extend(common(object, &path));
+    errors.extend(common(object, path));
     errors.extend(finalizers(object, &path.child("finalizers")));
     errors.extend(managed_fields(object, &path.child("managedFields")));
-    errors.extend(standard_finalizers(object, &path));
     errors
 }
 

@@ -59,7 +59,7 @@ impl Definitions {
         let mut added = Vec::new();
         for entry in definitions.entries() {
             let definition = entry.value();
-            if names::is_established(&definition) {
+            if crd::is_established(&definition) {
                 let (known, mut rows) = known(&definition, 0);
                 added.append(&mut rows);
                 definitions.known.insert(entry.name().to_owned(), known);
@@ -127,7 +127,7 @@ impl Definitions {
                 }
                 before => {
                     old.extend(before.into_iter().flat_map(|before| before.rows));
-                    if names::is_established(&wanted) {
+                    if crd::is_established(&wanted) {
                         let (made, mut rows) = known(&wanted, entry.revision);
                         (fresh.made_of, fresh.rows) = (made.made_of, made.rows);
                         new.append(&mut rows);
@@ -166,7 +166,7 @@ fn made_of(definition: &Value) -> String {
         json!([definition["spec"], definition["status"]["acceptedNames"], meta::is_deleting(definition)]);
     let digest = ring::digest::digest(&ring::digest::SHA256, parts.to_string().as_bytes());
     let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{hex}{}", names::is_established(definition))
+    format!("{hex}{}", crd::is_established(definition))
 }
 
 fn known(definition: &Value, revision: u64) -> (Known, Vec<skeg_api::Kind>) {
@@ -245,7 +245,7 @@ async fn empty(server: &Arc<ApiServer>, name: &str) -> Result<(), String> {
     let spec = &value["spec"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let (group, plural) = (text(&spec["group"]), text(&value["status"]["acceptedNames"]["plural"]));
-    if names::is_established(&value) && !delete_objects(server, &service, &group, &plural).await? {
+    if crd::is_established(&value) && !delete_objects(server, &service, &group, &plural).await? {
         return Ok(());
     }
     // Another writer may be first: then the newer one is read.

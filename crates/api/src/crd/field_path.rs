@@ -4,11 +4,11 @@
 use crate::field::Path;
 use serde_json::Value;
 
-/// The path as errors show it: `.labels['a.b']` is `labels[a.b]`.
+/// The path as errors show it (`.labels['a.b']` is `labels[a.b]`), and the schema that it leads to.
 ///
 /// # Errors
 /// Why it leads nowhere in the schema, in upstream's words.
-pub fn parse(text: &str, schema: &Value) -> Result<Path, String> {
+pub fn parse<'a>(text: &str, schema: &'a Value) -> Result<(Path, &'a Value), String> {
     let (mut path, mut at) = (Path::root(), schema);
     let mut tokens = tokens(text).into_iter();
     let ended = || "unexpected end of JSON path".to_owned();
@@ -35,7 +35,7 @@ pub fn parse(text: &str, schema: &Value) -> Result<Path, String> {
             _ => return Err(nowhere()),
         };
     }
-    Ok(path)
+    Ok((path, at))
 }
 
 /// Delimiters, quoted strings, and what stands between them.
@@ -105,7 +105,7 @@ mod tests {
             ("['a", Err("expected single quoted string but got 'a")),
             ("['\\q']", Err("invalid string literal: invalid escape char \\q")),
         ] {
-            let got = parse(text, &schema).map(|path| path.as_str().to_owned());
+            let got = parse(text, &schema).map(|(path, _)| path.as_str().to_owned());
             assert_eq!(got.as_deref().map_err(String::as_str), expected, "{text}");
         }
     }

@@ -77,7 +77,9 @@ impl Rule {
                 "FieldValueDuplicate" => ErrorKind::Duplicate,
                 _ => ErrorKind::Invalid,
             },
-            path: field_path::parse(text(rule, "fieldPath"), schema).unwrap_or_default(),
+            path: field_path::parse(text(rule, "fieldPath"), schema)
+                .map(|(path, _)| path)
+                .unwrap_or_default(),
         }
     }
 

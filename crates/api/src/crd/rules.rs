@@ -5,6 +5,7 @@
 
 use super::format;
 use crate::field::{ErrorKind, FieldError, Path};
+use crate::{names, object_meta};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use skeg_cel::Pattern;
@@ -93,7 +94,12 @@ impl Rules {
             Value::String(text) => self.text(text, path, out),
             Value::Number(number) => self.number(number.as_f64().unwrap_or(0.0), value, path, out),
             Value::Array(items) => self.items(items, old, path, out),
-            Value::Object(map) => self.object(map, old, path, out),
+            Value::Object(map) => {
+                if self.embedded {
+                    out.extend(embedded_faults(value, path));
+                }
+                self.object(map, old, path, out);
+            }
             _ => {}
         }
     }
@@ -221,13 +227,6 @@ impl Rules {
 
     fn object(&self, map: &Map<String, Value>, old: Option<&Value>, path: &str, out: &mut Vec<FieldError>) {
         let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-        if self.embedded {
-            for name in ["apiVersion", "kind"] {
-                if map.get(name).and_then(Value::as_str).unwrap_or_default().is_empty() {
-                    out.push(FieldError::required(Path::new(&below(name)), "must not be empty"));
-                }
-            }
-        }
         for name in self.required.iter().filter(|name| !map.contains_key(*name)) {
             out.push(FieldError::required(Path::new(&below(name)), ""));
         }
@@ -293,6 +292,30 @@ impl Rules {
         more.extend(all.into_iter().flatten());
         out.append(&mut more);
     }
+}
+
+/// What is wrong with what an embedded resource says of itself.
+pub fn embedded_faults(object: &Value, path: &str) -> Vec<FieldError> {
+    let mut out = Vec::new();
+    let at = |name: &str| Path::new(path).child(name);
+    let version: &dyn Fn(&str) -> Option<String> =
+        &|text| (text.matches('/').count() > 1).then(|| format!("unexpected GroupVersion string: {text}"));
+    let kind: &dyn Fn(&str) -> Option<String> = &|text| {
+        let why = names::is_dns1035_label(&text.to_lowercase()).join(",");
+        (!why.is_empty()).then(|| format!("may have mixed case, but should otherwise match: {why}"))
+    };
+    for (name, check) in [("apiVersion", version), ("kind", kind)] {
+        out.extend(match object.get(name) {
+            None => Some(FieldError::required(at(name), "")),
+            Some(Value::String(text)) if text.is_empty() => Some(FieldError::required(at(name), "")),
+            Some(Value::String(text)) => {
+                check(text).map(|why| FieldError::invalid(at(name), text.as_str(), why))
+            }
+            Some(other) => Some(FieldError::invalid(at(name), other.clone(), "must be a string")),
+        });
+    }
+    out.extend(object_meta::validate_embedded(object, &at("metadata")));
+    out
 }
 
 fn type_error(path: &str, wanted: &str, found: Value) -> FieldError {

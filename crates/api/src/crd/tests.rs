@@ -53,6 +53,45 @@ fn defaults_fill_what_is_missing_or_null() {
     assert_eq!(none, json!({}));
 }
 
+#[test]
+fn scales_read_numbers_and_texts() {
+    let mut definition = definition();
+    definition["spec"]["versions"][0]["subresources"]["scale"]["labelSelectorPath"] =
+        ".status.selector".into();
+    definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"] =
+        json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    let row = rows(&definition, &definition["spec"]["names"]).unwrap().remove(0);
+    let told = |object: Value| {
+        let mut errors = Vec::new();
+        row.check(&object, None, &mut errors);
+        errors.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(told(json!({"spec": {"n": 3}, "status": {"n": 0, "selector": "a=b"}})), [""; 0]);
+    assert_eq!(
+        told(json!({"spec": {"n": -1}, "status": {"n": "x", "selector": 1}})),
+        [
+            ".spec.n: Invalid value: -1: should be a non-negative integer",
+            ".status.n: Invalid value: 0: .status.n accessor error: x is of the type string, expected int64",
+            ".status.selector: Invalid value: \"\": .status.selector accessor error: 1 is of the type int64, expected string"
+        ]
+    );
+    assert_eq!(
+        told(json!({"spec": {"n": 3_000_000_000_u32}})),
+        [".spec.n: Invalid value: 3000000000: should be less than or equal to 2147483647"]
+    );
+}
+
+#[test]
+fn new_finalizers_without_a_domain_are_told() {
+    let definition = definition();
+    let row = rows(&definition, &definition["spec"]["names"]).unwrap().remove(0);
+    let with = |finalizers: &[&str]| json!({"metadata": {"finalizers": finalizers}});
+    let new = with(&["a", "example.com/b", "orphan", "example.com"]);
+    let told = row.check(&new, Some(&with(&["a"])), &mut Vec::new());
+    let why = "prefer a domain-qualified finalizer name including a path (/) to avoid accidental conflicts with other finalizer writers";
+    assert_eq!(told, [format!("metadata.finalizers: \"example.com\": {why}")]);
+}
+
 proptest::proptest! {
     #[test]
     fn no_schema_and_no_object_panics(schema in crate::decode::tests::any_json(), object in crate::decode::tests::any_json()) {

@@ -1,7 +1,8 @@
 //! The walk of a value against its schema. One pass in place; a valid object costs no allocation.
 
 use super::scalar;
-use crate::field::{ErrorKind, FieldError, Path};
+use crate::field::{FieldError, Path};
+use crate::go;
 use crate::quantity::Quantity;
 use crate::schema::{Format, Property, Schema, SchemaRef, Shape};
 use serde_json::{Map, Number, Value};
@@ -19,8 +20,6 @@ const TELLING_EMPTY: [&str; 2] = ["managedFields", "policies"];
 pub struct Checked {
     /// One complaint per dropped field: `unknown field "spec.foo"`.
     pub unknown: Vec<String>,
-    /// Type errors of a custom resource. (Those of a built-in kind end the walk.)
-    pub invalid: Vec<FieldError>,
 }
 
 /// A value of the wrong type, in the words of Go's decoder.
@@ -30,11 +29,23 @@ pub struct TypeError(pub String);
 
 /// Checks `value` against `schema` and brings it into the form that a round trip through typed
 /// structs gives: unknown fields and nulls are gone, quantities and times are canonical.
+/// Of custom resources only whole objects (themselves and those embedded) have typed parts: `apiVersion`,
+/// `kind` and `metadata`. All else is judged by the rules of the schema.
+///
+/// # Errors
+/// The first value of a wrong type. A custom resource was walked to its end all the same.
 pub fn check(schema: &Schema, value: &mut Value) -> Result<Checked, TypeError> {
-    let mut walk = Walk { checked: Checked::default(), custom: schema.is_custom() };
+    let custom = schema.is_custom();
+    if custom {
+        go::whole_numbers(value);
+    }
+    let mut walk = Walk { checked: Checked::default(), custom, refused: None };
     let root = Place { outer: None, step: Step::Root, owner: schema.root() };
     walk.value(schema.root(), value, &root)?;
-    Ok(walk.checked)
+    match walk.refused {
+        Some(error) => Err(error),
+        None => Ok(walk.checked),
+    }
 }
 
 /// One step of the path, on the stack.
@@ -49,6 +60,8 @@ struct Place<'a> {
 enum Step<'a> {
     Root,
     Field(&'a str),
+    /// A field whose value is decoded on its own.
+    Apart(&'a str),
     Key(&'a str),
     Index(usize),
 }
@@ -65,7 +78,7 @@ impl<'a> Place<'a> {
         }
         match self.step {
             Step::Root => {}
-            Step::Field(name) | Step::Key(name) => {
+            Step::Field(name) | Step::Apart(name) | Step::Key(name) => {
                 if !out.is_empty() {
                     out.push('.');
                 }
@@ -83,6 +96,9 @@ impl<'a> Place<'a> {
 
     /// `spec.containers.name`: Go's decoder names struct fields only.
     fn write_fields(&self, out: &mut String) {
+        if let Step::Apart(_) = self.step {
+            return;
+        }
         if let Some(outer) = self.outer {
             outer.write_fields(out);
         }
@@ -97,7 +113,10 @@ impl<'a> Place<'a> {
 
 struct Walk {
     checked: Checked,
+    /// Whether the walk is in a part of a custom resource that has no type.
     custom: bool,
+    /// What was refused of a custom resource.
+    refused: Option<TypeError>,
 }
 
 impl Walk {
@@ -121,12 +140,12 @@ impl Walk {
             (Shape::Object, Value::Object(map)) => self.object(schema, map, place),
             (Shape::Map, Value::Object(map)) => self.map(schema, map, place),
             (Shape::Array, Value::Array(items)) => self.array(schema, items, place),
-            (Shape::String, Value::String(text)) => self.string(schema, text, place),
+            (Shape::String, Value::String(text)) => self.string(schema, text),
             (Shape::Integer, Value::Number(number)) => self.integer(schema, number, place),
             (Shape::Number, Value::Number(_)) | (Shape::Boolean, Value::Bool(_)) => Ok(()),
             (Shape::IntOrString, Value::String(_)) => Ok(()),
             (Shape::IntOrString, Value::Number(number)) => self.int_or_string(number, schema, place),
-            (Shape::Quantity, Value::String(_) | Value::Number(_)) => self.quantity(value, place),
+            (Shape::Quantity, Value::String(_) | Value::Number(_)) => self.quantity(value),
             (_, _) => self.mismatch(schema, value, place),
         }
     }
@@ -139,10 +158,14 @@ impl Walk {
     ) -> Result<(), TypeError> {
         let place = Place { outer: place.outer, step: place.step, owner: schema };
         let keep_unknown = schema.preserve_unknown();
+        let is_whole = self.custom && (place.outer.is_none() || schema.embedded_resource());
         let mut has_droppable = false;
         for (key, value) in map.iter_mut() {
             match schema.lookup(key) {
                 Some(property) if self.is_absent(property, value) => has_droppable = true,
+                Some(property) if is_whole && matches!(property.name, "apiVersion" | "kind" | "metadata") => {
+                    self.typed(property, value, &place);
+                }
                 Some(property) => {
                     self.value(property.schema, value, &place.below(Step::Field(key)))?;
                 }
@@ -160,6 +183,24 @@ impl Walk {
             });
         }
         Ok(())
+    }
+
+    /// The typed parts of a custom resource, or of an object that is embedded in one.
+    fn typed(&mut self, property: Property<'_>, value: &mut Value, place: &Place<'_>) {
+        let place = place.below(Step::Apart(property.name));
+        let why = if property.name == "metadata" {
+            self.custom = false;
+            let checked = self.value(property.schema, value, &place);
+            self.custom = true;
+            checked.err().map(|error| error.0)
+        } else {
+            (!value.is_string()).then(|| "must be a string".to_owned())
+        };
+        if let Some(why) = why {
+            let is_root = place.outer.is_some_and(|outer| outer.outer.is_none());
+            let told = FieldError::invalid(Path::new(&place.path()), value.clone(), why.as_str());
+            self.refused.get_or_insert(TypeError(if is_root { why } else { told.to_string() }));
+        }
     }
 
     /// What typed structs do not write back: nulls, optional lists and maps that are empty, and
@@ -215,12 +256,7 @@ impl Walk {
         Ok(())
     }
 
-    fn string(
-        &mut self,
-        schema: SchemaRef<'_>,
-        text: &mut String,
-        place: &Place<'_>,
-    ) -> Result<(), TypeError> {
+    fn string(&mut self, schema: SchemaRef<'_>, text: &mut String) -> Result<(), TypeError> {
         let canonical = match schema.format() {
             Format::Byte => scalar::base64(text),
             Format::Time => scalar::time(text, false),
@@ -233,7 +269,7 @@ impl Walk {
                 *text = canonical;
                 Ok(())
             }
-            Err(why) => self.refuse(why, place, text.as_str().into()),
+            Err(why) => Err(TypeError(why)),
         }
     }
 
@@ -262,20 +298,16 @@ impl Walk {
         if self.custom {
             return self.mismatch(schema, &Value::Number(number.clone()), place);
         }
-        self.refuse(
-            format!("json: cannot unmarshal number {number} into Go value of type int32"),
-            place,
-            Value::Null,
-        )
+        Err(TypeError(format!("json: cannot unmarshal number {number} into Go value of type int32")))
     }
 
-    fn quantity(&mut self, value: &mut Value, place: &Place<'_>) -> Result<(), TypeError> {
+    fn quantity(&mut self, value: &mut Value) -> Result<(), TypeError> {
         let parsed = match &*value {
             Value::String(text) => text.trim().parse(),
             number => Quantity::from_value(number),
         };
         match parsed {
-            Err(error) => self.refuse(error.to_string(), place, value.clone()),
+            Err(error) => Err(TypeError(error.to_string())),
             Ok(quantity) => {
                 if !value.as_str().is_some_and(|text| is_text_of(quantity, text)) {
                     *value = Value::String(quantity.to_string());
@@ -293,28 +325,7 @@ impl Walk {
 
     fn mismatch(&mut self, schema: SchemaRef<'_>, value: &Value, place: &Place<'_>) -> Result<(), TypeError> {
         if self.custom {
-            // All but the metadata is judged by the rules of the schema.
-            let path = place.path();
-            if !path.starts_with("metadata.") {
-                return Ok(());
-            }
-            let found = match value {
-                Value::String(_) => "string",
-                Value::Bool(_) => "boolean",
-                Value::Number(n) if n.is_f64() => "number",
-                Value::Number(_) => "integer",
-                Value::Array(_) => "array",
-                Value::Object(_) => "object",
-                Value::Null => "null",
-            };
-            let detail = format!("{path} in body must be of type {}: {found:?}", openapi_type(schema));
-            let path = Path::new(&path);
-            self.checked.invalid.push(FieldError {
-                kind: ErrorKind::TypeInvalid,
-                path,
-                value: Some(found.into()),
-                detail,
-            });
+            // That is for the rules of the schema.
             return Ok(());
         }
         let found = match value {
@@ -322,32 +333,20 @@ impl Walk {
             other => scalar::json_type(other).to_owned(),
         };
         let (wanted, own) = (go_type(schema), decodes_itself(schema));
-        let message = match place.outer {
-            // Types with a decoder of their own do not know where they are.
-            Some(_) if !own => {
-                let mut fields = String::new();
-                place.write_fields(&mut fields);
-                let owner = place.owner.type_name().map_or("", short_name);
-                format!(
-                    "json: cannot unmarshal {found} into Go struct field {owner}.{fields} of type {wanted}"
-                )
-            }
-            _ => format!("json: cannot unmarshal {found} into Go value of type {wanted}"),
+        let mut fields = String::new();
+        place.write_fields(&mut fields);
+        // Types with a decoder of their own do not know where they are.
+        let message = if own || fields.is_empty() {
+            format!("json: cannot unmarshal {found} into Go value of type {wanted}")
+        } else {
+            let owner = place.owner.type_name().map_or("", short_name);
+            format!("json: cannot unmarshal {found} into Go struct field {owner}.{fields} of type {wanted}")
         };
         Err(TypeError(if schema.shape() == Shape::Quantity {
             crate::quantity::ParseError::Format.to_string()
         } else {
             message
         }))
-    }
-
-    /// Refuses the content of a scalar.
-    fn refuse(&mut self, why: String, place: &Place<'_>, value: Value) -> Result<(), TypeError> {
-        if !self.custom {
-            return Err(TypeError(why));
-        }
-        self.checked.invalid.push(FieldError::invalid(Path::new(&place.path()), value, why));
-        Ok(())
     }
 }
 
@@ -384,19 +383,6 @@ fn zero(schema: SchemaRef<'_>, value: &mut Value) {
         Shape::Quantity => Value::from("0"),
         Shape::Any | Shape::Object | Shape::Map | Shape::Array => Value::Null,
     };
-}
-
-fn openapi_type(schema: SchemaRef<'_>) -> &'static str {
-    match schema.shape() {
-        Shape::Object | Shape::Map => "object",
-        Shape::Array => "array",
-        Shape::String | Shape::Quantity => "string",
-        Shape::Integer => "integer",
-        Shape::Number => "number",
-        Shape::Boolean => "boolean",
-        Shape::IntOrString => "integer,string",
-        Shape::Any => "any",
-    }
 }
 
 fn short_name(type_name: &str) -> &str {

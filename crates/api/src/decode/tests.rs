@@ -263,23 +263,89 @@ fn micro_times_need_their_digits() {
 }
 
 #[test]
-fn custom_resources_report_types_as_field_errors() {
+fn custom_resources_have_typed_parts() {
     let schema = Schema::from_openapi(
         "Widget",
         &json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
-            "size": {"type": "integer"}, "note": {"type": "string", "nullable": true}}}}}),
+            "size": {"type": "integer"}, "note": {"type": "string", "nullable": true},
+            "any": {"x-kubernetes-preserve-unknown-fields": true},
+            "tmpl": {"type": "object", "x-kubernetes-embedded-resource": true, "x-kubernetes-preserve-unknown-fields": true}}}}}),
     )
     .unwrap();
-    let mut value = json!({"metadata": {"name": 7}, "spec": {"size": "big", "note": null, "else": 1}});
+    let given = json!({"metadata": {"labels": {}, "name": "a"}, "spec": {"size": "big", "note": null, "else": 1,
+        "any": {"n": [1.0]}, "tmpl": {"kind": "A", "metadata": {"odd": 1, "creationTimestamp": null}, "n": 2e3}}});
+    let mut value = given.clone();
     let checked = check(&schema, &mut value).unwrap();
-    assert_eq!(checked.unknown, ["unknown field \"spec.else\""]);
+    assert_eq!(checked.unknown, ["unknown field \"spec.else\"", "unknown field \"spec.tmpl.metadata.odd\""]);
+    let text = value.to_string();
+    assert!(text.contains(r#""n":[1]"#) && text.contains(r#""n":2000"#), "{text}");
     assert_eq!(
-        checked.invalid.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        [
-            "metadata.name: Invalid value: \"integer\": metadata.name in body must be of type string: \"integer\""
-        ]
+        value,
+        json!({"metadata": {"name": "a"}, "spec": {"size": "big", "note": null, "any": {"n": [1]},
+            "tmpl": {"kind": "A", "metadata": {}, "n": 2000}}}),
+        "the rules of the schema judge the rest"
     );
-    assert_eq!(value["spec"], json!({"size": "big", "note": null}), "the rules of the schema judge the rest");
+    for (pointer, odd, why) in [
+        ("/metadata", json!([]), "json: cannot unmarshal array into Go value of type v1.ObjectMeta"),
+        (
+            "/metadata/labels",
+            json!({"a": 1}),
+            "json: cannot unmarshal number into Go struct field ObjectMeta.labels of type string",
+        ),
+        (
+            "/metadata/creationTimestamp",
+            json!("now"),
+            "parsing time \"now\" as \"2006-01-02T15:04:05Z07:00\": cannot parse \"now\" as \"2006\"",
+        ),
+        ("/kind", json!(1), "must be a string"),
+    ] {
+        for place in ["", "/spec/tmpl"] {
+            let mut value = given.clone();
+            let (parent, last) = pointer.rsplit_once('/').unwrap();
+            value.pointer_mut(&format!("{place}{parent}")).unwrap()[last] = odd.clone();
+            let told = check(&schema, &mut value).unwrap_err().to_string();
+            let path =
+                format!("{place}/{}", &pointer[1..]).replace("/labels", "").replace("/creationTimestamp", "");
+            let path = path[1..].replace('/', ".");
+            match place {
+                "" => assert_eq!(told, why),
+                _ => assert!(
+                    told.starts_with(&format!("{path}: Invalid value: "))
+                        && told.ends_with(&format!(": {why}")),
+                    "{told}"
+                ),
+            }
+            assert_eq!(value["spec"].get("else"), None, "the rest was walked all the same");
+        }
+    }
+}
+
+#[test]
+fn custom_resources_name_their_kind() {
+    let schema = Schema::from_openapi("Widget", &json!({"type": "object"})).unwrap();
+    let gvk = Gvk::new("ex.io", "v1", "Widget");
+    let read = |text: &str| {
+        decode_object(text.as_bytes(), Encoding::Json, &gvk, &schema, FieldValidation::Warn)
+            .map(|object| object.invalid.iter().map(ToString::to_string).collect::<Vec<_>>())
+            .map_err(|status| (status.code, status.message))
+    };
+    let none = r#"{"metadata":{"name":"a"}}"#;
+    assert_eq!(
+        read(none),
+        Err((
+            400,
+            format!(
+                "the object provided is unrecognized (must be of type Widget): Object 'Kind' is missing in '{none}' ({none})"
+            )
+        ))
+    );
+    let differs = "the API version in the data () does not match the expected API version (ex.io/v1)";
+    assert_eq!(read(r#"{"kind":"Widget"}"#), Err((400, differs.to_owned())));
+    assert_eq!(
+        read(r#"{"apiVersion":"ex.io/v1","kind":"Bar"}"#),
+        Ok(vec!["kind: Invalid value: \"Bar\": must be Widget".to_owned()])
+    );
+    assert_eq!(read(r#"{"apiVersion":"ex.io/v1","kind":"Widget"}"#), Ok(Vec::new()));
 }
 
 /// Values that look a little like objects.

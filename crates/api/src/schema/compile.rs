@@ -101,7 +101,9 @@ impl Compiler {
         }
         if let Some(value) = schema.get("default") {
             node.default = self.table.values.len() as u32;
-            self.table.values.push(value.clone());
+            let mut value = value.clone();
+            crate::go::whole_numbers(&mut value);
+            self.table.values.push(value);
         }
         if let Some(Value::Object(props)) = schema.get("properties") {
             node.props = self.properties(path, schema, props, depth)?;

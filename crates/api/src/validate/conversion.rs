@@ -4,9 +4,7 @@
 use super::admission::client_config;
 use super::at::{At, Errors};
 use crate::field::FieldError;
-use crate::names;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use crate::{crd, names};
 use serde_json::Value;
 
 /// The fields of a webhook are named as upstream's errors name them: without the `webhook` around them.
@@ -47,30 +45,15 @@ pub(super) fn check(at: &At<'_>, errors: &mut Errors) {
     }
 }
 
-const AUTHORITY: &str = "/spec/conversion/webhook/clientConfig/caBundle";
-
-fn bundle_of(definition: &Value) -> &str {
-    definition.pointer(AUTHORITY).and_then(Value::as_str).unwrap_or_default()
-}
-
-/// What a webhook's authority must be, where it is a new one: certificates.
-pub(super) fn authority(definition: &Value, old: Option<&Value>) -> Vec<FieldError> {
-    let bundle = bundle_of(definition);
-    if bundle.is_empty() || old.is_some_and(|old| bundle_of(old) == bundle) {
-        return Vec::new();
-    }
-    let pem = STANDARD.decode(bundle).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    let is_some = pem.is_some_and(|pem| {
-        let blocks = pem.split("-----BEGIN CERTIFICATE-----").skip(1);
-        let body = |block: &str| {
-            block.split("-----END CERTIFICATE-----").next().map(|body| body.replace(['\r', '\n'], ""))
-        };
-        blocks.filter_map(body).any(|body| !body.is_empty() && STANDARD.decode(body).is_ok())
-    });
-    if is_some {
+/// What a webhook's authority must stay, once it may be relied on: certificates. Before that, a definition
+/// whose authority is none is not served.
+pub(super) fn authority(definition: &Value, old: &Value) -> Vec<FieldError> {
+    let may_be_odd = !crd::is_established(old) || crd::has_odd_authority(old);
+    if may_be_odd || !crd::has_odd_authority(definition) {
         return Vec::new();
     }
     let path =
         At::root(definition).at("spec").child("conversion").child("webhookClientConfig").child("caBundle");
-    vec![FieldError::invalid(path, bundle, "data does not contain any valid RSA or ECDSA certificates")]
+    let why = "data does not contain any valid RSA or ECDSA certificates";
+    vec![FieldError::invalid(path, crd::authority(definition), why)]
 }

@@ -4,15 +4,15 @@
 
 use super::at::{At, Errors};
 use super::{conversion, structural, validations};
-use crate::crd::{self, COLUMN_FORMATS, COLUMN_TYPES};
-use crate::field::{ErrorKind, FieldError};
-use crate::jsonpath::JsonPath;
+use crate::crd::{self, COLUMN_FORMATS, COLUMN_TYPES, field_path};
+use crate::field::{ErrorKind, FieldError, Path};
 use crate::kinds::Strategy;
 use crate::{meta, names};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
 const SELECTABLE_FIELDS_MAX: usize = 8;
+const WARNING_MAX_BYTES: usize = 256;
 /// The annotation by which a group that is Kubernetes' own may be used.
 const APPROVED: &str = "api-approved.kubernetes.io";
 
@@ -21,7 +21,11 @@ pub(super) fn strategy() -> Strategy {
         validate,
         validate_create,
         validate_update,
-        validate_status: |new, _| stored_versions(new),
+        validate_status: |new, _| {
+            let mut errors = Errors(stored_versions(new));
+            check_names(&At::root(new).child("status").child("acceptedNames"), &mut errors);
+            errors.0
+        },
         prepare_create: crd::prepare_create,
         prepare_update: crd::prepare_update,
         warnings,
@@ -33,19 +37,15 @@ pub(super) fn strategy() -> Strategy {
 fn validate(value: &Value) -> Vec<FieldError> {
     let (root, mut errors) = (At::root(value), Errors::default());
     let spec = root.child("spec");
-    let (group, name) = (spec.str("group"), meta::name(value));
-    let accepted = spec.child("names");
-    if name != format!("{}.{group}", accepted.str("plural")) {
-        errors.invalid(root.at("metadata").child("name"), name, "must be spec.names.plural+\".\"+spec.group");
-    }
+    let (group, accepted) = (spec.str("group"), spec.child("names"));
     if errors.need(&spec, "group") {
-        let messages = names::is_dns1123_subdomain(group);
-        if messages.is_empty() && !group.contains('.') {
+        let why = names::is_dns1123_subdomain(group).join(",");
+        if !why.is_empty() {
+            errors.invalid(spec.at("group"), group, why);
+        } else if !group.contains('.') {
             errors.invalid(spec.at("group"), group, "should be a domain with at least one dot");
         }
-        errors.each(&spec.at("group"), group, messages);
     }
-    approval(value, group, &mut errors);
     errors.one_of(&spec, "scope", &["Cluster", "Namespaced"]);
     if spec.bool("preserveUnknownFields") {
         errors.invalid(
@@ -63,26 +63,47 @@ fn validate(value: &Value) -> Vec<FieldError> {
     errors.0
 }
 
-/// Groups of Kubernetes' own need an approval.
-fn approval(value: &Value, group: &str, errors: &mut Errors) {
+/// Groups of Kubernetes' own need an approval; what an update says of it as before is let pass.
+fn approval(value: &Value, old: Option<&Value>, errors: &mut Errors) {
+    let root = At::root(value);
+    let group = root.child("spec").str("group");
     let is_protected = ["k8s.io", "kubernetes.io"]
         .iter()
         .any(|own| group == *own || group.strip_suffix(own).is_some_and(|rest| rest.ends_with('.')));
-    if !is_protected {
+    if !is_protected || old.is_some_and(|old| Approval::of(old) == Approval::of(value)) {
         return;
     }
-    let path = At::root(value).at("metadata").child("annotations").key(APPROVED);
-    match meta::annotation(value, APPROVED).unwrap_or_default() {
-        "" => errors.required(
+    let path = root.at("metadata").child("annotations").key(APPROVED);
+    match Approval::of(value) {
+        Approval::Missing => errors.required(
             path,
             "protected groups must have approval annotation \"api-approved.kubernetes.io\", see https://github.com/kubernetes/enhancements/pull/1111",
         ),
-        text if text.starts_with("unapproved") || text.starts_with("https://") || text.starts_with("http://") => {}
-        text => errors.invalid(
+        Approval::Invalid => errors.invalid(
             path,
-            text,
+            meta::annotation(value, APPROVED).unwrap_or_default(),
             "protected groups must have approval annotation \"api-approved.kubernetes.io\" with either a URL or a reason starting with \"unapproved\", see https://github.com/kubernetes/enhancements/pull/1111",
         ),
+        Approval::Bypassed | Approval::Given => {}
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Approval {
+    Missing,
+    Invalid,
+    Bypassed,
+    Given,
+}
+
+impl Approval {
+    fn of(definition: &Value) -> Self {
+        match meta::annotation(definition, APPROVED).unwrap_or_default() {
+            "" => Approval::Missing,
+            text if text.starts_with("unapproved") => Approval::Bypassed,
+            text if text.starts_with("https://") || text.starts_with("http://") => Approval::Given,
+            _ => Approval::Invalid,
+        }
     }
 }
 
@@ -137,13 +158,7 @@ fn versions(spec: &At<'_>, errors: &mut Errors) {
         if !why.is_empty() {
             errors.invalid(version.at("name"), name, why);
         }
-        if version.has("deprecationWarning") && !version.bool("deprecated") {
-            errors.invalid(
-                version.at("deprecationWarning"),
-                version.str("deprecationWarning"),
-                "can only be set for deprecated versions",
-            );
-        }
+        deprecation(&version, errors);
         let schema = version.child("schema").child("openAPIV3Schema");
         if schema.value.is_null() {
             errors.required(schema.path, "schemas are required");
@@ -157,16 +172,48 @@ fn versions(spec: &At<'_>, errors: &mut Errors) {
         .flat_map(|version| version.items("additionalPrinterColumns"))
     {
         errors.need(&column, "name");
-        errors.one_of(&column, "type", &COLUMN_TYPES);
-        if !column.str("format").is_empty() {
-            errors.optional_one_of(&column, "format", &COLUMN_FORMATS);
+        for (field, known, is_needed) in
+            [("type", &COLUMN_TYPES[..], true), ("format", &COLUMN_FORMATS, false)]
+        {
+            let (value, why) = (column.str(field), format!("must be one of {}", known.join(",")));
+            match value {
+                "" if is_needed => errors.required(column.at(field), &why),
+                "" => {}
+                value if !known.contains(&value) => errors.invalid(column.at(field), value, why),
+                _ => {}
+            }
         }
-        if errors.need(&column, "jsonPath") {
-            simple_path(&column, "jsonPath", errors);
+        // The field is named as upstream's errors name it.
+        let (path, text) = (column.at("JSONPath"), column.str("jsonPath"));
+        if text.is_empty() {
+            errors.required(path, "");
+        } else {
+            simple_path(path, text, errors);
         }
     }
     for version in holders(spec, "selectableFields") {
         selectable(&version, errors);
+    }
+}
+
+fn deprecation(version: &At<'_>, errors: &mut Errors) {
+    let Some(warning) = version.value.get("deprecationWarning").and_then(Value::as_str) else { return };
+    let mut refuse = |why: String| errors.invalid(version.at("deprecationWarning"), warning, why);
+    if !version.bool("deprecated") {
+        return refuse("can only be set for deprecated versions".to_owned());
+    }
+    if warning.len() > WARNING_MAX_BYTES {
+        refuse(format!("must be <= {WARNING_MAX_BYTES} characters long"));
+    }
+    if warning.is_empty() {
+        refuse("must not be an empty string".to_owned());
+    }
+    if let Some((at, _)) =
+        warning.char_indices().find(|(_, c)| c.is_control() || c.is_whitespace() && *c != ' ')
+    {
+        refuse(format!(
+            "must only contain printable UTF-8 characters; non-printable character found at index {at}"
+        ));
     }
 }
 
@@ -183,27 +230,47 @@ fn holders<'a>(spec: &At<'a>, field: &str) -> Vec<At<'a>> {
     }
 }
 
-/// The schemas of a definition, each where errors place it.
-fn schemas_of<'a>(spec: &At<'a>) -> impl Iterator<Item = At<'a>> {
-    let whole = spec.path.clone();
-    holders(spec, "schema").into_iter().filter_map(move |version| {
-        let field = if version.path == whole { "validation" } else { "schema" };
+/// A schema of a definition, where errors place it.
+struct Placed<'a> {
+    schema: At<'a>,
+    /// Whether the status is written apart.
+    has_status: bool,
+}
+
+fn schemas_of<'a>(definition: &'a Value) -> Vec<Placed<'a>> {
+    let spec = At::root(definition).child("spec");
+    let has_status = |version: &At<'_>| version.child("subresources").has("status");
+    let of = |version: At<'a>| {
+        let is_whole = version.path == spec.path;
+        let field = if is_whole { "validation" } else { "schema" };
         let value = version.value.get("schema")?.get("openAPIV3Schema").filter(|schema| !schema.is_null())?;
-        Some(At { value, path: version.at(field).child("openAPIV3Schema") })
-    })
+        let has_status = match is_whole {
+            true => spec.items("versions").any(|version| has_status(&version)),
+            false => has_status(&version),
+        };
+        Some((value, version.at(field).child("openAPIV3Schema"), has_status))
+    };
+    let placed = |(value, path, has_status)| Placed { schema: At { value, path }, has_status };
+    holders(&spec, "schema").into_iter().filter_map(of).map(placed).collect()
 }
 
 /// Checks the schemas and their rules, but for what is as it was.
 fn schemas(new: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = Errors::default();
-    let spec = At::root(new).child("spec");
-    let before: Vec<At<'_>> = old.map(|old| spec_of(old).collect()).unwrap_or_default();
-    for schema in schemas_of(&spec) {
-        if before.iter().any(|before| before.value == schema.value) {
-            continue;
-        }
+    let before = old.map(schemas_of).unwrap_or_default();
+    let as_before = |new: &Placed<'_>| {
+        let same =
+            |old: &Placed<'_>| old.schema.value == new.schema.value && old.has_status == new.has_status;
+        before.iter().any(same)
+    };
+    let changed: Vec<_> = schemas_of(new).into_iter().filter(|new| !as_before(new)).collect();
+    if changed.is_empty() {
+        return Vec::new();
+    }
+    let lenient = before.iter().flat_map(|old| structural::broken(&old.schema)).collect();
+    for Placed { schema, has_status } in changed {
         let known = errors.0.len();
-        structural::check(&schema, &mut errors);
+        structural::check(&schema, has_status, &lenient, &mut errors);
         if errors.0.len() == known {
             let mut found = Errors::default();
             validations::check(&schema, &mut found);
@@ -216,14 +283,10 @@ fn schemas(new: &Value, old: Option<&Value>) -> Vec<FieldError> {
     errors.0
 }
 
-fn spec_of(definition: &Value) -> impl Iterator<Item = At<'_>> {
-    schemas_of(&At::root(definition).child("spec")).collect::<Vec<_>>().into_iter()
-}
-
 /// Faults that a rule had before are let pass, so that it does not stand in the way of other changes.
-fn keep_new(found: &mut Errors, before: &[At<'_>]) {
+fn keep_new(found: &mut Errors, before: &[Placed<'_>]) {
     let mut known = Errors::default();
-    before.iter().for_each(|schema| validations::check(schema, &mut known));
+    before.iter().for_each(|old| validations::check(&old.schema, &mut known));
     found.0.retain(|error| {
         let same = |was: &FieldError| {
             (was.kind, &was.value, &was.detail) == (error.kind, &error.value, &error.detail)
@@ -233,17 +296,13 @@ fn keep_new(found: &mut Errors, before: &[At<'_>]) {
     });
 }
 
-fn simple_path(at: &At<'_>, field: &str, errors: &mut Errors) -> bool {
-    let text = at.str(field);
-    if !text.starts_with('.') {
-        errors.invalid(at.at(field), text, "must be a simple json path starting with .");
-        return false;
+/// Upstream looks at the start of a path alone; what leads nowhere shows nothing.
+fn simple_path(path: Path, text: &str, errors: &mut Errors) -> bool {
+    let is_simple = text.starts_with('.');
+    if !is_simple {
+        errors.invalid(path, text, "must be a simple json path starting with .");
     }
-    if let Err(why) = JsonPath::parse(text) {
-        errors.invalid(at.at(field), text, format!("is an invalid JSON path: {why}"));
-        return false;
-    }
-    true
+    is_simple
 }
 
 fn subresources(at: &At<'_>, errors: &mut Errors) {
@@ -258,7 +317,7 @@ fn subresources(at: &At<'_>, errors: &mut Errors) {
             continue;
         }
         if errors.need(&scale, field)
-            && simple_path(&scale, field, errors)
+            && simple_path(scale.at(field), text, errors)
             && !roots.iter().any(|root| text.starts_with(root))
         {
             errors.invalid(scale.at(field), text, why);
@@ -268,37 +327,42 @@ fn subresources(at: &At<'_>, errors: &mut Errors) {
 
 /// Fields by which objects may be selected: scalars that the schema names.
 fn selectable(version: &At<'_>, errors: &mut Errors) {
-    let count = version.list("selectableFields").len();
-    if count > SELECTABLE_FIELDS_MAX {
-        let path = version.at("selectableFields");
-        errors.push(FieldError::too_many(path, count, SELECTABLE_FIELDS_MAX));
-    }
     let mut seen = BTreeSet::new();
     for field in version.items("selectableFields") {
-        let path = field.at("jsonPath");
-        let text = field.str("jsonPath");
-        let parsed = JsonPath::parse(text);
-        let Some(steps) = parsed.as_ref().ok().and_then(JsonPath::fields).filter(|_| text.starts_with('.'))
-        else {
-            errors.invalid(path, text, "is an invalid path: must be a simple path of field names");
+        let (path, text) = (field.at("jsonPath"), field.str("jsonPath"));
+        if text.is_empty() {
+            errors.required(path, "");
             continue;
-        };
-        if steps.first() == Some(&"metadata") {
-            errors.invalid(path.clone(), text, "must not point to fields in metadata");
         }
         let schema = version.child("schema").child("openAPIV3Schema");
-        let found = steps.iter().try_fold(schema.value, |at, step| at.get("properties")?.get(step));
-        match found.and_then(|schema| schema.get("type")).and_then(Value::as_str) {
-            Some("string" | "integer" | "boolean") => {}
-            _ => errors.invalid(
+        let found = match text.contains('[') {
+            true => Err("array notation is not allowed".to_owned()),
+            false => field_path::parse(text, schema.value),
+        };
+        let (leads_to, found) = match found {
+            Ok(found) => found,
+            Err(why) => {
+                errors.invalid(path, text, format!("is an invalid path: {why}"));
+                continue;
+            }
+        };
+        if leads_to.as_str().split(['.', '[']).next() == Some("metadata") {
+            errors.invalid(path.clone(), text, "must not point to fields in metadata");
+        }
+        if !matches!(found.get("type").and_then(Value::as_str), Some("string" | "integer" | "boolean")) {
+            errors.invalid(
                 path.clone(),
                 text,
                 "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.",
-            ),
+            );
         }
-        if !seen.insert(text) {
+        if !seen.insert(leads_to.as_str().to_owned()) {
             errors.duplicate(path, text);
         }
+    }
+    if seen.len() > SELECTABLE_FIELDS_MAX {
+        let path = version.at("selectableFields");
+        errors.push(FieldError::too_many(path, seen.len(), SELECTABLE_FIELDS_MAX));
     }
 }
 
@@ -306,20 +370,17 @@ fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
     let (new, old) = (At::root(new), At::root(old));
     let (spec, was) = (new.child("spec"), old.child("spec"));
-    let is_established = old
-        .child("status")
-        .list("conditions")
-        .iter()
-        .any(|condition| condition["type"] == "Established" && condition["status"] == "True");
-    if is_established {
+    if crd::is_established(old.value) {
         errors.immutable(&spec, &was, "scope");
         errors.immutable(&spec.child("names"), &was.child("names"), "kind");
     }
     errors.immutable(&spec, &was, "group");
     errors.immutable(&spec.child("names"), &was.child("names"), "plural");
+    check_names(&new.child("status").child("acceptedNames"), &mut errors);
     errors.extend(stored_versions(new.value));
+    approval(new.value, Some(old.value), &mut errors);
     errors.extend(schemas(new.value, Some(old.value)));
-    errors.extend(conversion::authority(new.value, Some(old.value)));
+    errors.extend(conversion::authority(new.value, old.value));
     errors.0
 }
 
@@ -336,7 +397,8 @@ fn stored_versions(definition: &Value) -> Vec<FieldError> {
     }
     for item in status.items("storedVersions") {
         if !spec.list("versions").iter().any(|version| version["name"] == *item.value) {
-            errors.invalid(item.path, item.value.clone(), "must appear in spec.versions");
+            let name = item.value.as_str().unwrap_or_default();
+            errors.invalid(item.path, name, format!("missing from spec.versions; {name} was previously a storage version, and must remain in spec.versions until a storage migration ensures no data remains persisted in {name} and removes {name} from status.storedVersions"));
         }
     }
     let storage = spec.items("versions").find(|version| version.bool("storage"));
@@ -348,9 +410,14 @@ fn stored_versions(definition: &Value) -> Vec<FieldError> {
 }
 
 fn validate_create(new: &Value) -> Vec<FieldError> {
-    let mut errors = schemas(new, None);
-    errors.extend(conversion::authority(new, None));
-    errors
+    let (root, mut errors) = (At::root(new), Errors::default());
+    let (spec, name) = (root.child("spec"), meta::name(new));
+    if name != format!("{}.{}", spec.child("names").str("plural"), spec.str("group")) {
+        errors.invalid(root.at("metadata").child("name"), name, "must be spec.names.plural+\".\"+spec.group");
+    }
+    approval(new, None, &mut errors);
+    errors.extend(schemas(new, None));
+    errors.0
 }
 
 fn warnings(new: &Value, _old: Option<&Value>) -> Vec<String> {

@@ -66,7 +66,7 @@ pub fn create(kind: &Kind, mut object: Value) -> (Value, Vec<FieldError>) {
     (object, errors)
 }
 
-fn update(kind: &Kind, mut new: Value, old: &Value) -> Vec<FieldError> {
+pub fn update(kind: &Kind, mut new: Value, old: &Value) -> Vec<FieldError> {
     (kind.strategy.default)(&mut new);
     (kind.strategy.prepare_update)(&mut new, old);
     let mut errors = object_meta::validate_object_meta_update(&new, old);
@@ -104,7 +104,7 @@ pub fn change(mut object: Value, set: &Value) -> Value {
     object
 }
 
-fn stored(mut object: Value) -> Value {
+pub fn stored(mut object: Value) -> Value {
     meta::set_uid(&mut object, "1");
     meta::set_resource_version(&mut object, "1");
     meta::set(&mut object, "creationTimestamp", json!("2026-01-01T00:00:00Z"));

@@ -3,6 +3,7 @@
 //! Upstream counterpart: `apiextensions-apiserver/pkg/controller/status/naming_controller.go`.
 
 use serde_json::{Value, json};
+use skeg_api::crd::{has_odd_authority, is_established};
 use skeg_api::meta;
 use std::collections::BTreeSet;
 
@@ -27,10 +28,6 @@ impl Names {
             kinds: [text("kind"), text("listKind")].into_iter().flatten().collect(),
         }
     }
-}
-
-pub fn is_established(definition: &Value) -> bool {
-    condition(definition, "Established").is_some_and(|condition| condition["status"] == "True")
 }
 
 fn condition<'a>(definition: &'a Value, kind: &str) -> Option<&'a Value> {
@@ -111,6 +108,9 @@ pub fn settle(definition: &mut Value, taken: &[&Names], now: &str) {
     // Once established, a definition stays so.
     if !is_established(definition) {
         let told = match conflict {
+            None if has_odd_authority(definition) => {
+                ("False", "InvalidCABundle", "The conversion webhook CABundle is invalid")
+            }
             None => ("True", "InitialNamesAccepted", "the initial names have been accepted"),
             Some(_) => ("False", "NotAccepted", "not all names are accepted"),
         };
@@ -178,5 +178,14 @@ mod tests {
         let before = second.clone();
         settle(&mut second, &[&taken], "t4");
         assert_eq!(second, before, "who has a name keeps it");
+        let mut odd = definition("odds", "Odd", &[]);
+        odd["spec"]["conversion"] =
+            json!({"strategy": "Webhook", "webhook": {"clientConfig": {"caBundle": "bm9uZQ=="}}});
+        settle(&mut odd, &[], "t5");
+        assert_eq!(odd["status"]["conditions"][1]["reason"], "InvalidCABundle");
+        assert!(!is_established(&odd));
+        odd["spec"]["conversion"]["webhook"]["clientConfig"]["caBundle"] = "".into();
+        settle(&mut odd, &[], "t6");
+        assert!(is_established(&odd));
     }
 }

@@ -80,6 +80,9 @@ impl<'a> Patch<'a> {
             }
             PatchType::Apply => {}
         }
+        if kind.custom.is_some() && meta::kind(&value).is_empty() {
+            return Err(self.unfit(kind, &value, &decode::kind_missing(&value.to_string())));
+        }
         let checked = decode::check(&kind.schema, &mut value)
             .map_err(|error| self.unfit(kind, &value, &error.to_string()))?;
         let validation = self.options.field_validation;
@@ -99,7 +102,11 @@ impl<'a> Patch<'a> {
         if !self.names_version() {
             meta::set_resource_version(&mut value, "");
         }
-        Ok(Decoded { value, invalid: checked.invalid, is_applied: self.is_apply() })
+        let invalid = match kind.custom {
+            Some(_) => decode::misnamed(&value, &kind.gvk).into_iter().collect(),
+            None => Vec::new(),
+        };
+        Ok(Decoded { value, invalid, is_applied: self.is_apply() })
     }
 
     fn server_side(&self, kind: &Kind, part: Part, old: Option<&Value>) -> Result<Value, Status> {
@@ -192,7 +199,8 @@ pub async fn serve(w: &mut Writing<'_>, part: Part, bytes: &[u8]) -> Result<Answ
 /// A patch may not make another kind of the object.
 fn check_kind(kind: &Kind, value: &Value) -> Result<(), Status> {
     let (own, version) = (skeg_api::meta::kind(value), skeg_api::meta::api_version(value));
-    if own == &*kind.gvk.kind && version == kind.gvk.api_version() {
+    // Any kind is one in the version of a custom resource: its validation refuses it.
+    if (own == &*kind.gvk.kind || kind.custom.is_some()) && version == kind.gvk.api_version() {
         return Ok(());
     }
     let text = if version == kind.gvk.api_version() || version.is_empty() {

@@ -74,7 +74,10 @@ async fn rules_are_evaluated() {
     let refused = s.patch(&format!("{path}/status"), "merge-patch+json", &negative).await.expect(422);
     assert_eq!(
         causes(&refused),
-        [("status", "FieldValueInvalid", "Invalid value: \"object\": not negative")]
+        [
+            (".status.replicas", "FieldValueInvalid", "Invalid value: -1: should be a non-negative integer"),
+            ("status", "FieldValueInvalid", "Invalid value: \"object\": not negative")
+        ]
     );
     s.patch(&format!("{path}/scale"), "merge-patch+json", &json!({"spec": {"replicas": 0}}))
         .await

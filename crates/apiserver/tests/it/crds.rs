@@ -89,6 +89,20 @@ pub async fn change(s: &Server, name: &str, change: impl Fn(&mut Value)) -> Valu
     }
 }
 
+/// Replaces a definition that has no rows.
+async fn change_unserved(s: &Server, name: &str, change: impl Fn(&mut Value)) {
+    let path = format!("{CRDS}/{name}");
+    loop {
+        let mut now = s.get(&path).await.expect(200);
+        change(&mut now);
+        let answer = s.put(&path, &now).await;
+        if answer.code != 409 {
+            answer.expect(200);
+            return;
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_definition_is_served_once_established() {
     let s = start_assembled(Arc::new(skeg_store::Memory::new())).await;
@@ -155,11 +169,7 @@ async fn objects_are_pruned_defaulted_and_validated() {
             "Unsupported value: \"green\": supported values: \"red\", \"blue\"",
         ),
         (json!({"size": 1, "tags": ["a", "a"]}), "spec.tags[1]", "Duplicate value: \"a\""),
-        (
-            json!({"size": 1, "pod": {"kind": "Pod"}}),
-            "spec.pod.apiVersion",
-            "Required value: must not be empty",
-        ),
+        (json!({"size": 1, "pod": {"kind": "Pod"}}), "spec.pod.apiVersion", "Required value"),
     ] {
         let refused = s.post(WIDGETS, &widget("b", spec)).await.expect(422);
         let cause = &refused["details"]["causes"][0];
@@ -174,6 +184,86 @@ async fn objects_are_pruned_defaulted_and_validated() {
     s.patch(&format!("{WIDGETS}/a"), "merge-patch+json", &json!({"spec": {"color": "blue"}}))
         .await
         .expect(200);
+}
+
+#[tokio::test]
+async fn objects_name_their_kind_and_so_do_those_within() {
+    let s = start().await;
+    establish(&s, &definition("widgets", "Widget")).await;
+    let told = |status: &Value| status["message"].as_str().unwrap().to_owned();
+    let spec = json!({"size": 1});
+    let refused = s.post(WIDGETS, &json!({"metadata": {"name": "a"}, "spec": spec})).await.expect(400);
+    assert!(told(&refused).contains("Object 'Kind' is missing in '{\"metadata\""), "{refused}");
+    let kind_alone = json!({"kind": "Widget", "metadata": {"name": "a"}, "spec": spec});
+    let refused = s.post(WIDGETS, &kind_alone).await.expect(400);
+    let differs = "the API version in the data () does not match the expected API version (example.com/v1)";
+    assert_eq!(told(&refused), differs);
+    let mut other = widget("a", spec.clone());
+    other["kind"] = "Bar".into();
+    let cause = |refused: &Value| {
+        let cause = &refused["details"]["causes"][0];
+        (cause["field"].clone(), cause["message"].clone())
+    };
+    let must = (json!("kind"), json!("Invalid value: \"Bar\": must be Widget"));
+    assert_eq!(cause(&s.post(WIDGETS, &other).await.expect(422)), must);
+    // Updates and patches of what is there.
+    s.post(WIDGETS, &widget("a", json!({"size": 1.0}))).await.expect(201);
+    let path = format!("{WIDGETS}/a");
+    assert!(s.get(&path).await.text().contains("\"size\":1}"), "whole numbers have no fraction");
+    assert_eq!(told(&s.put(&path, &kind_alone).await.expect(400)), differs);
+    let mut moved = s.get(&path).await.expect(200);
+    moved["kind"] = "Bar".into();
+    assert_eq!(cause(&s.put(&path, &moved).await.expect(422)), must);
+    assert_eq!(cause(&s.patch(&path, "merge-patch+json", &json!({"kind": "Bar"})).await.expect(422)), must);
+    let refused = s.patch(&path, "merge-patch+json", &json!({"kind": null})).await.expect(422);
+    assert!(told(&refused).contains("Object 'Kind' is missing in "), "{refused}");
+    // What is embedded is an object of its own.
+    for (pod, code, why) in [
+        (
+            json!({"apiVersion": "a/b/c", "kind": "X Y", "metadata": {"name": "a/b"}}),
+            422,
+            "spec.pod.apiVersion: Invalid value: \"a/b/c\": unexpected GroupVersion string: a/b/c",
+        ),
+        (
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"labels": {"a b": "c"}}}),
+            422,
+            "spec.pod.metadata.labels: Invalid value: \"a b\": ",
+        ),
+        (
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"labels": {"a": 1}}}),
+            400,
+            "Widget in version \"v1\" cannot be handled as a Widget: spec.pod.metadata: Invalid value: ",
+        ),
+        (
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": []}),
+            400,
+            "json: cannot unmarshal array into Go value of type v1.ObjectMeta",
+        ),
+    ] {
+        let refused = s.post(WIDGETS, &widget("b", json!({"size": 1, "pod": pod}))).await.expect(code);
+        assert!(told(&refused).contains(why), "{refused}");
+        let patch = json!({"spec": {"pod": pod}});
+        s.patch(&path, "merge-patch+json", &patch).await.expect(422);
+    }
+}
+
+#[tokio::test]
+async fn a_definition_whose_webhook_has_no_authority_is_not_served() {
+    let s = start().await;
+    let mut odd = definition("widgets", "Widget");
+    odd["spec"]["conversion"] = json!({"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"],
+        "clientConfig": {"url": "https://127.0.0.1:1", "caBundle": "bm9uc2Vuc2U="}}});
+    s.post(CRDS, &odd).await.expect(201);
+    let told = until(&s, "widgets.example.com", "Established", ("False", "InvalidCABundle")).await;
+    let conditions = told["status"]["conditions"].as_array().unwrap();
+    assert!(conditions.iter().any(|c| c["message"] == "The conversion webhook CABundle is invalid"));
+    assert_eq!(s.get(WIDGETS).await.code, 404);
+    change_unserved(&s, "widgets.example.com", |d| {
+        d["spec"]["conversion"]["webhook"]["clientConfig"].as_object_mut().unwrap().remove("caBundle");
+    })
+    .await;
+    until(&s, "widgets.example.com", "Established", ("True", "InitialNamesAccepted")).await;
+    s.get(WIDGETS).await.expect(200);
 }
 
 #[tokio::test]
@@ -355,7 +445,7 @@ async fn definitions_are_validated_as_upstreams() {
     let mut wrong = definition("widgets", "Widget");
     wrong["metadata"]["name"] = "x.example.com".into();
     wrong["spec"]["versions"][0]["schema"]["openAPIV3Schema"] = json!({"type": "object", "properties": {
-        "a": {}, "b": {"type": "array"}, "c": {"type": "string", "default": 1}, "d": {"type": "object", "anyOf": [{"type": "object"}]},
+        "a": {}, "b": {"type": "array"}, "d": {"type": "object", "anyOf": [{"type": "object"}]},
         "e": {"type": "string", "pattern": "("}, "metadata": {"type": "object", "properties": {"labels": {"type": "object"}}}}});
     let refused = s.post(CRDS, &wrong).await.expect(422);
     let root = "spec.validation.openAPIV3Schema";
@@ -369,7 +459,6 @@ async fn definitions_are_validated_as_upstreams() {
         "metadata.name".to_owned(),
         format!("{root}.properties[a].type"),
         format!("{root}.properties[b].items"),
-        format!("{root}.properties[c].default"),
         format!("{root}.properties[d].anyOf[0].type"),
         format!("{root}.properties[e].pattern"),
         format!("{root}.properties[metadata]"),

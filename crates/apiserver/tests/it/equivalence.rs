@@ -37,8 +37,13 @@ fn object(path: &str, name: &str, random: &Random, by: &str) -> Value {
     let metadata = json!({"name": name, "labels": {"app": pick(["a", "b"])}});
     match path {
         CONFIG_MAPS => json!({"metadata": metadata, "data": {"by": by}}),
-        _ => json!({"metadata": metadata, "spec": {"color": pick(["red", "blue"]), "by": by}}),
+        _ => gear(path, metadata, json!({"color": pick(["red", "blue"]), "by": by})),
     }
+}
+
+fn gear(path: &str, metadata: Value, spec: Value) -> Value {
+    let version = if path == NEWER { "example.com/v2" } else { "example.com/v1" };
+    json!({"apiVersion": version, "kind": "Gear", "metadata": metadata, "spec": spec})
 }
 
 /// Creates, changes and deletes; which of it succeeds is of no matter.
@@ -319,11 +324,9 @@ async fn run(store: Arc<dyn Store>, seed: u64) -> usize {
     if s.get(NEWER).await.code == 404 {
         change(&s, NAME, |d| d["spec"]["versions"][1]["served"] = true.into()).await;
     }
-    for (path, more) in [(CONFIG_MAPS, json!({})), (GEARS, json!({"spec": {"color": "red"}}))] {
-        let mut end = json!({"metadata": {"name": END, "labels": {"app": "a"}}});
-        end.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        s.post(path, &end).await.expect(201);
-    }
+    let metadata = json!({"name": END, "labels": {"app": "a"}});
+    s.post(CONFIG_MAPS, &json!({"metadata": metadata})).await.expect(201);
+    s.post(GEARS, &gear(GEARS, metadata, json!({"color": "red"}))).await.expect(201);
     for client in clients {
         let client = client.await.unwrap();
         let fresh = client.ask("").await.unwrap();

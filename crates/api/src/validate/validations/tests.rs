@@ -146,7 +146,7 @@ fn factors_are_shown_as_upstream_shows_them() {
 fn a_stored_rule_that_is_broken_stands_in_the_way_of_nothing_else() {
     let strategy = crate::validate::strategy_for(crate::crd::GROUP, "v1", "CustomResourceDefinition");
     let with = |properties: Value| {
-        json!({"spec": {"group": "example.com", "names": {}, "versions": [{"name": "v1", "storage": true, "schema": {"openAPIV3Schema":
+        json!({"metadata": {"name": ".example.com"}, "spec": {"group": "example.com", "names": {}, "versions": [{"name": "v1", "storage": true, "schema": {"openAPIV3Schema":
             {"type": "object", "properties": properties}}}]}, "status": {"storedVersions": ["v1"]}})
     };
     let broken = json!({"type": "integer", RULES: [{"rule": "self.z == 1"}]});
