@@ -466,6 +466,20 @@ fn cp(scope: &Scope<'_>) -> Result<()> {
     ensure!(scope.exec("box", &["cat", "/tmp/file"])? == "some content");
     scope.kubectl(&["cp", "box:/tmp/file", &back.to_string_lossy()])?;
     ensure!(std::fs::read(&back)? == b"some content");
+    // A directory, its empty and odd files, and more than fits any buffer.
+    let (tree, returned) =
+        (scope.cluster.scratch().join("cp-tree"), scope.cluster.scratch().join("cp-returned"));
+    let large: Vec<u8> = (0..20_000_000_u32).map(|n| (n % 251) as u8).collect();
+    std::fs::create_dir_all(tree.join("deep/er"))?;
+    std::fs::write(tree.join("deep/er/large"), &large)?;
+    std::fs::write(tree.join("deep/a name with spaces"), b"")?;
+    scope.kubectl(&["cp", &tree.to_string_lossy(), "box:/tmp/tree"])?;
+    let listed =
+        scope.exec("box", &["sh", "-c", "cd /tmp/tree; find . -type f | sort; wc -c < deep/er/large"])?;
+    ensure!(listed == "./deep/a name with spaces\n./deep/er/large\n20000000\n", "{listed}");
+    scope.kubectl(&["cp", "box:/tmp/tree", &returned.to_string_lossy()])?;
+    ensure!(std::fs::read(returned.join("deep/er/large"))? == large, "it comes back as it went");
+    ensure!(std::fs::read(returned.join("deep/a name with spaces"))?.is_empty());
     Ok(())
 }
 
