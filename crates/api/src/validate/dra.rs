@@ -342,3 +342,6 @@ fn raw_object(at: &At<'_>, stored: bool, errors: &mut Errors) {
         errors.invalid(at.path.clone(), "<value omitted>", "must be a valid JSON object");
     }
 }
+
+#[cfg(test)]
+mod tests;
