@@ -435,6 +435,7 @@ fn prepare_create(group: &str, kind: &str, strategy: &Strategy) -> fn(&mut Value
         ("", "PersistentVolumeClaim") => then_default!("", "PersistentVolumeClaim"),
         ("batch", "Job") => then_default!("batch", "Job"),
         ("apps", "DaemonSet") => then_default!("apps", "DaemonSet"),
+        (DEVICES, "ResourceSlice") => strategy.prepare_create,
         // Its generation never counts: what may change of it is no specification.
         ("scheduling.k8s.io", "PriorityClass") => |object| crate::meta::set_generation(object, 1),
         ("apps" | "autoscaling" | "batch" | "policy" | NETWORKING | STORAGE | DEVICES, _)

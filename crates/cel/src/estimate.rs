@@ -129,7 +129,11 @@ impl Estimator<'_> {
         let mut at: &Declared = self.env.declared(root)?;
         for step in steps {
             at = match (&**step, &at.parts) {
-                ("@items", Parts::Items(inner)) | ("@values", Parts::Values(inner)) => inner,
+                ("@items", Parts::Items(inner))
+                | ("@values", Parts::Values(inner) | Parts::Named(inner, _)) => inner,
+                ("@keys", Parts::Named(_, max)) => return Some(Size { min: 0, max: *max }),
+                // Leaves of whatever name are alike.
+                (_, Parts::Named(inner, _)) if inner.of.is_dyn() => inner,
                 // Keys are strings of which nothing is known but that they are.
                 ("@keys", Parts::Values(_)) => return Some(NONE),
                 (name, Parts::Fields(fields)) => fields.get(name)?,

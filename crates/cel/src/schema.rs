@@ -8,7 +8,7 @@ use serde_json::Value as Json;
 
 use crate::error::Error;
 use crate::time;
-use crate::types::{ObjectType, Type, escape, unescape};
+use crate::types::{Type, escape, unescape};
 use crate::value::{List, Map, Value};
 
 /// A schema as expressions see it. Made once per definition, kept as long as its programs.
@@ -87,6 +87,8 @@ pub(crate) enum Parts {
     None,
     Items(Arc<Declared>),
     Values(Arc<Declared>),
+    /// Values by names of at most so many bytes, of which expressions may speak as of fields.
+    Named(Arc<Declared>, u64),
     Fields(Arc<BTreeMap<String, Declared>>),
 }
 
@@ -368,17 +370,30 @@ impl Schema {
                 fields.insert(escaped, declared);
             }
         }
-        let types = fields.iter().map(|(name, field)| (name.clone(), field.of.clone())).collect();
-        Declared {
-            of: Type::Object(ObjectType { name: name.to_owned(), fields: types }.into()),
-            max_elements: 0,
-            min_size,
-            parts: Parts::Fields(fields.into()),
-        }
+        Declared { min_size, ..Declared::object(name, fields) }
     }
 }
 
 impl Declared {
+    /// A type whose values have at most so many elements, characters or bytes.
+    pub fn new(of: Type, max_elements: u64) -> Self {
+        Declared { of, max_elements, min_size: 0, parts: Parts::None }
+    }
+
+    /// A map of at most so many values by names of at most so many bytes.
+    pub fn named(value: Declared, name_max: u64, max_elements: u64) -> Self {
+        let of = Type::map(Type::String, value.of.clone());
+        Declared { of, max_elements, min_size: 0, parts: Parts::Named(value.into(), name_max) }
+    }
+
+    /// An object of these fields, whose names are escaped already.
+    pub fn object(name: &str, fields: impl IntoIterator<Item = (String, Declared)>) -> Self {
+        let fields: BTreeMap<_, _> = fields.into_iter().collect();
+        let types = fields.iter().map(|(field, declared)| (field.clone(), declared.of.clone()));
+        let of = Type::object(name, types);
+        Declared { of, max_elements: 0, min_size: 0, parts: Parts::Fields(fields.into()) }
+    }
+
     /// How many values of this type one request holds at most: the number of calls to assume of a
     /// rule below lists or maps without a bound.
     pub fn cardinality_max(&self) -> u64 {

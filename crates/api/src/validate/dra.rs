@@ -1,32 +1,57 @@
-//! The group `resource.k8s.io`: claims on devices, their classes and slices.
+//! The group `resource.k8s.io`: claims on devices, their templates, classes and slices.
+//! Upstream counterparts: `pkg/apis/resource/validation`, `pkg/registry/resource`; KEPs 4381, 4815, 4816, 4817,
+//! 5004, 5055, 5075.
+
+mod claim_status;
+mod selector;
+mod slice;
 
 use super::at::{At, Errors, same};
-use super::{affinity, storage};
-use crate::field::FieldError;
+use super::{resources, storage};
+use crate::field::{FieldError, Path};
 use crate::kinds::Strategy;
 use crate::{names, object_meta};
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 const REQUESTS_MAX: usize = 32;
+const FIRST_AVAILABLE_MAX: usize = 8;
 const SELECTORS_MAX: usize = 32;
+const TOLERATIONS_MAX: usize = 16;
 const CONSTRAINTS_MAX: usize = 32;
 const CONFIGS_MAX: usize = 32;
-const DEVICES_MAX: usize = 128;
-const ATTRIBUTES_MAX: usize = 32;
-const EXPRESSION_MAX_BYTES: usize = 10 * 1024;
-const RESERVED_MAX: usize = 256;
+const RAW_BYTES_MAX: usize = 10 * 1024;
+const POOL_NAME_BYTES_MAX: usize = 253;
+const ID_BYTES_MAX: usize = 32;
+const DOMAIN_BYTES_MAX: usize = 63;
+const EFFECTS: &[&str] = &["NoExecute", "NoSchedule", "None"];
+const NO_REQUEST: &str =
+    "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'";
 
 pub(super) fn strategy(kind: &str) -> Strategy {
     let none = Strategy::default();
     match kind {
-        "ResourceClaim" => {
-            Strategy { validate: claim, validate_update: spec_stays, validate_status: claim_status, ..none }
+        "ResourceClaim" => Strategy {
+            validate_create: |new| claim(new, false),
+            validate_update: |new, old| {
+                let mut errors = spec_stays(new, old);
+                errors.extend(claim(new, true));
+                errors
+            },
+            validate_status: claim_status::validate,
+            ..none
+        },
+        "ResourceClaimTemplate" => {
+            Strategy { validate_create: template, validate_update: spec_stays, ..none }
         }
-        "ResourceClaimTemplate" => Strategy { validate: template, validate_update: spec_stays, ..none },
-        "DeviceClass" => Strategy { validate: class, ..none },
+        "DeviceClass" => {
+            Strategy { validate_create: |new| class(new, &Value::Null), validate_update: class, ..none }
+        }
         "ResourceSlice" => Strategy {
-            validate: slice,
-            validate_update: slice_update,
+            prepare_create: |new| slice::drop_disabled(new, &Value::Null),
+            prepare_update: slice::drop_disabled,
+            validate_create: |new| slice::validate(new, None),
+            validate_update: |new, old| slice::validate(new, Some(old)),
             selectable: |value| {
                 ["spec.driver", "spec.nodeName"]
                     .map(|key| (key, super::text(value, &["spec", &key["spec.".len()..]])))
@@ -45,9 +70,10 @@ fn spec_stays(new: &Value, old: &Value) -> Vec<FieldError> {
     errors.0
 }
 
-fn claim(value: &Value) -> Vec<FieldError> {
+/// What was stored before is not asked for new limits, nor are its expressions compiled again.
+fn claim(value: &Value, stored: bool) -> Vec<FieldError> {
     let mut errors = Errors::default();
-    claim_spec(&At::root(value).child("spec"), &mut errors);
+    claim_spec(&At::root(value).child("spec"), stored, &mut errors);
     errors.0
 }
 
@@ -59,80 +85,186 @@ fn template(value: &Value) -> Vec<FieldError> {
         metadata.value.get("annotations"),
         &metadata.at("annotations"),
     ));
-    claim_spec(&spec.child("spec"), &mut errors);
+    claim_spec(&spec.child("spec"), false, &mut errors);
     errors.0
 }
 
-/// A list of at most so many items.
-fn at_most(at: &At<'_>, list: &str, max: usize, errors: &mut Errors) {
-    let count = at.list(list).len();
+fn class(new: &Value, old: &Value) -> Vec<FieldError> {
+    let (spec, had, mut errors) =
+        (At::root(new).child("spec"), At::root(old).child("spec"), Errors::default());
+    let is_stored = |field: &str| !old.is_null() && same(spec.value.get(field), had.value.get(field));
+    selectors(&spec, is_stored("selectors"), &mut errors);
+    for config in list(&spec, "config", CONFIGS_MAX, &mut errors) {
+        configuration(&config, is_stored("config"), &mut errors);
+    }
+    let name = spec.str("extendedResourceName");
+    if spec.has("extendedResourceName") && !resources::is_extended(name) {
+        errors.invalid(spec.at("extendedResourceName"), name, "must be a valid extended resource name");
+    }
+    errors.0
+}
+
+/// The items of a list of at most so many; none of a longer one, which is told.
+fn list<'a>(
+    at: &At<'a>,
+    field: &str,
+    max: usize,
+    errors: &mut Errors,
+) -> impl Iterator<Item = At<'a>> + use<'a> {
+    let count = at.list(field).len();
     if count > max {
-        errors.push(FieldError::too_many(at.at(list), count, max));
+        errors.push(FieldError::too_many(at.at(field), count, max));
+    }
+    at.items(field).take(if count > max { 0 } else { count })
+}
+
+/// Checks the items of a list of at most so many, of which no two have the same key.
+fn set(
+    at: &At<'_>,
+    field: &str,
+    max: usize,
+    key: impl Fn(&At<'_>) -> String,
+    errors: &mut Errors,
+    mut each: impl FnMut(&At<'_>, &mut Errors),
+) {
+    let items: Vec<At<'_>> = list(at, field, max, errors).collect();
+    items.iter().for_each(|item| each(item, errors));
+    let mut seen = BTreeSet::new();
+    for item in items {
+        let key = key(&item);
+        if seen.contains(&key) {
+            errors.duplicate(item.path, key);
+        } else {
+            seen.insert(key);
+        }
     }
 }
 
-fn claim_spec(spec: &At<'_>, errors: &mut Errors) {
-    let devices = spec.child("devices");
-    at_most(&devices, "requests", REQUESTS_MAX, errors);
-    let mut known: Vec<String> = Vec::new();
+fn name_of(at: &At<'_>) -> String {
+    at.str("name").to_owned()
+}
+
+fn own_text<'a>(at: &At<'a>) -> &'a str {
+    at.value.as_str().unwrap_or_default()
+}
+
+fn label(at: &At<'_>, field: &str, errors: &mut Errors) {
+    errors.each(&at.at(field), at.str(field), names::is_dns1123_label(at.str(field)));
+}
+
+fn driver(at: &At<'_>, errors: &mut Errors) {
+    storage::driver_name(at.str("driver"), &at.at("driver"), errors);
+}
+
+/// Subdomains with slashes between them.
+fn pool_name(at: &At<'_>, field: &str, errors: &mut Errors) {
+    if !errors.need(at, field) {
+        return;
+    }
+    let (name, path) = (at.str(field), at.at(field));
+    if name.len() > POOL_NAME_BYTES_MAX {
+        errors.push(FieldError::too_long(path.clone(), POOL_NAME_BYTES_MAX));
+    }
+    name.split('/').for_each(|part| errors.each(&path, part, names::is_dns1123_subdomain(part)));
+}
+
+/// The name of an attribute or a capacity: an identifier, and before it maybe a domain and a slash.
+fn qualified_name(name: &str, path: &Path, errors: &mut Errors) {
+    let (domain, id) = match name.split_once('/') {
+        None => (None, name),
+        Some((_, rest)) if rest.contains('/') => {
+            errors.invalid(path.clone(), name, "must not contain more than one slash");
+            return;
+        }
+        Some((domain, id)) => (Some(domain), id),
+    };
+    match domain {
+        None => {}
+        Some("") => errors.invalid(path.clone(), "", "the domain must not be empty"),
+        Some(domain) => storage::driver_name(domain, path, errors),
+    }
+    if domain.is_some() && id.is_empty() {
+        errors.invalid(path.clone(), "", "the name must not be empty");
+        return;
+    }
+    if id.len() > ID_BYTES_MAX {
+        errors.push(FieldError::too_long(path.clone(), ID_BYTES_MAX));
+    }
+    errors.each(path, id, names::is_c_identifier(id));
+}
+
+/// The names by which a claim's requests are referred to: `gpu` and, of its alternatives, `gpu/large`.
+fn request_names(devices: &At<'_>) -> BTreeSet<String> {
+    let mut known = BTreeSet::new();
     for request in devices.items("requests") {
         let name = request.str("name");
-        device_name(&request, errors);
-        if known.iter().any(|other| other == name) {
-            errors.duplicate(request.at("name"), name);
-        }
-        known.push(name.to_owned());
-        match (request.get("exactly"), request.list("firstAvailable").is_empty()) {
-            (Some(exactly), true) => device_request(&exactly, errors),
-            (None, false) => {
-                for sub in request.items("firstAvailable") {
-                    device_name(&sub, errors);
-                    device_request(&sub, errors);
-                    known.push(format!("{name}/{}", sub.str("name")));
-                }
-            }
-            (Some(_), false) => {
-                let why =
-                    "exactly one of `exactly` or `firstAvailable` is required, but multiple fields are set";
-                errors.invalid(request.path.clone(), request.value.clone(), why);
-            }
-            (None, true) => errors
-                .required(request.path.clone(), "exactly one of `exactly` or `firstAvailable` is required"),
-        }
+        known.extend(request.items("firstAvailable").map(|sub| format!("{name}/{}", sub.str("name"))));
+        known.insert(name.to_owned());
     }
-    let named = |at: &At<'_>, errors: &mut Errors| {
-        for (i, name) in
-            at.strings("requests").enumerate().filter(|(_, name)| !known.iter().any(|k| k == name))
-        {
-            let why = "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'";
-            errors.invalid(at.at("requests").index(i), name, why);
-        }
-    };
-    at_most(&devices, "constraints", CONSTRAINTS_MAX, errors);
-    for constraint in devices.items("constraints") {
-        named(&constraint, errors);
-        if !constraint.has("matchAttribute") && !constraint.has("distinctAttribute") {
-            errors.required(constraint.at("matchAttribute"), "");
-        }
+    known
+}
+
+fn request_reference(name: &str, path: &Path, known: &BTreeSet<String>, errors: &mut Errors) {
+    let parts: Vec<&str> = name.split('/').collect();
+    if parts.len() <= 2 {
+        parts.into_iter().for_each(|part| errors.each(path, part, names::is_dns1123_label(part)));
     }
-    at_most(&devices, "config", CONFIGS_MAX, errors);
-    for config in devices.items("config") {
-        named(&config, errors);
-        opaque(&config, errors);
+    if !known.contains(name) {
+        errors.invalid(path.clone(), name, NO_REQUEST);
     }
 }
 
-fn device_name(at: &At<'_>, errors: &mut Errors) {
-    if errors.need(at, "name") {
-        errors.checked(at, "name", names::is_dns1123_label);
+/// The requests that a constraint or a configuration is about.
+fn request_references(at: &At<'_>, known: &BTreeSet<String>, errors: &mut Errors) {
+    set(
+        at,
+        "requests",
+        REQUESTS_MAX,
+        |name| own_text(name).to_owned(),
+        errors,
+        |name, errors| {
+            request_reference(own_text(name), &name.path, known, errors);
+        },
+    );
+}
+
+fn claim_spec(spec: &At<'_>, stored: bool, errors: &mut Errors) {
+    let devices = spec.child("devices");
+    let known = request_names(&devices);
+    set(&devices, "requests", REQUESTS_MAX, name_of, errors, |at, errors| request(at, stored, errors));
+    for at in list(&devices, "constraints", CONSTRAINTS_MAX, errors) {
+        request_references(&at, &known, errors);
+        constraint(&at, errors);
+    }
+    for at in list(&devices, "config", CONFIGS_MAX, errors) {
+        request_references(&at, &known, errors);
+        configuration(&at, stored, errors);
     }
 }
 
-fn device_request(at: &At<'_>, errors: &mut Errors) {
+fn request(at: &At<'_>, stored: bool, errors: &mut Errors) {
+    label(at, "name", errors);
+    let one = "exactly one of `exactly` or `firstAvailable` is required";
+    match (at.get("exactly"), at.list("firstAvailable").is_empty()) {
+        (Some(exactly), true) => device_request(&exactly, stored, errors),
+        (None, false) => {
+            set(at, "firstAvailable", FIRST_AVAILABLE_MAX, name_of, errors, |sub, errors| {
+                label(sub, "name", errors);
+                device_request(sub, stored, errors);
+            });
+        }
+        (Some(_), false) => {
+            errors.invalid(at.path.clone(), Value::Null, format!("{one}, but multiple fields are set"));
+        }
+        (None, true) => errors.required(at.path.clone(), one),
+    }
+}
+
+fn device_request(at: &At<'_>, stored: bool, errors: &mut Errors) {
     if errors.need(at, "deviceClassName") {
         errors.checked(at, "deviceClassName", names::is_dns1123_subdomain);
     }
-    selectors(at, errors);
+    selectors(at, stored, errors);
     let count = at.int("count").unwrap_or(0);
     match at.str("allocationMode") {
         "All" if count != 0 => {
@@ -143,164 +275,73 @@ fn device_request(at: &At<'_>, errors: &mut Errors) {
         "ExactCount" => {}
         other => errors.not_supported(at.at("allocationMode"), other, &["All", "ExactCount"]),
     }
-    for toleration in at.items("tolerations") {
+    tolerations(at, errors);
+}
+
+fn tolerations(at: &At<'_>, errors: &mut Errors) {
+    for toleration in list(at, "tolerations", TOLERATIONS_MAX, errors) {
         errors.checked(&toleration, "key", names::is_qualified_name);
-        match toleration.str("operator") {
-            "Exists" if !toleration.str("value").is_empty() => {
-                errors.invalid(
-                    toleration.at("value"),
-                    toleration.str("value"),
-                    "must be empty for operator `Exists`",
-                );
+        let (operator, value) = (toleration.str("operator"), toleration.str("value"));
+        match operator {
+            "Exists" if !value.is_empty() => {
+                errors.invalid(toleration.at("value"), value, "must be empty for operator `Exists`");
             }
-            "Exists" | "Equal" => {}
+            "Exists" => {}
+            "Equal" => errors.checked(&toleration, "value", names::is_label_value),
+            "" => errors.required(toleration.at("operator"), ""),
             other => errors.not_supported(toleration.at("operator"), other, &["Equal", "Exists"]),
         }
-        errors.optional_one_of(&toleration, "effect", &["NoExecute", "NoSchedule", "None"]);
-    }
-}
-
-fn selectors(at: &At<'_>, errors: &mut Errors) {
-    at_most(at, "selectors", SELECTORS_MAX, errors);
-    for selector in at.items("selectors") {
-        let Some(cel) = selector.get("cel") else {
-            errors.required(selector.at("cel"), "");
-            continue;
-        };
-        if errors.need(&cel, "expression") && cel.str("expression").len() > EXPRESSION_MAX_BYTES {
-            errors.push(FieldError::too_long(cel.at("expression"), EXPRESSION_MAX_BYTES));
+        if !toleration.str("effect").is_empty() {
+            errors.optional_one_of(&toleration, "effect", EFFECTS);
         }
     }
 }
 
-fn opaque(at: &At<'_>, errors: &mut Errors) {
+fn selectors(at: &At<'_>, stored: bool, errors: &mut Errors) {
+    for selector in list(at, "selectors", SELECTORS_MAX, errors) {
+        match selector.get("cel") {
+            None => errors.required(selector.at("cel"), ""),
+            Some(_) if stored => {}
+            Some(cel) => selector::check(&cel, errors),
+        }
+    }
+}
+
+fn constraint(at: &At<'_>, errors: &mut Errors) {
+    let Some(field) = ["matchAttribute", "distinctAttribute"].into_iter().find(|field| at.has(field)) else {
+        let why = "exactly one of \"matchAttribute\" or \"distinctAttribute\" is required, but multiple fields are set";
+        errors.required(at.path.clone(), why);
+        return;
+    };
+    let (name, path) = (at.str(field), at.at(field));
+    qualified_name(name, &path, errors);
+    if !name.contains('/') {
+        let why = "a fully qualified name must be a domain and a name separated by a slash";
+        errors.invalid(path, name, why);
+    }
+}
+
+fn configuration(at: &At<'_>, stored: bool, errors: &mut Errors) {
     let Some(opaque) = at.get("opaque") else {
         errors.required(at.at("opaque"), "");
         return;
     };
-    storage::driver_name(opaque.str("driver"), &opaque.at("driver"), errors);
-    match opaque.get("parameters") {
-        None => errors.required(opaque.at("parameters"), ""),
-        Some(parameters) if !parameters.value.is_object() => {
-            errors.invalid(parameters.path, "<value omitted>", "must be a valid JSON object");
-        }
-        Some(_) => {}
+    driver(&opaque, errors);
+    if opaque.has("parameters") {
+        raw_object(&opaque.child("parameters"), stored, errors);
+    } else {
+        errors.required(opaque.at("parameters"), "");
     }
 }
 
-fn claim_status(new: &Value, old: &Value) -> Vec<FieldError> {
-    let (status, mut errors) = (At::root(new).child("status"), Errors::default());
-    let had = At::root(old).child("status");
-    at_most(&status, "reservedFor", RESERVED_MAX, &mut errors);
-    let mut seen: Vec<&str> = Vec::new();
-    for consumer in status.items("reservedFor") {
-        for field in ["resource", "name", "uid"] {
-            errors.need(&consumer, field);
-        }
-        if seen.contains(&consumer.str("uid")) {
-            errors.duplicate(consumer.path.clone(), consumer.value.clone());
-        }
-        seen.push(consumer.str("uid"));
-    }
-    if !status.list("reservedFor").is_empty() && !status.has("allocation") {
-        errors.forbidden(status.at("reservedFor"), "may not be specified when `allocated` is not set");
-    }
-    if had.has("allocation") && status.has("allocation") {
-        errors.immutable(&status, &had, "allocation");
-    }
-    errors.0
-}
-
-fn class(value: &Value) -> Vec<FieldError> {
-    let (spec, mut errors) = (At::root(value).child("spec"), Errors::default());
-    selectors(&spec, &mut errors);
-    at_most(&spec, "config", CONFIGS_MAX, &mut errors);
-    spec.items("config").for_each(|config| opaque(&config, &mut errors));
-    errors.checked(&spec, "extendedResourceName", names::is_qualified_name);
-    errors.0
-}
-
-fn slice(value: &Value) -> Vec<FieldError> {
-    let (spec, mut errors) = (At::root(value).child("spec"), Errors::default());
-    let places = ["nodeName", "nodeSelector", "allNodes", "perDeviceNodeSelection"];
-    let chosen: Vec<&str> = places
-        .into_iter()
-        .filter(|field| spec.has(field) && spec.value.get(*field) != Some(&Value::Bool(false)))
-        .collect();
-    let fields = "`nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection`";
-    match chosen.len() {
-        0 => errors.required(spec.path.clone(), &format!("exactly one of {fields} is required")),
-        1 => {}
-        _ => {
-            let why = format!("exactly one of {fields} is required, but multiple fields are set");
-            errors.invalid(spec.path.clone(), format!("{{{}}}", chosen.join(", ")), why);
-        }
-    }
-    errors.checked(&spec, "nodeName", names::is_dns1123_subdomain);
-    if let Some(selector) = spec.get("nodeSelector") {
-        affinity::node_selector(&selector, &mut errors);
-        let terms = selector.list("nodeSelectorTerms");
-        if terms.len() > 1 {
-            let why = "must have exactly one node selector term";
-            errors.invalid(selector.at("nodeSelectorTerms"), terms, why);
-        }
-    }
-    storage::driver_name(spec.str("driver"), &spec.at("driver"), &mut errors);
-    let pool = spec.child("pool");
-    if errors.need(&pool, "name") {
-        for part in pool.str("name").split('/') {
-            errors.each(&pool.at("name"), part, names::is_dns1123_subdomain(part));
-        }
-    }
-    if let Some(count) = Some(pool.int("resourceSliceCount").unwrap_or(0)).filter(|count| *count <= 0) {
-        errors.invalid(pool.at("resourceSliceCount"), count, "must be greater than zero");
-    }
-    errors.not_negative(&pool, &["generation"]);
-    at_most(&spec, "devices", DEVICES_MAX, &mut errors);
-    let mut seen: Vec<&str> = Vec::new();
-    for device in spec.items("devices") {
-        device_name(&device, &mut errors);
-        if seen.contains(&device.str("name")) {
-            errors.duplicate(device.at("name"), device.str("name"));
-        }
-        seen.push(device.str("name"));
-        self::device(&device, &mut errors);
-    }
-    errors.0
-}
-
-fn device(at: &At<'_>, errors: &mut Errors) {
-    let count = at.entries("attributes").count() + at.entries("capacity").count();
-    if count > ATTRIBUTES_MAX {
-        let why = format!("the total number of attributes and capacities must not exceed {ATTRIBUTES_MAX}");
-        errors.invalid(at.path.clone(), count, why);
-    }
-    for (name, value) in at.entries("attributes") {
-        let set = value.as_object().map_or(0, |fields| fields.len());
-        let path = at.at("attributes").key(name);
-        match set {
-            0 => errors.required(path, "exactly one value must be specified"),
-            1 => {}
-            _ => errors.invalid(path, value.clone(), "exactly one value must be specified"),
-        }
-    }
-    for taint in at.items("taints") {
-        let key = taint.str("key");
-        errors.each(&taint.at("key"), key, names::is_qualified_name(key));
-        errors.checked(&taint, "value", names::is_label_value);
-        errors.one_of(&taint, "effect", &["NoExecute", "NoSchedule", "None"]);
+/// An object that only a driver understands.
+fn raw_object(at: &At<'_>, stored: bool, errors: &mut Errors) {
+    if !stored && at.value.to_string().len() > RAW_BYTES_MAX {
+        errors.push(FieldError::too_long(at.path.clone(), RAW_BYTES_MAX));
+    } else if !at.value.is_object() {
+        errors.invalid(at.path.clone(), "<value omitted>", "must be a valid JSON object");
     }
 }
 
-fn slice_update(new: &Value, old: &Value) -> Vec<FieldError> {
-    let (now, had, mut errors) =
-        (At::root(new).child("spec"), At::root(old).child("spec"), Errors::default());
-    for field in ["driver", "nodeName"] {
-        errors.immutable(&now, &had, field);
-    }
-    let (pool, had_pool) = (now.child("pool"), had.child("pool"));
-    if !same(pool.value.get("name"), had_pool.value.get("name")) {
-        errors.invalid(pool.at("name"), pool.str("name"), names::FIELD_IMMUTABLE);
-    }
-    errors.0
-}
+#[cfg(test)]
+mod tests;

@@ -7,12 +7,13 @@ use skeg_api::kinds::Kind;
 use skeg_api::{GroupVersion, Gvk, builtin, meta, object_meta, validate};
 use std::collections::BTreeMap;
 
-const TABLES: [&str; 5] = [
+const TABLES: [&str; 6] = [
     include_str!("../../testdata/invalid.yaml"),
     include_str!("../../testdata/invalid-workloads.yaml"),
     include_str!("../../testdata/invalid-cluster.yaml"),
     include_str!("../../testdata/invalid-definitions.yaml"),
     include_str!("../../testdata/invalid-details.yaml"),
+    include_str!("../../testdata/invalid-devices.yaml"),
 ];
 
 /// All tables as one.

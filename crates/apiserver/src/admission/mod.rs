@@ -84,6 +84,7 @@ pub trait Plugin: Send + Sync {
 
 pub mod certificates;
 pub mod classes;
+pub mod device_access;
 pub mod escalation;
 pub mod expressions;
 pub mod limit_ranger;
@@ -204,6 +205,7 @@ fn every(
             kinds: seams.kinds.clone(),
             authorizer: authorizer.clone(),
         }),
+        Arc::new(device_access::AdminAccess(reader.clone())),
         Arc::new(signing_request::Requestor(seams.clock)),
         Arc::new(policy::MutatingAdmissionPolicy::new(reader.clone(), authorizer.clone())),
         Arc::new(webhook::MutatingAdmissionWebhook::new(reader.clone(), webhooks.clone())),

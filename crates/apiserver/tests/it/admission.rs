@@ -305,3 +305,22 @@ async fn a_cluster_has_defaults_and_exemptions_of_pod_security() {
         ]
     );
 }
+
+#[tokio::test]
+async fn access_of_administrators_to_devices_is_for_namespaces_that_say_so() {
+    let server = start().await;
+    let path = "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims";
+    let request = json!({"name": "gpu", "exactly": {"deviceClassName": "gpu", "adminAccess": true}});
+    let claim = json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim", "metadata": {"name": "c"},
+        "spec": {"devices": {"requests": [request]}}});
+    let refused = server.post(path, &claim).await.expect(422);
+    assert_eq!(
+        refused["message"],
+        "ResourceClaim.resource.k8s.io \"c\" is invalid: spec.devices.requests[0].adminAccess: Forbidden: admin access to \
+         devices requires the `resource.kubernetes.io/admin-access: true` label on the containing namespace"
+    );
+    let mut namespace = server.get("/api/v1/namespaces/default").await.expect(200);
+    namespace["metadata"]["labels"]["resource.kubernetes.io/admin-access"] = "true".into();
+    server.put("/api/v1/namespaces/default", &namespace).await.expect(200);
+    server.post(path, &claim).await.expect(201);
+}

@@ -5,12 +5,13 @@ use crate::harness::*;
 use serde_json::Value;
 use skeg_api::{GroupVersion, Kinds, meta};
 
-const TABLES: [&str; 5] = [
+const TABLES: [&str; 6] = [
     include_str!("../../../api/testdata/invalid.yaml"),
     include_str!("../../../api/testdata/invalid-workloads.yaml"),
     include_str!("../../../api/testdata/invalid-cluster.yaml"),
     include_str!("../../../api/testdata/invalid-definitions.yaml"),
     include_str!("../../../api/testdata/invalid-details.yaml"),
+    include_str!("../../../api/testdata/invalid-devices.yaml"),
 ];
 /// Kinds that an endpoint answers; their own tests use the table too.
 const REVIEWS: [&str; 4] =
