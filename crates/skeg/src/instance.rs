@@ -171,6 +171,9 @@ impl Instance {
         match fs::read_to_string(&path) {
             Ok(text) => Ok(text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                if Settings::path(self).exists() {
+                    refuse!("{} is gone: `skeg down` and `skeg up` write it anew", path.display());
+                }
                 refuse!("there is no cluster in {}: start one with `skeg up`", self.data_dir.display())
             }
             Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),

@@ -3,6 +3,7 @@
 mod admission;
 mod aggregation;
 mod apply;
+mod behaviours;
 mod certificates;
 mod cli;
 mod clients;
@@ -56,6 +57,7 @@ pub const SHARED: &[&[Case]] = &[
     images::CASES,
     volumes::CASES,
     files::CASES,
+    behaviours::CASES,
     probes::CASES,
     network::CASES,
     proxy::CASES,
