@@ -159,6 +159,11 @@ impl Status {
             .with_details(Details::default())
     }
 
+    /// The path is served, and this method of it is not.
+    pub fn unserved() -> Self {
+        Self::method_not_allowed("the server does not allow this method on the requested resource")
+    }
+
     pub fn method_not_allowed(message: impl Into<String>) -> Self {
         Self::new(405, Reason::MethodNotAllowed, message)
     }

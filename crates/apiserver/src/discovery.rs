@@ -88,9 +88,7 @@ impl Discovery {
             path => path,
         };
         if !matches!(info.verb, "get" | "head") {
-            return Err(Status::method_not_allowed(
-                "the server does not allow this method on the requested resource",
-            ));
+            return Err(Status::unserved());
         }
         let documents = self.documents();
         if path == "/api" || path == "/apis" {

@@ -56,9 +56,7 @@ impl Endpoint for Health {
     fn call(&self, call: Call, _request: Request<Body>) -> BoxFuture<'_, Result<Response<Body>, Status>> {
         Box::pin(async move {
             if !matches!(call.info.verb, "get" | "head") {
-                return Err(Status::method_not_allowed(
-                    "the server does not allow this method on the requested resource",
-                ));
+                return Err(Status::unserved());
             }
             match call.info.path.trim_matches('/') {
                 "version" => {

@@ -27,7 +27,7 @@ impl Endpoint for Metrics {
             response.headers_mut().insert(header::CONTENT_TYPE, kind);
             Ok(response)
         } else {
-            Err(Status::method_not_allowed("the server does not allow this method on the requested resource"))
+            Err(Status::unserved())
         };
         Box::pin(std::future::ready(answer))
     }

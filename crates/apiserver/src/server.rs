@@ -363,7 +363,7 @@ impl ApiServer {
             }
             // The old form of a watch names the verb in the path.
             if info.verb == "watch" && !matches!(parts.method, Method::GET | Method::HEAD) {
-                return Err(unserved());
+                return Err(Status::unserved());
             }
         }
         if let Some(served) = &target
@@ -414,12 +414,8 @@ impl ApiServer {
             "update" | "patch" => info.name.is_empty(),
             _ => false,
         };
-        if verbs.contains(&info.verb) && !misplaced { Ok(()) } else { Err(unserved()) }
+        if verbs.contains(&info.verb) && !misplaced { Ok(()) } else { Err(Status::unserved()) }
     }
-}
-
-fn unserved() -> Status {
-    Status::method_not_allowed("the server does not allow this method on the requested resource")
 }
 
 /// What a request is counted by.

@@ -14,6 +14,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use serde::Deserialize;
 use skeg_api::{Gvr, Status};
 use skeg_base::{Clock, Timestamp};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -95,9 +96,9 @@ impl Credentials {
                 None => refused = true,
             }
         }
-        let of_browser = crate::websocket::bearer(headers);
-        if let Some(token) = bearer(headers).or(of_browser.as_deref()) {
-            match self.token(token, &[self.issuer.as_str()]) {
+        let token = bearer(headers).map(Cow::Borrowed);
+        if let Some(token) = token.or_else(|| crate::websocket::bearer(headers).map(Cow::Owned)) {
+            match self.token(&token, &[self.issuer.as_str()]) {
                 Ok(verified) => return Ok(verified.identity),
                 Err(error) => {
                     tracing::debug!(%error, "bearer token refused");

@@ -296,8 +296,7 @@ impl Streams {
     ) -> Result<Response<Body>, Status> {
         let served = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"];
         if !served.contains(&request.method().as_str()) {
-            let text = "the server does not allow this method on the requested resource";
-            return Err(Status::method_not_allowed(text));
+            return Err(Status::unserved());
         }
         let backend = backend(call)?;
         let (prefix, path) = split_path(&call.info);

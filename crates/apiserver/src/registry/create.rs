@@ -14,9 +14,7 @@ const NAME_TRIES_MAX: usize = 8;
 pub async fn serve(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
     let decoded = w.decode(bytes)?;
     if !w.ctx.info.name.is_empty() {
-        return Err(Status::method_not_allowed(
-            "the server does not allow this method on the requested resource",
-        ));
+        return Err(Status::unserved());
     }
     create(w, decoded).await
 }

@@ -30,9 +30,7 @@ pub async fn get(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Body>
 }
 
 pub(super) fn resource<'a>(ctx: Context<'a>) -> Result<&'a Arc<Resource>, Status> {
-    ctx.served.resource.as_ref().ok_or_else(|| {
-        Status::method_not_allowed("the server does not allow this method on the requested resource")
-    })
+    ctx.served.resource.as_ref().ok_or_else(Status::unserved)
 }
 
 pub async fn list(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Body>, Status> {

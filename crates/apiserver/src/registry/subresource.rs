@@ -28,12 +28,8 @@ pub async fn get(ctx: Context<'_>, headers: &HeaderMap) -> Result<Response<Body>
         subresource if ctx.served.kind.strategy.portion(subresource).is_some() => {
             read::get(ctx, headers).await
         }
-        _ => Err(unserved()),
+        _ => Err(Status::unserved()),
     }
-}
-
-fn unserved() -> Status {
-    Status::method_not_allowed("the server does not allow this method on the requested resource")
 }
 
 pub async fn write(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
@@ -47,7 +43,7 @@ pub async fn write(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> 
         (_, subresource, verb) => match (Writing::part_of(kind, subresource), verb) {
             (Some(part), "update") => update::serve(w, part, bytes).await,
             (Some(part), "patch") => patch::serve(w, part, bytes).await,
-            _ => Err(unserved()),
+            _ => Err(Status::unserved()),
         },
     }
 }
@@ -242,7 +238,7 @@ async fn bind(w: &mut Writing<'_>, bytes: &[u8]) -> Result<Answer, Status> {
         info.name = name;
         info.resource = "pods".into();
         info.subresource = "binding".into();
-        let served = w.ctx.server.served("", "v1", "pods").ok_or_else(unserved)?;
+        let served = w.ctx.server.served("", "v1", "pods").ok_or_else(Status::unserved)?;
         let ctx = Context { info: &info, served: &served, ..w.ctx };
         let mut inner = Writing::new(ctx, w.headers, w.options.clone());
         let bound = bind_pod(&mut inner, binding).await;

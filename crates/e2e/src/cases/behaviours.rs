@@ -1,7 +1,7 @@
 //! What Kubernetes' conformance tests ask of a node, where no other case shows it: environments,
 //! messages, hooks, probes, init containers, one after the other.
 
-use super::pod;
+use super::{allocatable, pod};
 use crate::cluster::eventually;
 use crate::{Case, Scope};
 use anyhow::{Context, Result, ensure};
@@ -82,14 +82,11 @@ fn environment(scope: &Scope<'_>) -> Result<()> {
         "FOUND_PORT_8765_TCP_PORT=8765".into(),
         format!("FOUND_PORT_8765_TCP_ADDR={service}"),
     ];
-    let node = |field: &str| {
-        scope.kubectl(&["get", "nodes", "-o", &format!("jsonpath={{.items[0].status.allocatable.{field}}}")])
-    };
-    let memory: u64 = node("memory")?.strip_suffix("Ki").context("memory in Ki")?.parse()?;
+    let (cpu, memory) = (allocatable(scope, "cpu")?, allocatable(scope, "memory")?);
     let bounded = ["CPU_LIMIT=2", "CPU_REQUEST=1", "MEMORY_LIMIT=67108864", "MEMORY_REQUEST=33554432"];
     for (container, own) in [
         ("bounded", bounded.map(str::to_owned).to_vec()),
-        ("unbounded", vec![format!("CPU_LIMIT={}", node("cpu")?), format!("MEMORY_LIMIT={}", memory * 1024)]),
+        ("unbounded", vec![format!("CPU_LIMIT={cpu}"), format!("MEMORY_LIMIT={memory}")]),
     ] {
         let said = scope.kubectl(&["logs", "shown", "-c", container])?;
         let said: BTreeSet<&str> = said.lines().collect();

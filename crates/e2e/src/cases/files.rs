@@ -1,10 +1,10 @@
 //! What containers find in volumes: each source of files with its modes and names, for root and for
 //! somebody else; directories on disk and in memory.
 
-use super::pod;
+use super::{allocatable, pod};
 use crate::cluster::eventually;
 use crate::{Case, Scope};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 pub const CASES: &[Case] = &[
@@ -172,12 +172,7 @@ fn resources_in_files(scope: &Scope<'_>) -> Result<()> {
         .collect();
     scope.apply(&shown)?;
     scope.wait_ready("shown")?;
-    let node = |field: &str| {
-        let path = format!("jsonpath={{.items[0].status.allocatable.{field}}}");
-        scope.kubectl(&["get", "nodes", "-o", &path])
-    };
-    let (cpu, memory) = (node("cpu")?, node("memory")?);
-    let memory = memory.strip_suffix("Ki").context("the node's memory in Ki")?;
+    let (cpu, memory) = (allocatable(scope, "cpu")?, allocatable(scope, "memory")? / 1024);
     for source in FROM_POD {
         let script = format!("for f in /{source}/*; do cat $f; echo; done");
         let said = scope.kubectl(&["exec", "shown", "-c", "main", "--", "sh", "-c", &script])?;

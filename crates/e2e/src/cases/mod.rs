@@ -111,6 +111,16 @@ fn started(scope: &Scope<'_>, pod: &Value) -> Result<()> {
     scope.wait_ready(pod["metadata"]["name"].as_str().unwrap_or_default())
 }
 
+/// What the one node has for Pods: `cpu` in cores, `memory` in bytes.
+fn allocatable(scope: &Scope<'_>, resource: &str) -> Result<u64> {
+    let path = format!("jsonpath={{.items[0].status.allocatable.{resource}}}");
+    let text = scope.kubectl(&["get", "nodes", "-o", &path])?;
+    Ok(match text.strip_suffix("Ki") {
+        Some(kibibytes) => kibibytes.parse::<u64>()? * 1024,
+        None => text.parse()?,
+    })
+}
+
 fn status(scope: &Scope<'_>, pod: &str) -> Result<Value> {
     Ok(scope.get(&["pod", pod])?["status"].clone())
 }
