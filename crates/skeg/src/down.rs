@@ -2,18 +2,14 @@
 
 use crate::instance::Instance;
 use crate::settings::Settings;
-use crate::{forwarding, up};
+use crate::{forwarding, process, up};
 use anyhow::{Context, Result};
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::path::Path;
-
-/// How long the process may take to end by itself.
-const STOP_TIMEOUT_MS: u16 = 20_000;
 
 pub fn down(instance: &Instance, purge: bool) -> Result<()> {
     if let Some(pid) = instance.running_pid()? {
-        stop(pid).with_context(|| format!("stopping process {pid}"))?;
+        process::stop(pid).with_context(|| format!("stopping process {pid}"))?;
         crate::say!(
             "stopped the cluster (process {pid}){}",
             if purge { "" } else { "; its Pods keep running" }
@@ -31,33 +27,6 @@ pub fn down(instance: &Instance, purge: bool) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Asks the process to end and waits until it has.
-fn stop(pid: i32) -> Result<()> {
-    // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    if fd < 0 {
-        let error = std::io::Error::last_os_error();
-        return if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error.into()) };
-    }
-    // SAFETY: the descriptor is new and ours.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).context("a descriptor")?) };
-    let signal =
-        |number: nix::sys::signal::Signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), number);
-    signal(nix::sys::signal::Signal::SIGTERM)?;
-    if !ended(&pidfd, STOP_TIMEOUT_MS)? {
-        // Everything acknowledged is on disk: a kill loses nothing.
-        signal(nix::sys::signal::Signal::SIGKILL)?;
-        ended(&pidfd, STOP_TIMEOUT_MS)?;
-    }
-    Ok(())
-}
-
-fn ended(pidfd: &OwnedFd, timeout_ms: u16) -> Result<bool> {
-    use nix::poll::{PollFd, PollFlags, poll};
-    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-    Ok(poll(&mut fds, timeout_ms)? > 0)
 }
 
 /// Removes what the host has of it; whether there was anything. The data directory may be gone, or

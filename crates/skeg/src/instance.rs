@@ -136,8 +136,11 @@ impl Instance {
         }
     }
 
-    /// Fails where a process runs this instance.
+    /// Fails where a process runs this instance. One that was killed is waited for.
     pub fn check_stopped(&self) -> Result<()> {
+        if let Some(pid) = self.running_pid()? {
+            crate::process::wait_if_killed(pid)?;
+        }
         match self.running_pid()? {
             None => Ok(()),
             Some(pid) => refuse!(

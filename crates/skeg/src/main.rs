@@ -10,6 +10,7 @@ mod image;
 mod instance;
 mod logging;
 mod preflight;
+mod process;
 mod settings;
 mod status;
 mod up;

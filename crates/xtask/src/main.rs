@@ -47,10 +47,10 @@ enum Command {
     Guest,
     /// Measure everything that has a target; takes about three minutes.
     Bench {
-        /// What the API does under load instead; takes about two minutes.
-        #[arg(value_parser = ["api"])]
+        /// What the API does under load instead, in about two minutes, or the rates of requests alone.
+        #[arg(value_parser = ["api", "rates"])]
         what: Option<String>,
-        /// One part of that alone.
+        /// One part of `api` alone.
         #[arg(value_parser = ["writes", "watchers", "store", "definitions"])]
         part: Option<String>,
     },

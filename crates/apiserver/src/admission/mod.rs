@@ -206,6 +206,7 @@ fn every(
             authorizer: authorizer.clone(),
         }),
         Arc::new(device_access::AdminAccess(reader.clone())),
+        Arc::new(device_access::ClaimStatus(authorizer.clone())),
         Arc::new(signing_request::Requestor(seams.clock)),
         Arc::new(policy::MutatingAdmissionPolicy::new(reader.clone(), authorizer.clone())),
         Arc::new(webhook::MutatingAdmissionWebhook::new(reader.clone(), webhooks.clone())),

@@ -19,6 +19,8 @@ const META: &str = "meta.k8s.io/v1";
 /// Of create, update and patch; `dryRun` of deletes too.
 #[derive(Clone, Debug, Default)]
 pub struct WriteOptions {
+    /// What RBAC calls the request: `create`, `update` or `patch`.
+    pub verb: &'static str,
     pub dry_run: bool,
     pub field_validation: FieldValidation,
     /// Who the changed fields belong to.
@@ -32,7 +34,7 @@ pub struct WriteOptions {
 impl WriteOptions {
     /// Of a request for `verb`; `patch` is the type of a patch.
     pub fn parse(
-        verb: &str,
+        verb: &'static str,
         patch: Option<PatchType>,
         query: &Query,
         identity: &Identity,
@@ -76,6 +78,7 @@ impl WriteOptions {
             manager = identity.user().rsplit(':').next().unwrap_or("unknown").to_owned();
         }
         Ok(WriteOptions {
+            verb,
             dry_run: !dry_run.is_empty(),
             field_validation: field_validation.unwrap_or_default(),
             manager,

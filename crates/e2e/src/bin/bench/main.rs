@@ -40,8 +40,18 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|one| one != "--tiny").collect();
     match arguments.first().map(String::as_str) {
         Some("api") => runtime.block_on(api::run(arguments.get(1).map(String::as_str))),
+        Some("rates") => runtime.block_on(only_rates()),
         _ => runtime.block_on(run()),
     }
+}
+
+async fn only_rates() -> Result<()> {
+    let cluster = Cluster::prepare()?;
+    cluster.up()?;
+    let endpoint = Endpoint::from_kubeconfig(&cluster.kubeconfig())?;
+    let mut admin = endpoint.connect().await?;
+    rates(&cluster, &endpoint, &mut admin).await?;
+    cluster.stop()
 }
 
 async fn run() -> Result<()> {
