@@ -11,7 +11,7 @@ use crate::auth::token::{KeyError, Signer};
 use crate::bootstrap::{self, BootstrapError, aggregation, api_services, flowcontrol};
 use crate::discovery::Discovery;
 use crate::health::Health;
-use crate::hooks::{Authenticator, Authorizer, Endpoint, Hooks, Nobody, Seams};
+use crate::hooks::{Authenticator, Authorizer, Certificates, Endpoint, Hooks, Nobody, Seams};
 use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::pki::{self, Pair, Pki, PkiError};
@@ -21,7 +21,6 @@ use crate::reviews::Reviews;
 use crate::server::{ApiServer, Config, OpenError};
 use futures_util::future::BoxFuture;
 use parking_lot::RwLock;
-use rustls_pki_types::CertificateDer;
 use skeg_api::{Kinds, Status};
 use skeg_base::{Clock, Random};
 use skeg_store::Store;
@@ -197,7 +196,7 @@ impl Authenticator for Gate {
     fn authenticate<'a>(
         &'a self,
         request: &'a http::request::Parts,
-        certificates: &'a [CertificateDer<'static>],
+        certificates: &'a Certificates,
     ) -> BoxFuture<'a, Result<Identity, Status>> {
         let identity = self.credentials.identify(&request.headers, certificates).and_then(|asker| {
             impersonation::resolve(asker, &request.headers, |asked| self.authorizer.decide(asked))

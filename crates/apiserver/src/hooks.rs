@@ -2,6 +2,7 @@
 //! may, what else is served, what is allocated. The generic path itself knows none of them.
 
 use crate::admission::{Operation, Plugin};
+use crate::auth::{Digest, sha256};
 use crate::identity::Identity;
 use crate::local::Body;
 use crate::proxy::Dialer;
@@ -14,17 +15,37 @@ use rustls_pki_types::CertificateDer;
 use skeg_api::{Kind, Kinds, Status, Value};
 use skeg_base::{Clock, Random};
 use skeg_store::Store;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Who asks, for requests from the network. In-process requests bring their [`Identity`].
 pub trait Authenticator: Send + Sync + 'static {
-    /// `certificates` is the verified client chain of the connection, end entity first; empty
-    /// without one. Impersonation is resolved here too.
+    /// `certificates` is the verified client chain of the connection; empty without one. Impersonation
+    /// is resolved here too.
     fn authenticate<'a>(
         &'a self,
         request: &'a http::request::Parts,
-        certificates: &'a [CertificateDer<'static>],
+        certificates: &'a Certificates,
     ) -> BoxFuture<'a, Result<Identity, Status>>;
+}
+
+/// The certificates of a client, end entity first.
+#[derive(Default)]
+pub struct Certificates {
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Of the end entity's, made once for all requests of a connection.
+    digest: OnceLock<Digest>,
+}
+
+impl Certificates {
+    pub fn new(chain: Vec<CertificateDer<'static>>) -> Self {
+        Certificates { chain, digest: OnceLock::new() }
+    }
+
+    /// The end entity's certificate with its digest.
+    pub fn leaf(&self) -> Option<(&CertificateDer<'static>, &Digest)> {
+        let leaf = self.chain.first()?;
+        Some((leaf, self.digest.get_or_init(|| sha256(leaf))))
+    }
 }
 
 /// Lets nobody in: without an edge, every request from a network is a mistake.
@@ -34,7 +55,7 @@ impl Authenticator for Nobody {
     fn authenticate<'a>(
         &'a self,
         _request: &'a http::request::Parts,
-        _certificates: &'a [CertificateDer<'static>],
+        _certificates: &'a Certificates,
     ) -> BoxFuture<'a, Result<Identity, Status>> {
         Box::pin(std::future::ready(Err(Status::unauthorized())))
     }

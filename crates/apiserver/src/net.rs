@@ -2,6 +2,7 @@
 //! request to the server with the certificate chain of its connection; strips nothing and trusts
 //! nothing else.
 
+use crate::hooks::Certificates;
 use crate::local::{Body, BoxError};
 use crate::server::{ApiServer, Origin};
 use crate::websocket::Upgrade;
@@ -15,7 +16,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use rustls::ServerConfig;
-use rustls_pki_types::CertificateDer;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -170,8 +170,8 @@ async fn connection(
     stream.set_nodelay(true)?;
     let peer = Peer(stream.peer_addr()?.ip());
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await??;
-    let chain: Arc<[CertificateDer<'static>]> =
-        stream.get_ref().1.peer_certificates().unwrap_or_default().iter().cloned().collect();
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+    let chain = Arc::new(Certificates::new(chain));
     let service = service_fn(move |request: http::Request<Incoming>| {
         let (server, chain) = (server.clone(), chain.clone());
         async move {

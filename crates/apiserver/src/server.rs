@@ -5,7 +5,7 @@
 use crate::cache::{Cache, CacheError};
 use crate::convert::Conversions;
 use crate::crds::{self, Definitions};
-use crate::hooks::{Call, Hooks, Seams};
+use crate::hooks::{Call, Certificates, Hooks, Seams};
 use crate::identity::Identity;
 use crate::local::{Body, full};
 use crate::negotiate;
@@ -19,7 +19,6 @@ use futures_util::FutureExt;
 use http::header::{self, HeaderName};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use rustls_pki_types::CertificateDer;
 use skeg_api::{Gvk, Kind, Kinds, Status};
 use skeg_base::{Clock, Random};
 use skeg_store::{Revision, Store};
@@ -63,7 +62,7 @@ pub enum Origin {
     /// A component of this process.
     Local(Identity),
     /// A connection, with the verified certificate chain of its client.
-    Network(Arc<[CertificateDer<'static>]>),
+    Network(Arc<Certificates>),
 }
 
 pub struct ApiServer {
@@ -356,7 +355,7 @@ impl ApiServer {
             let is_itself = &*served.kind.plural == "namespaces" && info.name == info.namespace;
             let misplaced = !served.kind.namespaced && !info.namespace.is_empty() && !is_itself;
             if misplaced || !info.rest.is_empty() && info.subresource != "proxy" {
-                return Ok(page_not_found());
+                return self.unknown_path(&info);
             }
             if !served.kind.namespaced {
                 info.namespace.clear();
@@ -383,9 +382,9 @@ impl ApiServer {
             let call = Call { server: self.clone(), identity, info, kind, local };
             return endpoint.call(call, Request::from_parts(parts, body)).await;
         }
-        let Some(served) = target else { return Ok(page_not_found()) };
+        let Some(served) = target else { return self.unknown_path(&info) };
         if !info.subresource.is_empty() && served.kind.subresource(&info.subresource).is_none() {
-            return Ok(page_not_found());
+            return self.unknown_path(&info);
         }
         let query = Query::parse(&info.query);
         let request = registry::Context {
@@ -396,6 +395,21 @@ impl ApiServer {
             query: &query,
         };
         registry::serve(request, &parts, body).await
+    }
+
+    /// The answer where nothing is served: below `/api` and the built-in groups a Status, as their
+    /// router gives it, elsewhere plain text.
+    fn unknown_path(&self, info: &RequestInfo) -> Result<Response<Body>, Status> {
+        let mut parts = info.path.trim_start_matches('/').split('/');
+        let routed = match (parts.next(), parts.next()) {
+            (Some("api" | "version"), Some(_)) => true,
+            (Some("apis"), Some(group)) => {
+                let kinds = self.seams.kinds.snapshot();
+                kinds.of_group(group).any(|kind| !kind.schema.is_custom())
+            }
+            _ => false,
+        };
+        if routed { Err(Status::no_route()) } else { Ok(page_not_found()) }
     }
 
     fn check_verb(&self, info: &RequestInfo, served: &Served) -> Result<(), Status> {

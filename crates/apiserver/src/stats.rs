@@ -2,7 +2,8 @@
 
 use parking_lot::Mutex;
 use skeg_base::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Upper bounds of the buckets of `apiserver_request_duration_seconds`, in microseconds.
@@ -46,6 +47,14 @@ pub struct RequestSeries {
     pub buckets: [u64; DURATION_BOUNDS_US.len()],
 }
 
+impl RequestSeries {
+    fn add(&mut self, other: &Self) {
+        self.count += other.count;
+        self.total_us = self.total_us.saturating_add(other.total_us);
+        self.buckets.iter_mut().zip(other.buckets).for_each(|(mine, more)| *mine += more);
+    }
+}
+
 /// Monotonic counters and a few gauges.
 #[derive(Default)]
 pub struct Stats {
@@ -62,7 +71,21 @@ pub struct Stats {
     pub inflight_read: AtomicU64,
     pub inflight_write: AtomicU64,
     pub rejected_total: AtomicU64,
-    requests: Mutex<HashMap<RequestLabels, RequestSeries>>,
+    /// Each thread counts in one of these: what all threads write costs each of them the others' cache.
+    requests: [Shard; SHARDS],
+}
+
+const SHARDS: usize = 8;
+
+#[derive(Default)]
+#[repr(align(64))]
+struct Shard(Mutex<HashMap<RequestLabels, RequestSeries>>);
+
+thread_local! {
+    static SHARD: usize = {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        THREADS.fetch_add(1, Ordering::Relaxed) % SHARDS
+    };
 }
 
 pub(crate) fn add(counter: &AtomicU64, n: u64) {
@@ -86,7 +109,7 @@ impl Stats {
     ) {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let key = Borrowed(verb, group, version, resource, subresource, scope, code);
-        let mut requests = self.requests.lock();
+        let mut requests = self.requests[SHARD.with(|shard| *shard)].0.lock();
         let series = match requests.get_mut(&key) {
             Some(series) => series,
             None => {
@@ -105,9 +128,13 @@ impl Stats {
 
     /// All requests so far, by labels, in order.
     pub fn requests(&self) -> Vec<(RequestLabels, RequestSeries)> {
-        let mut all: Vec<_> = self.requests.lock().iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-        all.sort_by(|a, b| a.0.cmp(&b.0));
-        all
+        let mut all: BTreeMap<RequestLabels, RequestSeries> = BTreeMap::new();
+        for shard in &self.requests {
+            for (labels, series) in shard.0.lock().iter() {
+                all.entry(labels.clone()).or_default().add(series);
+            }
+        }
+        all.into_iter().collect()
     }
 
     pub fn encodes(&self) -> u64 {

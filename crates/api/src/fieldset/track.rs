@@ -124,14 +124,18 @@ fn cap_update_managers(entries: &mut Vec<Value>) {
         return;
     }
     sort(entries);
-    // The first entry seen of each version turns into the bucket when a second one comes.
-    let mut first_of_version: Vec<(String, usize)> = Vec::new();
+    // A version's bucket, or its first entry, which turns into the bucket when a second one comes.
+    let is_bucket =
+        |(_, entry): &(usize, &Value)| is_update(entry) && text(entry, "manager") == OLD_UPDATES_MANAGER;
+    let buckets = entries.iter().enumerate().filter(is_bucket);
+    let mut first_of_version: Vec<(String, usize)> =
+        buckets.map(|(i, entry)| (text(entry, "apiVersion").to_owned(), i)).collect();
     let mut merged = Vec::new();
     for i in 0..entries.len() {
         if count <= UPDATE_MANAGERS_MAX {
             break;
         }
-        if !is_update(&entries[i]) {
+        if !is_update(&entries[i]) || first_of_version.iter().any(|(_, bucket)| *bucket == i) {
             continue;
         }
         let version = text(&entries[i], "apiVersion").to_owned();
@@ -265,6 +269,21 @@ mod tests {
         let all =
             owners.iter().fold(FieldSet::new(), |all, (_, f)| all.union(&FieldSet::from_value(f).unwrap()));
         assert_eq!(all.paths().len(), 16, "no field lost its owner");
+    }
+
+    /// Within one second entries are ordered by name, which puts others before the bucket.
+    #[test]
+    fn a_version_has_one_bucket() {
+        let mut object = write(None, json!({"metadata": {"name": "c"}, "data": {"k": "x"}}), "agent", 0);
+        for i in 0..25 {
+            let mut data = object["data"].clone();
+            data[format!("k{i}")] = "x".into();
+            object = write(Some(&object), with_data(&object, data), &format!("agent{i}"), 0);
+        }
+        let owners = owners(&object);
+        assert_eq!(owners.len(), UPDATE_MANAGERS_MAX);
+        let buckets = owners.iter().filter(|(name, _)| name == "ancient-changes");
+        assert_eq!(buckets.count(), 1, "{owners:?}");
     }
 
     #[test]

@@ -4,6 +4,8 @@
 
 use super::recent::Recent;
 use super::token::{Claims, LEEWAY_S, Reference, Signer};
+use super::{Digest, sha256};
+use crate::hooks::Certificates;
 use crate::identity::Identity;
 use crate::pki;
 use crate::reader::Reader;
@@ -29,8 +31,6 @@ pub const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 pub const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 pub const NODE_UID: &str = "authentication.kubernetes.io/node-uid";
 pub const SERVICE_ACCOUNT_PREFIX: &str = "system:serviceaccount:";
-
-type Digest = [u8; 32];
 
 /// Verifies credentials.
 pub struct Credentials {
@@ -87,11 +87,11 @@ impl Credentials {
     pub fn identify(
         &self,
         headers: &http::HeaderMap,
-        chain: &[CertificateDer<'_>],
+        certificates: &Certificates,
     ) -> Result<Identity, Status> {
         let mut refused = false;
-        if let Some((leaf, intermediates)) = chain.split_first() {
-            match self.certificate(leaf, intermediates) {
+        if let Some((leaf, digest)) = certificates.leaf() {
+            match self.certificate(leaf, digest, &certificates.chain[1..]) {
                 Some(identity) => return Ok(identity),
                 None => refused = true,
             }
@@ -112,11 +112,11 @@ impl Credentials {
     fn certificate(
         &self,
         leaf: &CertificateDer<'_>,
+        digest: &Digest,
         intermediates: &[CertificateDer<'_>],
     ) -> Option<Identity> {
         let now = self.clock.now();
-        let digest = sha256(leaf);
-        if let Some((identity, end)) = self.certificates.lock().get(&digest)
+        if let Some((identity, end)) = self.certificates.lock().get(digest)
             && now < end
         {
             return Some(identity);
@@ -128,9 +128,9 @@ impl Credentials {
             tracing::debug!(%error, "client certificate refused");
             return None;
         }
-        let identity = subject(leaf, &digest)?;
+        let identity = subject(leaf, digest)?;
         let end = pki::not_after(leaf)?;
-        self.certificates.lock().insert(digest, (identity.clone(), end));
+        self.certificates.lock().insert(*digest, (identity.clone(), end));
         Some(identity)
     }
 
@@ -272,12 +272,6 @@ fn bearer(headers: &http::HeaderMap) -> Option<&str> {
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
-fn sha256(bytes: &[u8]) -> Digest {
-    let mut out = [0; 32];
-    out.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref());
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -319,7 +313,7 @@ mod tests {
             let hour = jiff::SignedDuration::from_hours(1);
             let pem = w.pki.sign_request(&asked, &[usage.to_owned()], hour).unwrap();
             let pair = pki::Pair { certificate: pem, key: String::new() };
-            w.credentials.identify(&http::HeaderMap::new(), &pki::chain_of(&pair).unwrap())
+            w.credentials.identify(&http::HeaderMap::new(), &Certificates::new(pki::chain_of(&pair).unwrap()))
         };
         let who = identify("client auth").unwrap();
         assert_eq!(
@@ -344,7 +338,7 @@ mod tests {
         let token = world.signer.sign(claims).unwrap();
         let mut headers = http::HeaderMap::new();
         headers.insert("authorization", format!("Bearer {token}").parse().unwrap());
-        world.credentials.identify(&headers, &[]).map_err(|status| status.code)
+        world.credentials.identify(&headers, &Certificates::default()).map_err(|status| status.code)
     }
 
     #[test]
@@ -417,7 +411,7 @@ mod tests {
     fn certificates_name_user_and_groups_and_foreign_ones_are_401() {
         let world = world();
         let pair = world.pki.issue_client("jane", &["dev", "ops"]).unwrap();
-        let chain = crate::pki::chain_of(&pair).unwrap();
+        let chain = Certificates::new(crate::pki::chain_of(&pair).unwrap());
         for _ in 0..2 {
             let identity = world.credentials.identify(&http::HeaderMap::new(), &chain).unwrap();
             assert_eq!(
@@ -430,7 +424,7 @@ mod tests {
             .unwrap()
             .issue_client("jane", &["system:masters"])
             .unwrap();
-        let chain = crate::pki::chain_of(&foreign).unwrap();
+        let chain = Certificates::new(crate::pki::chain_of(&foreign).unwrap());
         assert_eq!(world.credentials.identify(&http::HeaderMap::new(), &chain).unwrap_err().code, 401);
     }
 
@@ -448,16 +442,25 @@ mod tests {
     #[test]
     fn without_credentials_the_user_is_anonymous() {
         let world = world();
-        assert_eq!(world.credentials.identify(&http::HeaderMap::new(), &[]).unwrap(), Identity::anonymous());
+        assert_eq!(
+            world.credentials.identify(&http::HeaderMap::new(), &Certificates::default()).unwrap(),
+            Identity::anonymous()
+        );
         let mut headers = http::HeaderMap::new();
         headers.insert("authorization", "Bearer x".parse().unwrap());
-        assert_eq!(world.credentials.identify(&headers, &[]).unwrap_err().code, 401);
+        assert_eq!(world.credentials.identify(&headers, &Certificates::default()).unwrap_err().code, 401);
         headers.insert("authorization", "Basic eDp5".parse().unwrap());
-        assert_eq!(world.credentials.identify(&headers, &[]).unwrap(), Identity::anonymous());
+        assert_eq!(
+            world.credentials.identify(&headers, &Certificates::default()).unwrap(),
+            Identity::anonymous()
+        );
         // Names of users in headers of our own or of proxies mean nothing.
         for header in ["x-remote-user", "x-remote-group", "x-skeg-identity"] {
             headers.insert(header, "system:masters".parse().unwrap());
         }
-        assert_eq!(world.credentials.identify(&headers, &[]).unwrap(), Identity::anonymous());
+        assert_eq!(
+            world.credentials.identify(&headers, &Certificates::default()).unwrap(),
+            Identity::anonymous()
+        );
     }
 }

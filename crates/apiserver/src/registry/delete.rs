@@ -18,9 +18,6 @@ use std::sync::Arc;
 
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
-/// How often a delete is tried against other writers.
-const TRIES_MAX: usize = 10;
-
 /// How many objects of a collection are deleted at a time.
 const COLLECTION_BATCH: usize = 16;
 
@@ -39,7 +36,7 @@ pub(super) async fn delete(w: &mut Writing<'_>, path: &str) -> Result<Answer, St
     let options = &options;
     let resource = read::resource(ctx)?;
     let name = path.rsplit('/').next().unwrap_or(path).to_owned();
-    for attempt in 1.. {
+    loop {
         let entry = resource.get(path).ok_or_else(|| ctx.served.not_found(&name))?;
         let old = ctx.decode(&entry).await?;
         check_preconditions(ctx, &name, &old, options)?;
@@ -48,12 +45,11 @@ pub(super) async fn delete(w: &mut Writing<'_>, path: &str) -> Result<Answer, St
         let plan = plan(&ctx.served.kind, &old, options, ctx.server.clock().now_seconds());
         match carry_out(w, &entry, old, plan, options).await {
             Ok(answer) => return Ok(answer),
-            Err(Unstored::Raced) if attempt < TRIES_MAX => {}
-            Err(Unstored::Raced) => return Err(ctx.modified(&name)),
+            // Within the time that the request has.
+            Err(Unstored::Raced) => {}
             Err(Unstored::Unknown(status) | Unstored::Status(status)) => return Err(status),
         }
     }
-    unreachable!("the loop ends by returning")
 }
 
 fn check_preconditions(

@@ -80,9 +80,9 @@ async fn dispatch(ctx: Context<'_>, parts: &Parts, body: Body) -> Result<Respons
     if !ctx.info.subresource.is_empty() || ctx.served.resource.is_none() {
         return match ctx.info.verb {
             "get" | "list" if &*ctx.served.kind.plural == components::PLURAL => {
-                components::read(ctx, &parts.headers).await
+                Box::pin(components::read(ctx, &parts.headers)).await
             }
-            "get" => subresource::get(ctx, &parts.headers).await,
+            "get" => Box::pin(subresource::get(ctx, &parts.headers)).await,
             _ => Box::pin(write(ctx, parts, body)).await,
         };
     }
@@ -308,7 +308,8 @@ impl Context<'_> {
                 let value = match output.form {
                     // Metadata is the same in every version.
                     Form::Metadata => self.recorded(&body, revision)?,
-                    _ => self.written(&body, revision).await?,
+                    // Boxed: what converts nothing, which is nearly everything, needs no room for it.
+                    _ => Box::pin(self.written(&body, revision)).await?,
                 };
                 let value = self.renderer(output.form)?.value(value, revision);
                 negotiate::respond_value(code, output, &value)

@@ -11,10 +11,6 @@ use skeg_api::{Kind, Status, Value, fieldset, meta, object_meta};
 use skeg_store::{Expect, Revision};
 use std::sync::Arc;
 
-/// How often a change that names no resourceVersion is tried against other writers: upstream's
-/// number for patches.
-const TRIES_MAX: usize = 5;
-
 pub async fn serve(w: &mut Writing<'_>, part: Part, bytes: &[u8]) -> Result<Answer, Status> {
     let ctx = w.ctx;
     let decoded = w.decode(bytes)?;
@@ -60,12 +56,13 @@ pub(super) fn check_name(object: &Value, name: &str, namespace: &str) -> Result<
 /// Makes the new object out of the current one. Called anew when another writer was first.
 pub(super) type Make<'m> = &'m mut (dyn FnMut(&mut Vec<String>, &Value) -> Result<Decoded, Status> + Send);
 
-/// Changes the object that the request names.
+/// Changes the object that the request names: one that names no resourceVersion as often as others are
+/// first, within the time that the request has.
 pub(super) async fn modify(w: &mut Writing<'_>, part: Part, make: Make<'_>) -> Result<Answer, Status> {
     let ctx = w.ctx;
     let resource = super::read::resource(ctx)?;
     let path = ctx.path();
-    for attempt in 1.. {
+    loop {
         let entry = resource.get(&path).ok_or_else(|| ctx.not_found())?;
         let old = ctx.decode(&entry).await?;
         // Warnings of a try that lost its race are not told twice.
@@ -74,13 +71,12 @@ pub(super) async fn modify(w: &mut Writing<'_>, part: Part, make: Make<'_>) -> R
         let unconditional = matches!(meta::resource_version(&made.value), "" | "0");
         match attempt_once(w, part, &entry, &old, made).await {
             Ok(answer) => return Ok(answer),
-            Err(Unstored::Raced) if unconditional && attempt < TRIES_MAX => w.warnings.truncate(warned),
+            Err(Unstored::Raced) if unconditional => w.warnings.truncate(warned),
             Err(Unstored::Raced) if resource.get(&path).is_none() => return Err(ctx.not_found()),
             Err(Unstored::Raced) => return Err(ctx.modified(&ctx.info.name)),
             Err(Unstored::Unknown(status) | Unstored::Status(status)) => return Err(status),
         }
     }
-    unreachable!("the loop ends by returning")
 }
 
 impl From<Status> for Unstored {

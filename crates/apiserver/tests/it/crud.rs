@@ -1,6 +1,7 @@
 //! create, get, list, update, patch, delete.
 
 use crate::harness::*;
+use futures_util::future::join_all;
 use serde_json::json;
 
 #[tokio::test]
@@ -309,14 +310,46 @@ async fn mismatches_are_told() {
     assert_eq!(refused["message"], "the name of the object (b) does not match the name on the URL (a)");
     let refused = s.post(CONFIG_MAPS, &deployment("x")).await.expect(400);
     assert_eq!(refused["reason"], "BadRequest");
-    assert_eq!(s.get("/api/v1/nothing").await.text(), "404 page not found\n");
-    assert_eq!(s.send("PUT", CONFIG_MAPS, &[], "{}").await.code, 405);
-    assert_eq!(s.send("DELETE", "/api/v1/watch/configmaps", &[], "").await.code, 405);
-    for path in ["/api/v1/namespaces/default/nodes", "/api/v1/namespaces/default/namespaces"] {
+    // Below built-in groups a router answers.
+    for path in [
+        "/api/v1/nothing",
+        "/api/v9/pods",
+        "/api/v1/namespaces/default/nodes",
+        "/api/v1/namespaces/default/namespaces",
+        &format!("{PODS}/a/nothing"),
+        &format!("{PODS}/a/log/b/c"),
+        "/apis/apps/v9/deployments",
+        "/apis/apps/v1/namespaces/default/nothing/x",
+    ] {
+        let refused = s.get(path).await.expect(404);
+        assert_eq!(refused["message"], "the server could not find the requested resource", "{path}");
+        assert_eq!((&refused["reason"], &refused["details"]), (&json!("NotFound"), &json!({})), "{path}");
+    }
+    for path in ["/apis/nobody.example/v1/things", "/nothing", "/healthz/nothing"] {
         assert_eq!(s.get(path).await.text(), "404 page not found\n", "{path}");
     }
+    assert_eq!(s.send("PUT", CONFIG_MAPS, &[], "{}").await.code, 405);
+    assert_eq!(s.send("DELETE", "/api/v1/watch/configmaps", &[], "").await.code, 405);
     s.get("/api/v1/namespaces").await.expect(200);
-    assert_eq!(s.get(&format!("{PODS}/a/log/b/c")).await.text(), "404 page not found\n");
+}
+
+/// However many write at once: who names no resourceVersion is never told of a conflict.
+#[tokio::test]
+async fn changes_without_a_version_all_go_through() {
+    let s = start().await;
+    s.post(CONFIG_MAPS, &config_map("a", json!({}))).await.expect(201);
+    let path = format!("{CONFIG_MAPS}/a");
+    let write = async |n: usize| {
+        let key = format!("k{n}");
+        let object = config_map("a", json!({&key: "x"}));
+        let answer = match n % 3 {
+            0 => s.patch(&path, "merge-patch+json", &json!({"data": {&key: "x"}})).await,
+            1 => s.apply(&path, &key, &object).await,
+            _ => s.put(&path, &object).await,
+        };
+        answer.expect(200);
+    };
+    join_all((0..48).map(write)).await;
 }
 
 #[tokio::test]

@@ -48,7 +48,7 @@ async fn requests_in_flight_are_bounded_and_time_out() {
         let api = s.api.clone();
         let body = skeg_apiserver::local::full(config_map(name, json!({})).to_string());
         let request = Request::post(CONFIG_MAPS).body(body).unwrap();
-        async move { api.handle(request, Origin::Network(Arc::from([]))).await }
+        async move { api.handle(request, Origin::Network(Arc::default())).await }
     };
     let waiting: Vec<_> = (0..200).map(|_| tokio::spawn(send("wait"))).collect();
     while s.api.stats().inflight_write.load(Ordering::Relaxed) < 200 {

@@ -26,7 +26,7 @@ impl Authenticator for Everybody {
     fn authenticate<'a>(
         &'a self,
         _request: &'a http::request::Parts,
-        _certificates: &'a [rustls_pki_types::CertificateDer<'static>],
+        _certificates: &'a skeg_apiserver::hooks::Certificates,
     ) -> BoxFuture<'a, Result<Identity, Status>> {
         Box::pin(std::future::ready(Ok(Identity::system("remote", &[]))))
     }
