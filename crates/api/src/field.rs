@@ -147,7 +147,10 @@ impl FieldError {
         let mut text = self.kind.text().to_owned();
         if let Some(value) = &self.value {
             match value {
-                Value::String(s) => text.push_str(&format!(": {s:?}")),
+                Value::String(s) => {
+                    text.push_str(": ");
+                    text.push_str(&quoted(s));
+                }
                 other => text.push_str(&format!(": {other}")),
             }
         }
@@ -163,6 +166,29 @@ impl FieldError {
     }
 }
 
+/// A string as Go's `%q` shows it: what cannot be printed as `\x00`, `\u200b` or `\U000e0001`.
+pub fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '\u{7}' => out.push_str("\\a"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{b}' => out.push_str("\\v"),
+            '\u{c}' => out.push_str("\\f"),
+            '\'' => out.push(c),
+            _ if !c.escape_debug().to_string().starts_with("\\u") && c != '\0' => {
+                out.extend(c.escape_debug())
+            }
+            _ if c.is_ascii() => out.push_str(&format!("\\x{:02x}", c as u32)),
+            _ if c as u32 <= 0xffff => out.push_str(&format!("\\u{:04x}", c as u32)),
+            _ => out.push_str(&format!("\\U{:08x}", c as u32)),
+        }
+    }
+    out.push('"');
+    out
+}
+
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.path, self.message())
@@ -172,6 +198,18 @@ impl fmt::Display for FieldError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn strings_are_quoted_as_in_go() {
+        for (text, shown) in [
+            ("it's \"x\"", r#""it's \"x\"""#),
+            ("a\\b\n\t\r", r#""a\\b\n\t\r""#),
+            ("\0\u{1b}\u{7f}\u{7}", r#""\x00\x1b\x7f\a""#),
+            ("é日\u{200b}\u{e0001}", r#""é日\u200b\U000e0001""#),
+        ] {
+            assert_eq!(quoted(text), shown);
+        }
+    }
 
     #[test]
     fn paths_and_messages_read_as_upstreams() {

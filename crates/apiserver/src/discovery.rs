@@ -82,7 +82,8 @@ impl Discovery {
         }
     }
 
-    fn serve(&self, info: &RequestInfo, headers: &HeaderMap) -> Result<Response<Body>, Status> {
+    fn serve(&self, info: &RequestInfo, request: &Request<Body>) -> Result<Response<Body>, Status> {
+        let headers = request.headers();
         let path = match info.path.trim_end_matches('/') {
             "" => "/",
             path => path,
@@ -101,7 +102,7 @@ impl Discovery {
                 return cached(headers, &document, &media, "public", output);
             }
             if path == "/api" {
-                return respond(headers, &api_versions(headers));
+                return respond(headers, &api_versions(request));
             }
         }
         if let Some(document) = documents.get(path) {
@@ -135,7 +136,7 @@ impl Endpoint for Discovery {
     }
 
     fn call(&self, call: Call, request: Request<Body>) -> BoxFuture<'_, Result<Response<Body>, Status>> {
-        let result = self.serve(&call.info, request.headers());
+        let result = self.serve(&call.info, &request);
         Box::pin(std::future::ready(result))
     }
 }
@@ -295,8 +296,10 @@ impl Documents {
     }
 }
 
-fn api_versions(headers: &HeaderMap) -> Value {
-    let address = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+fn api_versions(request: &Request<Body>) -> Value {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    // HTTP/2 has it in the URI.
+    let address = host.or(request.uri().authority().map(|authority| authority.as_str())).unwrap_or_default();
     json!({"kind": "APIVersions", "versions": ["v1"],
         "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": address}]})
 }

@@ -88,6 +88,7 @@ impl ListOptions {
         let rv_match = Path::new("resourceVersionMatch");
         let initial = Path::new("sendInitialEvents");
         let forbidden = |path: Path, text: &str| Err(invalid(FieldError::forbidden(path, text)));
+        let continued = "resourceVersionMatch is forbidden when continue is provided";
         if watch {
             match (self.send_initial_events, self.resource_version_match) {
                 (None, Some(_)) => {
@@ -102,6 +103,7 @@ impl ListOptions {
                         "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
                     );
                 }
+                (Some(_), _) if !self.continue_token.is_empty() => return forbidden(rv_match, continued),
                 _ => {}
             }
             return Ok(());
@@ -113,9 +115,7 @@ impl ListOptions {
             Some(_) if self.resource_version.is_empty() => {
                 forbidden(rv_match, "resourceVersionMatch is forbidden unless resourceVersion is provided")
             }
-            Some(_) if !self.continue_token.is_empty() => {
-                forbidden(rv_match, "resourceVersionMatch is forbidden when continue is provided")
-            }
+            Some(_) if !self.continue_token.is_empty() => forbidden(rv_match, continued),
             Some(Match::Exact) if self.resource_version == "0" => {
                 forbidden(rv_match, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"")
             }

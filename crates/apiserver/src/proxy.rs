@@ -329,7 +329,11 @@ fn log_options(query: &Query, pod_name: &str) -> Result<Vec<(&'static str, Strin
         "" => {}
         text => match text.parse::<jiff::Timestamp>() {
             Ok(_) => options.push(("sinceTime", text.to_owned())),
-            Err(error) => return Err(Status::bad_request(format!("parsing time {text:?}: {error}"))),
+            Err(_) => {
+                let why =
+                    format!("parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {text:?}");
+                return Err(Status::bad_request(why));
+            }
         },
     }
     if !query.text("sinceTime").is_empty() && !query.text("sinceSeconds").is_empty() {

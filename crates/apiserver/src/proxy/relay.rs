@@ -208,7 +208,7 @@ pub(crate) fn endpoint(
     port: u16,
 ) -> Result<(String, SocketAddr), Status> {
     let service = seams.reader.get_value(&resources::SERVICES, namespace, name);
-    let service = service.ok_or_else(|| Status::not_found("", "services", name))?;
+    let service = service.ok_or_else(|| Status::not_found("", "service", name))?;
     let found = chosen(seams, &service, port_name(&service, port.into())?, |_, _| true);
     let address = found
         .and_then(|(node, ip, port)| Some((node, SocketAddr::new(ip.parse().ok()?, port.parse().ok()?))));

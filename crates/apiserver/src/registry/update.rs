@@ -17,18 +17,23 @@ pub async fn serve(w: &mut Writing<'_>, part: Part, bytes: &[u8]) -> Result<Answ
     check_name(&decoded.value, &ctx.info.name, &ctx.info.namespace)?;
     let kind = &ctx.served.kind;
     let resource = super::read::resource(ctx)?;
-    if part == Part::Main && kind.strategy.create_on_update && resource.get(&ctx.path()).is_none() {
+    let again =
+        || Decoded { value: decoded.value.clone(), invalid: decoded.invalid.clone(), is_applied: false };
+    let creates = part == Part::Main && kind.strategy.create_on_update;
+    while creates && resource.get(&ctx.path()).is_none() {
         ctx.may_create()?;
-        return create::create(w, decoded).await;
+        let warned = w.warnings.len();
+        match create::create(w, again()).await {
+            // Another writer was first: it is an update by now.
+            Err(status) if status.is_already_exists() => w.warnings.truncate(warned),
+            answer => return answer,
+        }
     }
     if meta::resource_version(&decoded.value).is_empty() && kind.strategy.conditional_update {
         let path = skeg_api::field::Path::new("metadata").child("resourceVersion");
         ctx.invalid(&ctx.info.name, &[FieldError::invalid(path, "", "must be specified for an update")])?;
     }
-    modify(w, part, &mut |_, _| {
-        Ok(Decoded { value: decoded.value.clone(), invalid: decoded.invalid.clone(), is_applied: false })
-    })
-    .await
+    modify(w, part, &mut |_, _| Ok(again())).await
 }
 
 /// The object must be the one that the path names.

@@ -352,6 +352,22 @@ async fn changes_without_a_version_all_go_through() {
     join_all((0..48).map(write)).await;
 }
 
+/// Kinds that updates create too: one of many makes it, the others change it.
+#[tokio::test]
+async fn updates_that_create_race_without_a_conflict() {
+    let s = start().await;
+    let path = "/api/v1/namespaces/default/limitranges";
+    let write = async |n: usize| {
+        let spec = json!({"limits": [{"type": "Pod", "max": {"cpu": n.to_string()}}]});
+        let object =
+            json!({"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "a"}, "spec": spec});
+        s.put(&format!("{path}/a"), &object).await.code
+    };
+    let codes = join_all((1..33).map(write)).await;
+    assert_eq!(codes.iter().filter(|code| **code == 201).count(), 1, "{codes:?}");
+    assert!(codes.iter().all(|code| matches!(code, 200 | 201)), "{codes:?}");
+}
+
 #[tokio::test]
 async fn writes_are_tracked() {
     let s = start().await;

@@ -41,6 +41,8 @@ async fn pages_show_one_moment() {
         .expect(200);
     assert_eq!(names(&now), ["c0", "c1", "c22", "c3", "c4"]);
     s.get(&format!("{CONFIG_MAPS}?continue=nonsense")).await.expect(400);
+    let continued = "watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&continue=abc";
+    s.get(&format!("{CONFIG_MAPS}?{continued}")).await.expect(422);
     s.get(&format!("{CONFIG_MAPS}?resourceVersionMatch=Exact")).await.expect(422);
 }
 

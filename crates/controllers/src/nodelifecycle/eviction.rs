@@ -7,11 +7,11 @@ use crate::error::{Result, ignore_not_found};
 use crate::{meta, pod};
 use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use parking_lot::Mutex;
-use skeg_base::Clock;
+use skeg_base::{Clock, Timestamp};
 use skeg_client::{
     Api, Change, Client, EventType, Informer, ObjectKey, Projection, Queue, Recorder, object_ref,
 };
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,8 +25,8 @@ struct Controller {
     recorder: Recorder,
     clock: Clock,
     queue: Queue<ObjectKey>,
-    /// Pods whose deletion is due at a later time.
-    marked: Mutex<BTreeSet<ObjectKey>>,
+    /// Pods whose deletion is due at a later time: their uid, and when they met the taints.
+    marked: Mutex<BTreeMap<ObjectKey, (String, Timestamp)>>,
 }
 
 pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers, client: Client) {
@@ -82,20 +82,24 @@ impl Controller {
             return Ok(None);
         }
         let taints = self.taints.get("", pod::node_name(&pod));
-        let now = self.clock.now();
-        let due = taints.and_then(|taints| plan::evict_at(&pod, &taints, now));
-        let Some(due) = due else {
-            if self.marked.lock().remove(key) {
+        let Some(after) = taints.and_then(|taints| plan::evict_after(&pod, &taints)) else {
+            if self.marked.lock().remove(key).is_some() {
                 let message = format!("Cancelling deletion of Pod {key}");
                 self.recorder.event(&object_ref(&*pod), EventType::Normal, "TaintManagerEviction", &message);
             }
             return Ok(None);
         };
-        if due > now {
-            self.marked.lock().insert(key.clone());
-            return Ok(now.duration_until(due).try_into().ok());
+        let (now, uid) = (self.clock.now(), meta::uid(&pod.metadata));
+        let met = {
+            let mut marked = self.marked.lock();
+            let met = marked.get(key).filter(|(of, _)| of == uid).map_or(now, |(_, met)| *met);
+            marked.insert(key.clone(), (uid.to_owned(), met));
+            met
+        };
+        let left = after - met.duration_until(now);
+        if left.is_positive() {
+            return Ok(left.try_into().ok());
         }
-        self.marked.lock().remove(key);
         tracing::info!(kind = "Pod", %key, "evicted by a taint of its node");
         let message = format!("Marking for deletion Pod {key}");
         self.recorder.event(&object_ref(&*pod), EventType::Normal, "TaintManagerEviction", &message);
@@ -106,6 +110,7 @@ impl Controller {
         }
         let options = meta::delete_options(meta::uid(&pod.metadata));
         ignore_not_found(self.api.delete(&key.namespace, &key.name, &options).await)?;
+        self.marked.lock().remove(key);
         Ok(None)
     }
 }

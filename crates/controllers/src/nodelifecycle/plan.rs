@@ -211,19 +211,17 @@ pub(crate) fn no_execute(node: &Node) -> Vec<Taint> {
     taints_of(node).iter().filter(|taint| taint.effect == "NoExecute").cloned().collect()
 }
 
-/// When a Pod has to go because of the node's taints; `None` if it may stay. Counted from the
-/// time the taint was added, so that a restart of the controller gives no Pod more time.
-pub(crate) fn evict_at(pod: &Pod, taints: &[Taint], now: Timestamp) -> Option<Timestamp> {
+/// How long a Pod may stay because of the node's taints, from when they met; `None` if for ever.
+pub(crate) fn evict_after(pod: &Pod, taints: &[Taint]) -> Option<SignedDuration> {
     let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
-    let of_taint = |taint: &Taint| -> Option<Timestamp> {
+    let of_taint = |taint: &Taint| -> Option<SignedDuration> {
         let mut matching = tolerations.iter().filter(|toleration| tolerates(toleration, taint)).peekable();
         if matching.peek().is_none() {
-            return Some(now);
+            return Some(SignedDuration::ZERO);
         }
         // The shortest counts; one without a number lasts for ever.
         let seconds = matching.filter_map(|toleration| toleration.toleration_seconds).min()?;
-        let added = taint.time_added.as_ref().map_or(now, |time| time.0);
-        added.checked_add(SignedDuration::from_secs(seconds.max(0))).ok()
+        Some(SignedDuration::from_secs(seconds.max(0)))
     };
     taints.iter().filter_map(of_taint).min()
 }
@@ -333,23 +331,23 @@ mod tests {
             )
             .unwrap()
         };
-        let at = |text: &str| Some(text.parse::<Timestamp>().unwrap());
         let exists = |seconds: Value| json!({"key": UNREACHABLE, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds});
         for (tolerations, want) in [
-            (json!([]), Some(now())),
-            (json!([exists(json!(300))]), at("2026-01-01T01:04:00Z")),
+            (json!([]), Some(0)),
+            (json!([exists(json!(300))]), Some(300)),
             (json!([exists(json!(null))]), None),
-            (json!([exists(json!(null)), exists(json!(30))]), at("2026-01-01T00:59:30Z")),
+            (json!([exists(json!(null)), exists(json!(30))]), Some(30)),
+            (json!([exists(json!(-5))]), Some(0)),
             (json!([{"operator": "Exists"}]), None),
-            (json!([{"key": NOT_READY, "operator": "Exists"}]), Some(now())),
+            (json!([{"key": NOT_READY, "operator": "Exists"}]), Some(0)),
         ] {
             assert_eq!(
-                evict_at(&pod(tolerations.clone()), std::slice::from_ref(&taint), now()),
-                want,
+                evict_after(&pod(tolerations.clone()), std::slice::from_ref(&taint)),
+                want.map(SignedDuration::from_secs),
                 "{tolerations}"
             );
         }
-        assert_eq!(evict_at(&pod(json!([])), &[], now()), None);
+        assert_eq!(evict_after(&pod(json!([])), &[]), None);
     }
 
     #[test]

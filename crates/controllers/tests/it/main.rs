@@ -645,6 +645,48 @@ async fn a_service_finds_its_endpoints() {
     cluster.stop().await;
 }
 
+/// However old the taint is, or if nobody says how old.
+#[tokio::test(start_paused = true)]
+async fn tolerated_time_counts_from_when_pod_and_taint_met() {
+    let cluster = Cluster::start().await;
+    let api = cluster.api.clone();
+    api.send(Method::POST, "/api/v1/nodes", json!({"metadata": {"name": "n"}, "spec": {}}));
+    tokio::spawn(renew_lease(api.clone(), "n"));
+    let bound = |name: &str, tolerations: Value| {
+        let spec = json!({"nodeName": "n", "containers": [], "tolerations": tolerations});
+        let pod = json!({"metadata": {"name": name}, "spec": spec, "status": {"phase": "Running"}});
+        api.send(Method::POST, "/api/v1/namespaces/default/pods", pod);
+    };
+    let tolerates = |key: &str, seconds: u32| json!([{"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}]);
+    let evicted = async |name: &str, since: tokio::time::Instant| {
+        api.wait(name, |state| {
+            let pod = state.get("pods", "default", name);
+            pod.is_none_or(|pod| pod["metadata"].get("deletionTimestamp").is_some())
+        })
+        .await;
+        since.elapsed().as_secs()
+    };
+    let taint = |taint: Value| {
+        let mut node = api.state().get("nodes", "", "n").unwrap().clone();
+        node["spec"]["taints"] = json!([taint]);
+        api.send(Method::PUT, "/api/v1/nodes/n", node);
+    };
+    for (name, tolerations) in
+        [("none", json!([])), ("short", tolerates("a", 5)), ("long", tolerates("a", 20))]
+    {
+        bound(name, tolerations);
+    }
+    taint(json!({"key": "a", "effect": "NoExecute"}));
+    let start = tokio::time::Instant::now();
+    for (name, after) in [("none", 0), ("short", 5), ("long", 20)] {
+        assert_eq!(evicted(name, start).await, after, "{name}");
+    }
+    taint(json!({"key": "b", "effect": "NoExecute", "timeAdded": "2020-01-01T00:00:00Z"}));
+    bound("late", tolerates("b", 60));
+    assert_eq!(evicted("late", tokio::time::Instant::now()).await, 60);
+    cluster.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_silent_node_loses_its_pods() {
     let cluster = Cluster::start().await;

@@ -312,6 +312,10 @@ fn cluster_info(scope: &Scope<'_>) -> Result<()> {
             && told.contains("https://"),
         "{told}"
     );
+    // kubectl speaks HTTP/2.
+    let versions: Value = serde_json::from_str(&scope.kubectl(&["get", "--raw", "/api"])?)?;
+    let address = versions["serverAddressByClientCIDRs"][0]["serverAddress"].as_str().unwrap_or_default();
+    ensure!(!address.is_empty() && told.contains(&format!("https://{address}")), "{address:?} of {told}");
     let dump = scope.kubectl(&["cluster-info", "dump", "--namespaces", &scope.namespace])?;
     ensure!(dump.contains("\"name\": \"e2e-node\""), "{dump}");
     Ok(())

@@ -56,7 +56,7 @@ async fn webhooks_that_fail_are_told_or_ignored() {
         (untrusted, &both, format!("failed to call webhook: Post \"{url}/ok?timeout=10s\": tls: failed to verify certificate: ")),
         (bundle, &both, "could not get REST client: unable to load root certificates: unable to parse bytes as PEM block".into()),
         (closed, &both, "failed to call webhook: Post \"https://127.0.0.1:1/ok?timeout=10s\": dial tcp 127.0.0.1:1: connect: connection refused".into()),
-        (service, &both, "failed to call webhook: Post \"https://none.default.svc:443/?timeout=10s\": services \"none\" not found".into()),
+        (service, &both, "failed to call webhook: Post \"https://none.default.svc:443/?timeout=10s\": service \"none\" not found".into()),
     ];
     assert!(port > 0);
     for (mut hook, paths, expected) in cases {
