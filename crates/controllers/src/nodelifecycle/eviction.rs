@@ -7,11 +7,11 @@ use crate::error::{Result, ignore_not_found};
 use crate::{meta, pod};
 use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use parking_lot::Mutex;
-use skeg_base::Clock;
+use skeg_base::{Clock, Timestamp};
 use skeg_client::{
     Api, Change, Client, EventType, Informer, ObjectKey, Projection, Queue, Recorder, object_ref,
 };
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,8 +25,8 @@ struct Controller {
     recorder: Recorder,
     clock: Clock,
     queue: Queue<ObjectKey>,
-    /// Pods whose deletion is due at a later time.
-    marked: Mutex<BTreeSet<ObjectKey>>,
+    /// Pods whose deletion is due at a later time, and since when.
+    marked: Mutex<BTreeMap<ObjectKey, Timestamp>>,
 }
 
 pub(crate) fn start(ctx: &ControllerContext, controllers: &mut Controllers, client: Client) {
@@ -83,16 +83,17 @@ impl Controller {
         }
         let taints = self.taints.get("", pod::node_name(&pod));
         let now = self.clock.now();
-        let due = taints.and_then(|taints| plan::evict_at(&pod, &taints, now));
+        let since = self.marked.lock().get(key).copied().unwrap_or(now);
+        let due = taints.and_then(|taints| plan::evict_at(&pod, &taints, since));
         let Some(due) = due else {
-            if self.marked.lock().remove(key) {
+            if self.marked.lock().remove(key).is_some() {
                 let message = format!("Cancelling deletion of Pod {key}");
                 self.recorder.event(&object_ref(&*pod), EventType::Normal, "TaintManagerEviction", &message);
             }
             return Ok(None);
         };
         if due > now {
-            self.marked.lock().insert(key.clone());
+            self.marked.lock().insert(key.clone(), since);
             return Ok(now.duration_until(due).try_into().ok());
         }
         self.marked.lock().remove(key);

@@ -212,17 +212,18 @@ pub(crate) fn no_execute(node: &Node) -> Vec<Taint> {
 }
 
 /// When a Pod has to go because of the node's taints; `None` if it may stay. Counted from the
-/// time the taint was added, so that a restart of the controller gives no Pod more time.
-pub(crate) fn evict_at(pod: &Pod, taints: &[Taint], now: Timestamp) -> Option<Timestamp> {
+/// time the taint was added, so that a restart of the controller gives no Pod more time; where
+/// nobody wrote that down, as with `kubectl taint`, from `since`, when the Pod was first due.
+pub(crate) fn evict_at(pod: &Pod, taints: &[Taint], since: Timestamp) -> Option<Timestamp> {
     let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
     let of_taint = |taint: &Taint| -> Option<Timestamp> {
         let mut matching = tolerations.iter().filter(|toleration| tolerates(toleration, taint)).peekable();
         if matching.peek().is_none() {
-            return Some(now);
+            return Some(since);
         }
         // The shortest counts; one without a number lasts for ever.
         let seconds = matching.filter_map(|toleration| toleration.toleration_seconds).min()?;
-        let added = taint.time_added.as_ref().map_or(now, |time| time.0);
+        let added = taint.time_added.as_ref().map_or(since, |time| time.0);
         added.checked_add(SignedDuration::from_secs(seconds.max(0))).ok()
     };
     taints.iter().filter_map(of_taint).min()
@@ -350,6 +351,8 @@ mod tests {
             );
         }
         assert_eq!(evict_at(&pod(json!([])), &[], now()), None);
+        let undated = Taint { time_added: None, ..taint };
+        assert_eq!(evict_at(&pod(json!([exists(json!(30))])), &[undated], now()), at("2026-01-01T01:00:30Z"));
     }
 
     #[test]

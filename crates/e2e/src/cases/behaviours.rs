@@ -286,7 +286,7 @@ fn users_and_arguments(scope: &Scope<'_>) -> Result<()> {
     main["securityContext"] = json!({"runAsUser": 1001, "runAsGroup": 2002});
     main["env"] = json!([{"name": "TOLD", "value": "by the variable"}]);
     main["command"] = json!(["sh", "-c"]);
-    main["args"] = json!(["TOLD=by the shell; echo \"$(TOLD)\" '$$(TOLD)'; id -u; id -g"]);
+    main["args"] = json!(["TOLD='by the shell'; echo \"$(TOLD)\" '$$(TOLD)'; id -u; id -g"]);
     scope.apply(&shown)?;
     scope.wait_for("pod/shown", "{.status.phase}=Succeeded")?;
     let said = scope.kubectl(&["logs", "shown"])?;
@@ -310,26 +310,25 @@ fn sub_paths(scope: &Scope<'_>) -> Result<()> {
             {"name": "work", "mountPath": "/own", "subPathExpr": path}]);
         pod
     };
-    let refused = |name: &str, why: &str| {
+    let refused = |name: &str| {
         scope.watch_until(&["pod", name], |pod| {
             let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
             waiting["reason"] == "CreateContainerConfigError"
-                && waiting["message"].as_str().is_some_and(|message| message.contains(why))
+                && waiting["message"]
+                    .as_str()
+                    .is_some_and(|message| message.contains("leads out of the volume"))
         })
     };
     let annotation = json!({"valueFrom": {"fieldRef": {"fieldPath": "metadata.annotations['path']"}}});
     scope.apply(&mounted("mended", annotation, "$(OF)/$(NAME)"))?;
-    for (name, value, why) in [
-        ("absolute", "/tmp", "must not be an absolute path"),
-        ("upwards", "`true`/../..", "must not contain '..'"),
-    ] {
+    for (name, value) in [("absolute", "/tmp"), ("upwards", "`true`/../..")] {
         scope.apply(&mounted(name, json!({"value": value}), "$(OF)"))?;
-        refused(name, why)?;
+        refused(name)?;
     }
     // Nobody runs what stands between backticks.
     started(scope, &mounted("literal", json!({"value": "`hostname`"}), "$(OF)"))?;
     ensure!(scope.exec("literal", &["ls", "/all"])? == "`hostname`\n");
-    refused("mended", "must not be an absolute path")?;
+    refused("mended")?;
     scope.kubectl(&["annotate", "pod", "mended", "path=deep"])?;
     scope.wait_ready("mended")?;
     ensure!(scope.exec("mended", &["ls", "/all/deep/mended"])? == "x\n");
@@ -347,7 +346,7 @@ fn many_volumes(scope: &Scope<'_>) -> Result<()> {
         &["create", "-f", "-"],
         json!({"apiVersion": "v1", "kind": "List", "items": maps}).to_string().as_bytes(),
     )?;
-    let mut many = pod("many", &[("main", "cat /v/*/name; exec sleep 1000")]);
+    let mut many = pod("many", &[("main", "cat /v/*/name; echo; exec sleep 1000")]);
     many["spec"]["volumes"] =
         names.iter().map(|name| json!({"name": name, "configMap": {"name": name}})).collect();
     many["spec"]["containers"][0]["volumeMounts"] =

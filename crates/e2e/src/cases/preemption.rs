@@ -26,14 +26,9 @@ fn with_resource(
 ) -> Result<()> {
     let resource = format!("example.com/{}", scope.namespace);
     let class = |priority: &str| format!("{}-{priority}", scope.namespace);
-    let patch = |value: Value| {
-        let patch = json!({"status": {"capacity": {&resource: value}}}).to_string();
-        scope.kubectl(&["patch", "node", NODE, "--subresource=status", "--type=merge", "-p", &patch])
-    };
-    patch("100".into())?;
+    let fields = ["capacity", "allocatable"];
+    set_resource(scope, &fields, &resource, "100".into())?;
     let result = (|| {
-        // The node makes what it has also what it gives.
-        scope.watch_until(&["node", NODE], |node| node["status"]["allocatable"][&resource] == "100")?;
         for (at, priority) in priorities.iter().enumerate() {
             scope.apply(&json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
                 "metadata": {"name": class(priority)}, "value": -100 + i64::try_from(at)?}))?;
@@ -43,8 +38,16 @@ fn with_resource(
     for priority in priorities {
         scope.kubectl(&["delete", "priorityclass", &class(priority), "--ignore-not-found"])?;
     }
-    patch(Value::Null)?;
+    set_resource(scope, &fields, &resource, Value::Null)?;
     result
+}
+
+/// Says what the node has of a resource, in fields of its status.
+fn set_resource(scope: &Scope<'_>, fields: &[&str], resource: &str, amount: Value) -> Result<()> {
+    let mut status = json!({});
+    fields.iter().for_each(|field| status[*field] = json!({resource: amount}));
+    let patch = json!({"status": status}).to_string();
+    scope.kubectl(&["patch", "node", NODE, "--subresource=status", "--type=merge", "-p", &patch]).map(drop)
 }
 
 fn asking(name: &str, class: &str, resource: &str, amount: u32) -> Value {
@@ -122,8 +125,10 @@ fn critical(scope: &Scope<'_>) -> Result<()> {
     })
 }
 
-/// Its finalizer holds it, so that it can be looked at.
+/// Its finalizer holds it, so that it can be looked at. Meanwhile the node gives what it has.
 fn disrupted(scope: &Scope<'_>) -> Result<()> {
+    const CAPACITY: [&str; 1] = ["capacity"];
+    set_resource(scope, &CAPACITY, "example.com/later", "7".into())?;
     with_resource(scope, &["victim", "winner"], |resource, class| {
         let mut victim = asking("victim", &class("victim"), resource, 100);
         victim["metadata"]["finalizers"] = json!(["example.com/held"]);
@@ -141,9 +146,10 @@ fn disrupted(scope: &Scope<'_>) -> Result<()> {
         scope.wait_ready("winner")?;
         let released = r#"{"metadata":{"finalizers":null}}"#;
         scope.kubectl(&["patch", "pod", "victim", "--type=merge", "-p", released])?;
-        scope.kubectl(&["wait", "--for=delete", "pod/victim", "--timeout=60s"])?;
-        Ok(())
-    })
+        scope.kubectl(&["wait", "--for=delete", "pod/victim", "--timeout=60s"]).map(drop)
+    })?;
+    scope.watch_until(&["node", NODE], |node| node["status"]["allocatable"]["example.com/later"] == "7")?;
+    set_resource(scope, &CAPACITY, "example.com/later", Value::Null)
 }
 
 /// Both Pods bear their taint as long as the other does not; one taint goes again before the time is over.
