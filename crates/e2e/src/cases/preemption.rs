@@ -152,17 +152,22 @@ fn disrupted(scope: &Scope<'_>) -> Result<()> {
     set_resource(scope, &CAPACITY, "example.com/later", Value::Null)
 }
 
-/// Both Pods bear their taint as long as the other does not; one taint goes again before the time is over.
+/// Of two taints one goes again before the time of who bears it for a while is over. Who bears the
+/// other shows that this time has come, who bears none that the taints were seen.
 fn called_off(scope: &Scope<'_>) -> Result<()> {
-    for (name, own, other) in [("stays", "short", "long"), ("goes", "long", "short")] {
-        let mut bears = pod(name, &[("main", "exec sleep 1000")]);
-        let tolerates = |key: &str, seconds: Value| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds});
-        let seconds = if own == "short" { 5 } else { 6 };
-        bears["spec"]["tolerations"] = json!([tolerates(own, seconds.into()), tolerates(other, Value::Null)]);
-        started(scope, &bears)?;
+    let bears = |key: &str, seconds: Value| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds});
+    for (name, tolerations) in [
+        ("stays", json!([bears("short", 5.into()), bears("long", Value::Null)])),
+        ("goes", json!([bears("short", Value::Null), bears("long", 6.into())])),
+        ("unwilling", json!([])),
+    ] {
+        let mut pod = pod(name, &[("main", "exec sleep 1000")]);
+        pod["spec"]["tolerations"] = tolerations;
+        started(scope, &pod)?;
     }
     let before = scope.get(&["pod", "stays"])?;
     scope.kubectl(&["taint", "node", NODE, "short=:NoExecute", "long=:NoExecute"])?;
+    scope.event("unwilling", "TaintManagerEviction", "Marking for deletion Pod")?;
     scope.kubectl(&["taint", "node", NODE, "short-"])?;
     scope.event("stays", "TaintManagerEviction", "Cancelling deletion of Pod")?;
     scope.kubectl(&["wait", "--for=delete", "pod/goes", "--timeout=60s"])?;

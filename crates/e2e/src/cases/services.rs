@@ -157,9 +157,12 @@ fn protocols(scope: &Scope<'_>) -> Result<()> {
 
 fn by_hand(scope: &Scope<'_>) -> Result<()> {
     asker(scope, "asker", false)?;
+    for name in ["one", "two"] {
+        scope.apply(&server(name, &["tcp/8080", "tcp/8081"]))?;
+    }
     let mut ips = Vec::new();
     for name in ["one", "two"] {
-        started(scope, &server(name, &["tcp/8080", "tcp/8081"]))?;
+        scope.wait_ready(name)?;
         ips.push(scope.jsonpath(&["pod", name], "{.status.podIP}")?);
     }
     // No selector: who is behind its two ports is told by a slice for each.
