@@ -337,7 +337,7 @@ fn sub_paths(scope: &Scope<'_>) -> Result<()> {
 
 /// Fifty volumes in each of five Pods that start at once.
 fn many_volumes(scope: &Scope<'_>) -> Result<()> {
-    let names: Vec<String> = (0..50).map(|n| format!("map-{n}")).collect();
+    let mut names: Vec<String> = (0..50).map(|n| format!("map-{n}")).collect();
     let maps: Vec<Value> = names
         .iter()
         .map(|name| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"name": name}}))
@@ -356,11 +356,12 @@ fn many_volumes(scope: &Scope<'_>) -> Result<()> {
         "spec": {"replicas": 5, "template": {"metadata": many["metadata"], "spec": many["spec"]}},
     }))?;
     scope.wait_for("rc/many", "{.status.readyReplicas}=5")?;
+    names.sort_unstable();
+    let wanted = names.concat() + "\n";
     let pods = scope.jsonpath(&["pods"], "{.items[*].metadata.name}")?;
     for pod in pods.split(' ') {
         eventually("it has read all of them", || {
-            let said = scope.kubectl(&["logs", pod])?;
-            Ok(names.iter().all(|name| said.contains(name.as_str())).then_some(()))
+            Ok((scope.kubectl(&["logs", pod])? == wanted).then_some(()))
         })?;
     }
     let failed = scope.kubectl(&["get", "events", "--field-selector=type=Warning", "-o", "name"])?;
