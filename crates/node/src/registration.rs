@@ -280,9 +280,9 @@ async fn remove_not_ready_taint(ctx: &Context) -> Result<()> {
     }
 }
 
-fn status(ctx: &Context, old: Option<&NodeStatus>, seen: &Seen) -> NodeStatus {
-    let amounts = |map: &BTreeMap<String, skeg_api::quantity::Quantity>| {
-        Some(map.iter().map(|(k, v)| (k.clone(), v.to_text())).collect())
+fn status<'a>(ctx: &'a Context, old: Option<&NodeStatus>, seen: &Seen) -> NodeStatus {
+    let amounts = |map: &'a BTreeMap<String, skeg_api::quantity::Quantity>| {
+        map.iter().map(|(k, v)| (k.clone(), v.to_text()))
     };
     let mut addresses: Vec<NodeAddress> = ctx
         .config
@@ -291,10 +291,13 @@ fn status(ctx: &Context, old: Option<&NodeStatus>, seen: &Seen) -> NodeStatus {
         .map(|ip| NodeAddress { type_: "InternalIP".into(), address: ip.to_string() })
         .collect();
     addresses.push(NodeAddress { type_: "Hostname".into(), address: ctx.config.name.clone() });
+    // What others added to the capacity is there for Pods, all of it.
+    let added = old.and_then(|old| old.capacity.clone()).into_iter().flatten();
+    let added = added.filter(|(name, _)| !ctx.host.capacity.contains_key(name));
     NodeStatus {
         addresses: Some(addresses),
-        capacity: amounts(&ctx.host.capacity),
-        allocatable: amounts(&ctx.host.allocatable),
+        capacity: Some(amounts(&ctx.host.capacity).collect()),
+        allocatable: Some(amounts(&ctx.host.allocatable).chain(added).collect()),
         conditions: Some(conditions(ctx.clock.now_seconds(), old, seen.short)),
         images: Some(seen.images.clone()),
         daemon_endpoints: ctx.config.server.as_ref().map(|server| NodeDaemonEndpoints {

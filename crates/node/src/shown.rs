@@ -4,7 +4,7 @@ use k8s_openapi::serde::Serialize;
 use serde_json::{Value, json};
 
 /// Fields of a status that others may add to: conditions of other types, other resources.
-const SHARED: [&str; 3] = ["conditions", "capacity", "allocatable"];
+const SHARED: [&str; 2] = ["conditions", "capacity"];
 
 /// Fields of a status that are not the node's.
 const FOREIGN: [&str; 4] =
@@ -120,13 +120,13 @@ mod tests {
     use super::*;
 
     fn own() -> Value {
-        json!({"phase": "Running", "images": [], "capacity": {"cpu": "2"}, "addresses": [{"type": "Hostname"}],
+        json!({"phase": "Running", "images": [], "capacity": {"cpu": "2"}, "allocatable": {"cpu": "1"}, "addresses": [{"type": "Hostname"}],
             "nodeInfo": {"arch": "amd64"},
             "conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": "now"}]})
     }
 
     fn shown() -> Value {
-        json!({"phase": "Running", "capacity": {"cpu": "2", "example.com/x": "5"}, "nominatedNodeName": "n",
+        json!({"phase": "Running", "capacity": {"cpu": "2", "example.com/x": "5"}, "allocatable": {"cpu": "1"}, "nominatedNodeName": "n",
             "addresses": [{"type": "Hostname"}], "nodeInfo": {"arch": "amd64"}, "conditions": [
             {"type": "Other", "status": "False"}, {"type": "Ready", "status": "True", "lastHeartbeatTime": "then"}]})
     }
@@ -138,6 +138,7 @@ mod tests {
         for (path, other) in [
             ("/phase", json!("Failed")),
             ("/capacity/cpu", json!("0")),
+            ("/allocatable", json!({"example.com/gone": "5"})),
             ("/conditions/1/status", json!("Unknown")),
             ("/addresses", json!([{"type": "Hostname"}, {"type": "ExternalIP"}])),
             ("/nodeInfo", json!({"arch": "amd64", "added": "x"})),

@@ -41,6 +41,43 @@ http {
 }
 ";
 
+/// `serve tcp/80 udp/53` answers at each port with its host's name and the port: over HTTP, or in a datagram.
+const SERVE: &str = r"use IO::Socket::INET;
+for (@ARGV) {
+    my ($protocol, $port) = split '/';
+    next if fork;
+    my $answer = qq($ENV{HOSTNAME} $_);
+    if ($protocol eq 'udp') {
+        my $socket = IO::Socket::INET->new(Proto => $protocol, LocalPort => $port) or die $@;
+        while (defined $socket->recv(my $asked, 1500)) { $socket->send($answer) }
+    }
+    my $socket = IO::Socket::INET->new(LocalPort => $port, Listen => 64, ReuseAddr => 1) or die $@;
+    while (my $client = $socket->accept) {
+        $client->recv(my $asked, 1500);
+        $client->send(qq(HTTP/1.0 200 OK\r\n\r\n$answer));
+    }
+}
+1 while wait > 0;
+";
+
+/// `ask udp/53 HOST TIMES` prints each answer on a line; the first that does not come ends it.
+const ASK: &str = r"use IO::Socket::INET;
+my ($ports, $host, $times) = @ARGV;
+my ($protocol, $port) = split '/', $ports;
+for (1 .. $times) {
+    alarm 2;
+    my $socket = IO::Socket::INET->new(Proto => $protocol, PeerAddr => $host, PeerPort => $port) or die $@;
+    $socket->send(qq(GET / HTTP/1.0\r\n\r\n)) or die $!;
+    my ($answer, $part) = ('', '');
+    do {
+        defined $socket->recv($part, 1500) or die $!;
+        $answer .= $part;
+    } while $protocol eq 'tcp' and $part ne '';
+    $answer =~ s/^.*\r\n\r\n//s;
+    print qq($answer\n);
+}
+";
+
 const IMAGES: &[Image] = &[
     Image {
         name: "nginx",
@@ -111,6 +148,18 @@ const IMAGES: &[Image] = &[
         entrypoint: &[],
         cmd: &["etcd"],
         ports: &["2379/tcp"],
+        volumes: &[],
+        user: "",
+        stop_signal: "",
+    },
+    // Speaks TCP and UDP, as a server and as a client: busybox has no UDP.
+    Image {
+        name: "perl",
+        packages: &["perl-base", "libc6", "libcrypt1", "busybox-static"],
+        files: &[("serve", SERVE), ("ask", ASK)],
+        entrypoint: &[],
+        cmd: &["sh"],
+        ports: &[],
         volumes: &[],
         user: "",
         stop_signal: "",

@@ -1,7 +1,7 @@
 //! What Kubernetes' conformance tests ask of a node, where no other case shows it: environments,
-//! messages, hooks, probes, init containers, one after the other.
+//! messages, hooks, probes, init containers, expansions, volumes, one after the other.
 
-use super::{allocatable, pod};
+use super::{allocatable, pod, started};
 use crate::cluster::eventually;
 use crate::{Case, Scope};
 use anyhow::{Context, Result, ensure};
@@ -16,6 +16,11 @@ pub const CASES: &[Case] = &[
     Case { name: "init_containers_by_restart_policy", run: init_by_policy },
     Case { name: "a_pod_is_given_a_deadline", run: later_deadline },
     Case { name: "hosts_files_are_managed_for_pods_of_their_own", run: hosts_files },
+    Case { name: "restarts_are_counted_upwards", run: restarts },
+    Case { name: "users_and_arguments_of_a_container", run: users_and_arguments },
+    Case { name: "sub_paths_are_expanded_inside_their_volume", run: sub_paths },
+    Case { name: "many_volumes_in_many_pods", run: many_volumes },
+    Case { name: "one_volume_of_every_source", run: every_source },
 ];
 
 fn environment(scope: &Scope<'_>) -> Result<()> {
@@ -251,4 +256,173 @@ fn hosts_files(scope: &Scope<'_>) -> Result<()> {
     ensure!(read("own", "mounted")? == of_host, "a file of the container's own is left alone");
     ensure!(read("hosts", "main")?.contains(of_host.trim()), "the host's, where the network is the host's");
     Ok(())
+}
+
+/// Over HTTP, the second time after a pause for whoever fails too often.
+fn restarts(scope: &Scope<'_>) -> Result<()> {
+    let mut sick = pod(
+        "sick",
+        &[("main", "touch /tmp/healthz; (sleep 1; rm /tmp/healthz) & exec httpd -f -p 8080 -h /tmp")],
+    );
+    sick["spec"]["containers"][0]["livenessProbe"] =
+        json!({"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1, "failureThreshold": 1});
+    scope.apply(&sick)?;
+    let mut counts = Vec::new();
+    scope.watch_until(&["pod", "sick"], |pod| {
+        let main = &pod["status"]["containerStatuses"][0];
+        counts.extend(main["restartCount"].as_u64());
+        main["restartCount"] == 2 && main["state"]["running"].is_object()
+    })?;
+    ensure!(counts.is_sorted(), "{counts:?}");
+    counts.dedup();
+    ensure!(counts == [0, 1, 2], "{counts:?}");
+    Ok(())
+}
+
+fn users_and_arguments(scope: &Scope<'_>) -> Result<()> {
+    let mut shown = pod("shown", &[("main", "")]);
+    shown["spec"]["restartPolicy"] = "Never".into();
+    let main = &mut shown["spec"]["containers"][0];
+    main["securityContext"] = json!({"runAsUser": 1001, "runAsGroup": 2002});
+    main["env"] = json!([{"name": "TOLD", "value": "by the variable"}]);
+    main["command"] = json!(["sh", "-c"]);
+    main["args"] = json!(["TOLD='by the shell'; echo \"$(TOLD)\" '$$(TOLD)'; id -u; id -g"]);
+    scope.apply(&shown)?;
+    scope.wait_for("pod/shown", "{.status.phase}=Succeeded")?;
+    let said = scope.kubectl(&["logs", "shown"])?;
+    ensure!(said == "by the variable $(TOLD)\n1001\n2002\n", "{said}");
+    Ok(())
+}
+
+/// What is absolute or leads upwards is none; once what it is expanded from is mended, it is one.
+fn sub_paths(scope: &Scope<'_>) -> Result<()> {
+    let mounted = |name: &str, variable: Value, path: &str| {
+        let mut pod = pod(name, &[("main", "touch /own/x; exec sleep 1000")]);
+        pod["spec"]["volumes"] = json!([{"name": "work", "emptyDir": {}}]);
+        let main = &mut pod["spec"]["containers"][0];
+        let mut of = json!({"name": "OF"});
+        of.as_object_mut()
+            .into_iter()
+            .for_each(|of| of.extend(variable.as_object().cloned().unwrap_or_default()));
+        main["env"] =
+            json!([of, {"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]);
+        main["volumeMounts"] = json!([{"name": "work", "mountPath": "/all"},
+            {"name": "work", "mountPath": "/own", "subPathExpr": path}]);
+        pod
+    };
+    let refused = |name: &str| {
+        scope.watch_until(&["pod", name], |pod| {
+            let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
+            waiting["reason"] == "CreateContainerConfigError"
+                && waiting["message"]
+                    .as_str()
+                    .is_some_and(|message| message.contains("leads out of the volume"))
+        })
+    };
+    let annotation = json!({"valueFrom": {"fieldRef": {"fieldPath": "metadata.annotations['path']"}}});
+    scope.apply(&mounted("mended", annotation, "$(OF)/$(NAME)"))?;
+    for (name, value) in [("absolute", "/tmp"), ("upwards", "`true`/../..")] {
+        scope.apply(&mounted(name, json!({"value": value}), "$(OF)"))?;
+        refused(name)?;
+    }
+    // Nobody runs what stands between backticks.
+    started(scope, &mounted("literal", json!({"value": "`hostname`"}), "$(OF)"))?;
+    ensure!(scope.exec("literal", &["ls", "/all"])? == "`hostname`\n");
+    refused("mended")?;
+    scope.kubectl(&["annotate", "pod", "mended", "path=deep"])?;
+    scope.wait_ready("mended")?;
+    ensure!(scope.exec("mended", &["ls", "/all/deep/mended"])? == "x\n");
+    scope.kubectl(&["delete", "pod", "absolute", "upwards", "--timeout=60s"]).map(drop)
+}
+
+/// Fifty volumes in each of five Pods that start at once.
+fn many_volumes(scope: &Scope<'_>) -> Result<()> {
+    let mut names: Vec<String> = (0..50).map(|n| format!("map-{n}")).collect();
+    let maps: Vec<Value> = names
+        .iter()
+        .map(|name| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"name": name}}))
+        .collect();
+    scope.kubectl_stdin(
+        &["create", "-f", "-"],
+        json!({"apiVersion": "v1", "kind": "List", "items": maps}).to_string().as_bytes(),
+    )?;
+    let mut many = pod("many", &[("main", "cat /v/*/name; echo; exec sleep 1000")]);
+    many["spec"]["volumes"] =
+        names.iter().map(|name| json!({"name": name, "configMap": {"name": name}})).collect();
+    many["spec"]["containers"][0]["volumeMounts"] =
+        names.iter().map(|name| json!({"name": name, "mountPath": format!("/v/{name}")})).collect();
+    scope.apply(&json!({
+        "apiVersion": "v1", "kind": "ReplicationController", "metadata": {"name": "many"},
+        "spec": {"replicas": 5, "template": {"metadata": many["metadata"], "spec": many["spec"]}},
+    }))?;
+    scope.wait_for("rc/many", "{.status.readyReplicas}=5")?;
+    names.sort_unstable();
+    let wanted = names.concat() + "\n";
+    let pods = scope.jsonpath(&["pods"], "{.items[*].metadata.name}")?;
+    for pod in pods.split(' ') {
+        eventually("it has read all of them", || {
+            Ok((scope.kubectl(&["logs", pod])? == wanted).then_some(()))
+        })?;
+    }
+    let failed = scope.kubectl(&["get", "events", "--field-selector=type=Warning", "-o", "name"])?;
+    ensure!(!failed.contains("event/"), "{failed}");
+    Ok(())
+}
+
+/// And no other namespace's secret of the same name.
+fn every_source(scope: &Scope<'_>) -> Result<()> {
+    let other = format!("{}-other", scope.namespace);
+    scope.kubectl(&["create", "namespace", &other])?;
+    let result = (|| {
+        scope.cluster.kubectl(&[
+            "create",
+            "secret",
+            "generic",
+            "source",
+            "--from-literal=secret=another",
+            &format!("--namespace={other}"),
+        ])?;
+        scope.kubectl(&["create", "secret", "generic", "source", "--from-literal=secret=mine"])?;
+        scope.kubectl(&["create", "configmap", "source", "--from-literal=map=red"])?;
+        let resource = |path: &str| json!({"path": path, "resourceFieldRef": {"containerName": "main", "resource": path, "divisor": if path.ends_with("cpu") { "1m" } else { "1Mi" }}});
+        let mut reader = pod(
+            "reader",
+            &[(
+                "main",
+                "cd /all; for f in *; do echo $f $(stat -L -c %a $f) $(cat $f); done; stat -L -c %A /key/secret; cat /key/secret",
+            )],
+        );
+        reader["spec"]["restartPolicy"] = "Never".into();
+        reader["spec"]["containers"][0]["resources"] = json!({
+            "requests": {"cpu": "250m", "memory": "32Mi"}, "limits": {"cpu": "500m", "memory": "64Mi"}
+        });
+        reader["spec"]["volumes"] = json!([
+            {"name": "key", "secret": {"secretName": "source"}},
+            {"name": "all", "projected": {"sources": [
+                {"secret": {"name": "source"}}, {"configMap": {"name": "source"}},
+                {"downwardAPI": {"items": [
+                    {"path": "name", "fieldRef": {"fieldPath": "metadata.name"}},
+                    resource("limits.cpu"), resource("limits.memory"), resource("requests.cpu"), resource("requests.memory"),
+                ]}},
+                {"serviceAccountToken": {"path": "token"}},
+            ]}},
+        ]);
+        reader["spec"]["containers"][0]["volumeMounts"] =
+            json!([{"name": "all", "mountPath": "/all"}, {"name": "key", "mountPath": "/key"}]);
+        scope.apply(&reader)?;
+        scope.wait_for("pod/reader", "{.status.phase}=Succeeded")?;
+        let said = scope.kubectl(&["logs", "reader"])?;
+        let (said, token) = said.split_once("token 644 ").context("a token")?;
+        ensure!(
+            said == "limits.cpu 644 500\nlimits.memory 644 64\nmap 644 red\nname 644 reader\n\
+                requests.cpu 644 250\nrequests.memory 644 32\nsecret 644 mine\n",
+            "{said}"
+        );
+        let (token, alone) = token.split_once('\n').context("what comes then")?;
+        ensure!(token.split('.').count() == 3, "{token}");
+        ensure!(alone == "-rw-r--r--\nmine", "{alone}");
+        Ok(())
+    })();
+    scope.kubectl(&["delete", "namespace", &other, "--timeout=60s"])?;
+    result
 }

@@ -1,6 +1,6 @@
 //! Where images come from: registries, mirrors, credentials, indexes, and what is told when they do not.
 
-use super::{pod, started};
+use super::{import, pod, started};
 use crate::registry::{Registry, Tokens};
 use crate::{Case, Scope};
 use anyhow::{Context, Result, ensure};
@@ -40,7 +40,7 @@ fn image_pull_errors(scope: &Scope<'_>) -> Result<()> {
 }
 
 fn images_that_cannot_run(scope: &Scope<'_>) -> Result<()> {
-    scope.cluster.skeg(&["image", "import", &scope.cluster.archive("stranger").to_string_lossy()])?;
+    import(scope, "stranger")?;
     let mut pods = pod("stranger", &[("user", "true"), ("command", "")]);
     for container in pods["spec"]["containers"].as_array_mut().context("containers")? {
         container["image"] = "stranger".into();

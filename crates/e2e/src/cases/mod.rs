@@ -21,6 +21,7 @@ mod leaks;
 mod machinery;
 mod network;
 mod pods;
+mod preemption;
 mod probes;
 mod proxy;
 mod resize;
@@ -29,6 +30,7 @@ mod rollout;
 mod rust;
 mod rust_controller;
 mod security;
+mod services;
 mod volumes;
 
 use crate::{Case, Scope};
@@ -60,12 +62,20 @@ pub const SHARED: &[&[Case]] = &[
     behaviours::CASES,
     probes::CASES,
     network::CASES,
+    services::CASES,
+    preemption::CASES,
     proxy::CASES,
 ];
 
 /// Cases that start and end clusters of their own.
-pub const ALONE: &[&[Case]] =
-    &[restart::CASES, cli::CASES, counts::CASES, commands::NODE_CASES, durability::CASES];
+pub const ALONE: &[&[Case]] = &[
+    restart::CASES,
+    cli::CASES,
+    counts::CASES,
+    commands::NODE_CASES,
+    preemption::NODE_CASES,
+    durability::CASES,
+];
 
 /// Cases that bring what they run on.
 pub const APART: &[&[Case]] = &[leaks::CASES, guest::CASES];
@@ -104,6 +114,11 @@ fn deployment(name: &str, replicas: u32) -> Value {
             },
         },
     })
+}
+
+/// Brings an image that few cases need.
+fn import(scope: &Scope<'_>, image: &str) -> Result<()> {
+    scope.cluster.skeg(&["image", "import", &scope.cluster.archive(image).to_string_lossy()]).map(drop)
 }
 
 fn started(scope: &Scope<'_>, pod: &Value) -> Result<()> {

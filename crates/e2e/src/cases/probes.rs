@@ -1,7 +1,7 @@
 //! Probes of each kind, and what they decide.
 
 use super::network::page_from_host;
-use super::{pod, started, status};
+use super::{import, pod, started, status};
 use crate::cluster::eventually;
 use crate::{Case, Scope};
 use anyhow::{Result, ensure};
@@ -112,7 +112,7 @@ fn http_probes(scope: &Scope<'_>) -> Result<()> {
 /// it knows no service by name.
 fn secure_and_grpc(scope: &Scope<'_>) -> Result<()> {
     const URLS: &str = "https://0.0.0.0:2379,http://0.0.0.0:2381";
-    scope.cluster.skeg(&["image", "import", &scope.cluster.archive("etcd").to_string_lossy()])?;
+    import(scope, "etcd")?;
     let script = format!(
         "exec etcd --data-dir=/tmp/etcd --auto-tls --listen-client-urls={URLS} --advertise-client-urls={URLS}"
     );
@@ -134,7 +134,11 @@ fn secure_and_grpc(scope: &Scope<'_>) -> Result<()> {
     scope.wait_for("pod/unknown", "{.status.containerStatuses[0].started}=true")?;
     scope.event("unknown", "Unhealthy", "Readiness probe failed")?;
     ensure!(status(scope, "unknown")?["containerStatuses"][0]["ready"] == false);
-    Ok(())
+    // A port where nobody speaks: it starts again.
+    etcd["metadata"]["name"] = "misled".into();
+    etcd["spec"]["containers"][0]["livenessProbe"]["grpc"]["port"] = 2399.into();
+    scope.apply(&etcd)?;
+    scope.wait_for("pod/misled", "{.status.containerStatuses[0].restartCount}=1")
 }
 
 /// Readiness is still probed, liveness is not; the Service sends what comes to nobody else.

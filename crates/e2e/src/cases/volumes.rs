@@ -1,6 +1,6 @@
 //! What a container is given: environment, volumes, and how much of the disk it may take.
 
-use super::{pod, started, status};
+use super::{import, pod, started, status};
 use crate::cluster::eventually;
 use crate::{Case, Scope};
 use anyhow::{Context, Result, ensure};
@@ -296,7 +296,7 @@ fn mount_options(scope: &Scope<'_>) -> Result<()> {
 
 /// `VOLUME /data /newvol` of an image: also where no layer has the directory, and where the rest is read-only.
 fn image_volumes(scope: &Scope<'_>) -> Result<()> {
-    import_volumes_image(scope)?;
+    import(scope, "volumes")?;
     let script = "cat /data/seed /data/* 2>/dev/null; touch /newvol/x /data/x || exit 1; echo mine > /data/seed; \
         touch /elsewhere 2>/dev/null || echo read-only; echo up; sleep 1000; exit 1";
     let mut plain = pod("own-volumes", &[("main", script), ("other", script)]);
@@ -333,12 +333,8 @@ fn image_volumes(scope: &Scope<'_>) -> Result<()> {
     Ok(())
 }
 
-fn import_volumes_image(scope: &Scope<'_>) -> Result<()> {
-    scope.cluster.skeg(&["image", "import", &scope.cluster.archive("volumes").to_string_lossy()]).map(drop)
-}
-
 fn local_storage(scope: &Scope<'_>) -> Result<()> {
-    import_volumes_image(scope)?;
+    import(scope, "volumes")?;
     let mut greedy = pod("greedy", &[("main", "head -c 3000000 /dev/zero > /cache/big; sleep 1000")]);
     greedy["spec"]["volumes"] = json!([{"name": "cache", "emptyDir": {"sizeLimit": "1Mi"}}]);
     greedy["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "cache", "mountPath": "/cache"}]);

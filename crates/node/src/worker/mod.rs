@@ -522,6 +522,7 @@ impl Loop {
         }
     }
 
+    /// What volumes and environments are made from has changed.
     fn on_sources(&mut self) {
         self.refresh_volumes();
         if let Volumes::Failed { .. } = self.memory.volumes {

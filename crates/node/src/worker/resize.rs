@@ -35,7 +35,7 @@ pub fn read_checkpoint(ctx: &Context, uid: &str) -> Option<Checkpoint> {
     serde_json::from_slice(&std::fs::read(checkpoint_path(ctx, uid)).ok()?).ok()
 }
 
-/// What of an object that may change its volumes depend on.
+/// What of an object that may change its volumes and environments depend on.
 fn shown(pod: &Pod) -> impl PartialEq + '_ {
     let spec = machine::spec(pod);
     (&pod.metadata.labels, &pod.metadata.annotations, spec.ephemeral_containers.as_ref().map(Vec::len))
@@ -46,7 +46,7 @@ impl Loop {
     pub(super) fn take_allocation(&mut self, pod: Arc<Pod>, allocation: Allocation) {
         let old = std::mem::replace(&mut self.pod, allocation.apply(&pod).map_or(pod, Arc::new));
         if shown(&old) != shown(&self.pod) {
-            self.refresh_volumes();
+            self.on_sources();
         }
         if self.allocation == allocation {
             return;
