@@ -334,7 +334,7 @@ pub fn bench(what: impl Iterator<Item = String>) -> Result<()> {
 }
 
 /// What one run of the benchmark must print, each at the begin of a line.
-const FIGURES: [&str; 21] = [
+const FIGURES: [&str; 22] = [
     "exec on an empty directory → API ready, p50",
     "exec on an empty directory → node Ready, p50",
     "idle: PSS of all skeg processes",
@@ -342,6 +342,7 @@ const FIGURES: [&str; 21] = [
     "Pod create → Ready, p50",
     "Pod create → Ready, p90",
     "Pod delete → gone, p50",
+    "Service create → its endpoints, p50",
     "Pod delete → gone, p90",
     "Deployment 1 → 30 Ready",
     "rolling update of 30",

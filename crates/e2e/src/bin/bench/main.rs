@@ -239,6 +239,7 @@ async fn deployment(cluster: &Cluster, endpoint: &Endpoint, admin: &mut Connecti
     let mut watch = Watch::open(endpoint, &format!("{base}?watch=1")).await?;
     expect(admin, &request("POST", base, "", object.to_string().as_bytes())).await?;
     settle(&mut watch, 1).await?;
+    services(endpoint, admin).await?;
     let (before, available_before) = (Usage::of(cluster)?, mem_available_kib()?);
     let start = Instant::now();
     expect(admin, &patch(&web, MERGE, &json!({"spec": {"replicas": 30}}))).await?;
@@ -264,6 +265,33 @@ async fn deployment(cluster: &Cluster, endpoint: &Endpoint, admin: &mut Connecti
     figure("rolling update of 30", start.elapsed().as_secs_f64(), "s", 2.5, true);
     expect(admin, &request("DELETE", &format!("{web}?propagationPolicy=Foreground"), "", b"")).await?;
     while watch.next().await?["type"] != "DELETED" {}
+    Ok(())
+}
+
+/// From a Service's creation to an EndpointSlice with the Pod; conformance allows 20 s.
+async fn services(endpoint: &Endpoint, admin: &mut Connection) -> Result<()> {
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+    let mut watch = Watch::open(endpoint, &format!("{slices}?watch=1")).await?;
+    let mut reached = Vec::new();
+    let path = "/api/v1/namespaces/default/services";
+    for run in 0..SCALE.services {
+        let name = format!("bench-{run}");
+        let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+            "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]}});
+        let start = Instant::now();
+        expect(admin, &create(path, &service)).await?;
+        loop {
+            let slice = watch.next().await?["object"].take();
+            let of = &slice["metadata"]["labels"]["kubernetes.io/service-name"];
+            if *of == name && slice["endpoints"].as_array().is_some_and(|all| !all.is_empty()) {
+                break;
+            }
+        }
+        reached.push(start.elapsed().as_secs_f64() * 1e3);
+        expect(admin, &request("DELETE", &format!("{path}/{name}"), "", b"")).await?;
+    }
+    figure("Service create → its endpoints, p50", percentile(&mut reached, 50), "ms", 20_000.0, true);
+    fact("Service create → its endpoints, p90", &format!("{:.1} ms", percentile(&mut reached, 90)));
     Ok(())
 }
 

@@ -16,14 +16,16 @@ pub struct Scale {
     /// Pods, one after the other.
     pub pods: usize,
     pub starts: usize,
+    /// Services, one after the other.
+    pub services: usize,
     /// How long an idle cluster's CPU is counted.
     pub idle: Duration,
     /// Of the requests of each load one in so many is sent.
     pub one_in: usize,
 }
 
-const FULL: Scale = Scale { pods: 20, starts: 5, idle: Duration::from_secs(30), one_in: 1 };
-const TINY: Scale = Scale { pods: 2, starts: 1, idle: Duration::from_secs(1), one_in: 50 };
+const FULL: Scale = Scale { pods: 20, starts: 5, services: 100, idle: Duration::from_secs(30), one_in: 1 };
+const TINY: Scale = Scale { pods: 2, starts: 1, services: 5, idle: Duration::from_secs(1), one_in: 50 };
 
 pub static SCALE: LazyLock<Scale> = LazyLock::new(|| match std::env::args().any(|arg| arg == "--tiny") {
     true => TINY,
