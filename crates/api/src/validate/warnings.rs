@@ -1,6 +1,7 @@
 //! Warnings about objects that are accepted but surely not meant so.
 
 use super::at::At;
+use super::pod::APP_ARMOR;
 use crate::field::Path;
 use crate::{meta, names};
 use serde_json::Value;
@@ -168,6 +169,15 @@ fn pod_and_metadata(root: &At<'_>) -> Vec<String> {
     }
     for (key, message) in ANNOTATIONS.iter().filter(|(key, _)| meta::annotation(root.value, key).is_some()) {
         out.push(format!("{}: {message}", root.at("metadata").child("annotations").key(key)));
+    }
+    let has_profile = |holder: &At<'_>| holder.child("securityContext").has("appArmorProfile");
+    for (field, i, container) in crate::pod::all_containers(spec.value).filter(|_| !has_profile(&spec)) {
+        let at = At::new(Some(container), spec.at(field).index(i));
+        let key = format!("{APP_ARMOR}{}", at.str("name"));
+        if meta::annotation(root.value, &key).is_some() && !has_profile(&at) {
+            let path = root.at("metadata").child("annotations").key(&key);
+            out.push(format!("{path}: deprecated since v1.30; use the \"appArmorProfile\" field instead"));
+        }
     }
     for at in spec.items("volumes") {
         for (source, message) in VOLUMES.iter().filter(|(source, _)| at.has(source)) {
