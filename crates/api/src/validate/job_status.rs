@@ -47,9 +47,9 @@ pub(super) fn validate(new: &Value, old: &Value) -> Vec<FieldError> {
     indexes(&spec, &status, &had, &mut errors);
     let mut refuse = |wrong: bool, kind: ErrorKind, field: &str, why: &str| {
         if wrong {
-            // Conditions are not shown, nor is what is missing.
+            // Conditions are not shown, nor is what is missing but for counts.
             let shown = kind == ErrorKind::Invalid && field != "conditions";
-            let value = shown.then(|| status.value.get(field).cloned().unwrap_or_default());
+            let value = shown.then(|| status.value.get(field).cloned().unwrap_or_else(|| 0.into()));
             errors.push(FieldError { kind, path: status.at(field), value, detail: why.to_owned() });
         }
     };
@@ -118,7 +118,8 @@ pub(super) fn validate(new: &Value, old: &Value) -> Vec<FieldError> {
             "terminating>0 is invalid for finished job",
         ),
         (
-            count(&status, "ready") > count(&status, "active") && (changed("ready") || changed("active")),
+            status.int("ready").is_some_and(|ready| ready > count(&status, "active"))
+                && (changed("ready") || changed("active")),
             "ready",
             "cannot set more ready pods than active",
         ),
@@ -242,4 +243,168 @@ fn overlap(a: Vec<(i64, i64)>, b: Vec<(i64, i64)>) -> Option<i64> {
         };
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn told(spec: &Value, old: &Value, new: &Value) -> Vec<String> {
+        let job = |status: &Value| json!({"spec": spec, "status": status});
+        let errors = validate(&job(new), &job(old));
+        errors.iter().map(|e| format!("{}: {}", e.path, e.message())).collect()
+    }
+
+    fn with(mut status: Value, more: Value) -> Value {
+        status.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        status
+    }
+
+    fn on(kinds: &[&str]) -> Value {
+        kinds.iter().map(|kind| json!({"type": kind, "status": "True"})).collect()
+    }
+
+    /// Done as upstream's controller has it.
+    fn done() -> Value {
+        json!({"conditions": on(&["SuccessCriteriaMet", "Complete"]), "succeeded": 2, "ready": 0, "terminating": 0,
+            "startTime": "2026-01-01T00:00:00Z", "completionTime": "2026-01-01T00:01:00Z", "uncountedTerminatedPods": {}})
+    }
+
+    #[test]
+    fn jobs_run_fail_and_end() {
+        let (plain, running) = (
+            json!({"completions": 2, "completionMode": "NonIndexed"}),
+            json!({"active": 2, "ready": 1, "startTime": "2026-01-01T00:00:00Z"}),
+        );
+        let failed = json!({"conditions": on(&["FailureTarget", "Failed"]), "failed": 1,
+            "startTime": "2026-01-01T00:00:00Z"});
+        let failing = with(running.clone(), json!({"conditions": on(&["FailureTarget"])}));
+        let none = json!({});
+        for (old, new) in [
+            (&none, &running),
+            (&running, &done()),
+            (&running, &failing),
+            (&failing, &failed),
+            (&done(), &done()),
+        ] {
+            assert_eq!(told(&plain, old, new), [""; 0], "{old} {new}");
+        }
+        let both =
+            with(done(), json!({"conditions": on(&["SuccessCriteriaMet", "FailureTarget", "Failed"])}));
+        assert_eq!(
+            told(&plain, &running, &both),
+            [
+                "status.completionTime: Invalid value: \"2026-01-01T00:01:00Z\": cannot set completionTime when there is no Complete=True condition",
+                "status.conditions: Invalid value: cannot set SuccessCriteriaMet=True and Failed=true conditions",
+                "status.conditions: Invalid value: cannot set SuccessCriteriaMet=True and FailureTarget=true conditions",
+            ]
+        );
+        let alone = with(failed, json!({"conditions": on(&["Failed"])}));
+        assert_eq!(
+            told(&plain, &running, &alone),
+            [
+                "status.conditions: Invalid value: cannot set Failed=True condition without the FailureTarget=true condition"
+            ]
+        );
+        let early = with(done(), json!({"conditions": on(&["Complete"])}));
+        let met = "status.conditions: Invalid value: cannot set Complete=True";
+        assert_eq!(
+            told(&with(plain.clone(), json!({"successPolicy": {}})), &running, &early),
+            [
+                format!("{met} condition without the SuccessCriteriaMet=true condition"),
+                format!("{met} for Job with SuccessPolicy unless SuccessCriteriaMet=True"),
+            ]
+        );
+        assert_eq!(
+            told(&plain, &early, &done()),
+            [
+                "status.conditions: Invalid value: cannot set SuccessCriteriaMet=True for Job already has Complete=true conditions"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_was_wrong_is_not_judged_again() {
+        let plain = json!({"completions": 2, "completionMode": "NonIndexed"});
+        let wrong = json!({"conditions": on(&["Complete", "Failed"]), "active": 1, "ready": 3, "terminating": 1,
+            "completedIndexes": "x", "failedIndexes": "x", "uncountedTerminatedPods": {"failed": ["a"]}});
+        assert_eq!(told(&plain, &wrong, &with(wrong.clone(), json!({"succeeded": 1}))), [""; 0]);
+        let more = with(wrong.clone(), json!({"active": 2}));
+        assert_eq!(
+            told(&plain, &wrong, &more),
+            [
+                "status.active: Invalid value: 2: active>0 is invalid for finished job",
+                "status.ready: Invalid value: 3: cannot set more ready pods than active",
+            ]
+        );
+    }
+
+    #[test]
+    fn times_stay_but_for_jobs_that_rest() {
+        let start = |at: &str| json!({"startTime": at});
+        let (first, later) = (start("2026-01-01T00:00:00Z"), start("2026-01-01T00:00:01Z"));
+        let (runs, rests) = (json!({"suspend": false}), json!({"suspend": true}));
+        let stays = ["status.startTime: Required value: startTime cannot be removed for unsuspended job"];
+        assert_eq!(told(&runs, &first, &later), stays);
+        assert_eq!(told(&runs, &first, &json!({})), stays);
+        assert_eq!(told(&runs, &first, &start("2026-01-01T01:00:00+01:00")), [""; 0]);
+        assert_eq!(told(&rests, &first, &json!({})), [""; 0]);
+        let suspended = |status: &str| json!({"conditions": [{"type": "Suspended", "status": status}]});
+        let (had, now) = (with(first, suspended("True")), with(later, suspended("False")));
+        assert_eq!(told(&runs, &had, &now), [""; 0], "it goes on");
+        let nothing = json!({"suspend": true, "completions": 0});
+        let ended = with(done(), json!({"startTime": null}));
+        assert_eq!(told(&nothing, &json!({}), &ended), [""; 0]);
+        assert_eq!(
+            told(&rests, &json!({}), &ended),
+            ["status.startTime: Required value: startTime is required for finished job"]
+        );
+    }
+
+    #[test]
+    fn indexes_are_in_order_and_of_one_kind() {
+        let spec = json!({"completionMode": "Indexed", "completions": 6, "parallelism": 3, "backoffLimitPerIndex": 1});
+        let check = |done: &str, failed: &str| {
+            told(&spec, &json!({}), &json!({"completedIndexes": done, "failedIndexes": failed}))
+        };
+        assert_eq!(check("0,2-3", "1,5"), [""; 0]);
+        for (done, failed, field, why) in [
+            (
+                "1-0",
+                "",
+                "completedIndexes",
+                "error parsing completedIndexes: non-increasing order, previous: 1, current: 0",
+            ),
+            (
+                "3,1",
+                "",
+                "completedIndexes",
+                "error parsing completedIndexes: non-increasing order, previous: 3, current: 1",
+            ),
+            (
+                "6",
+                "",
+                "completedIndexes",
+                "error parsing completedIndexes: too large index for interval start: \"6\"",
+            ),
+            (
+                "",
+                "a",
+                "failedIndexes",
+                "error parsing failedIndexes: cannot convert string to integer for index: \"a\"",
+            ),
+            ("0-1,4", "2-3,4", "failedIndexes", "failedIndexes and completedIndexes overlap at index: 4"),
+            ("0-4", "3-5", "failedIndexes", "failedIndexes and completedIndexes overlap at index: 3"),
+        ] {
+            let value = if field == "failedIndexes" { failed } else { done };
+            assert_eq!(check(done, failed), [format!("status.{field}: Invalid value: {value:?}: {why}")]);
+        }
+        let (more, less) = (json!({"succeeded": 3, "failed": 1}), json!({"succeeded": 2}));
+        let fails = "status.failed: Invalid value: 0: cannot decrease the failed counter";
+        let succeeds = "status.succeeded: Invalid value: 2: cannot decrease the succeeded counter";
+        assert_eq!(told(&spec, &more, &less), [fails, succeeds]);
+        let elastic = with(spec, json!({"parallelism": 6}));
+        assert_eq!(told(&elastic, &more, &less), [fails], "fewer completions, fewer that succeeded");
+    }
 }

@@ -442,4 +442,20 @@ mod tests {
         assert_eq!(told[1], format!("spec.loadBalancerClass: {none}: no load balancer is set up"));
         assert_eq!(for_service(&service, Some(&service)), Vec::<String>::new());
     }
+
+    #[test]
+    fn app_armor_has_a_field() {
+        let warned = |more: Value| {
+            let mut spec = json!({"initContainers": [{"name": "d"}], "containers": [{"name": "c"}]});
+            spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let annotations = json!({format!("{APP_ARMOR}c"): "unconfined", format!("{APP_ARMOR}e"): "x"});
+            for_pod(&json!({"metadata": {"name": "p", "annotations": annotations}, "spec": spec}), None)
+        };
+        let told = "metadata.annotations[container.apparmor.security.beta.kubernetes.io/c]: deprecated since v1.30; \
+                    use the \"appArmorProfile\" field instead";
+        assert_eq!(warned(json!({})), [told]);
+        let profile = json!({"appArmorProfile": {"type": "Unconfined"}});
+        assert_eq!(warned(json!({"securityContext": profile})), [""; 0]);
+        assert_eq!(warned(json!({"containers": [{"name": "c", "securityContext": profile}]})), [""; 0]);
+    }
 }
