@@ -3,7 +3,7 @@
 use super::at::{At, Errors, same};
 use super::container::{self, Context};
 use super::{affinity, resources, volume};
-use crate::decode::decode_json;
+use crate::decode::{SyntaxError, decode_json};
 use crate::field::{FieldError, Path};
 use crate::{meta, names, object_meta, pod, predicates};
 use k8s_openapi::api::core::v1::{Container, Toleration};
@@ -109,13 +109,14 @@ fn pod_annotations(holder: &At<'_>, spec: &At<'_>, path: &Path, errors: &mut Err
 
 /// Tolerations as JSON, as they were written before `spec.tolerations`.
 fn toleration_annotation(text: &str, path: &Path, errors: &mut Errors) {
-    let parsed =
-        decode_json(text.as_bytes()).map_err(|e| e.to_string()).and_then(|decoded| {
-            match Option::<Vec<Toleration>>::deserialize(&decoded.value) {
-                Ok(_) => Ok(decoded.value),
-                Err(error) => Err(error.to_string()),
-            }
-        });
+    let parsed = match decode_json(text.as_bytes()) {
+        Ok(decoded) => match Option::<Vec<Toleration>>::deserialize(&decoded.value) {
+            Ok(_) => Ok(decoded.value),
+            Err(error) => Err(error.to_string()),
+        },
+        Err(SyntaxError::Json(why)) => Err(why),
+        Err(error) => Err(error.to_string()),
+    };
     match parsed {
         Ok(list) => {
             let holder = json!({ TOLERATIONS: list });
