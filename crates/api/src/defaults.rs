@@ -96,6 +96,22 @@ fn text<'a>(object: &'a Object, field: &str) -> &'a str {
     object.get(field).and_then(Value::as_str).unwrap_or("")
 }
 
+/// A single value and the first of a list, or the field `key` of that, are one piece of data: the single
+/// value counts where they differ.
+fn join(object: &mut Object, single: &str, list: &str, key: Option<&str>) {
+    let first = object.get(list).and_then(|list| list.get(0));
+    let first = first.and_then(|item| key.map_or(Some(item), |key| item.get(key))?.as_str());
+    let own = text(object, single);
+    if own.is_empty() {
+        if let Some(first) = first.filter(|first| !first.is_empty()).map(str::to_owned) {
+            object.insert(single.to_owned(), first.into());
+        }
+    } else if first != Some(own) {
+        let item = key.map_or_else(|| json!(own), |key| json!({ key: own }));
+        object.insert(list.to_owned(), json!([item]));
+    }
+}
+
 /// The object in a field, made where it is absent.
 fn child<'a>(object: &'a mut Object, field: &str) -> Option<&'a mut Object> {
     set(object, field, Object::new());
@@ -138,7 +154,9 @@ pub(crate) fn new_namespace(object: &mut Value) {
 
 fn node(object: &mut Value) {
     let Some(object) = object.as_object_mut() else { return };
-    set(object, "spec", Object::new());
+    if let Some(spec) = child(object, "spec") {
+        join(spec, "podCIDR", "podCIDRs", None);
+    }
     let Some(status) = child(object, "status") else { return };
     for field in ["capacity", "allocatable"] {
         pod::round_resources(status, field);

@@ -16,6 +16,7 @@ mod core;
 mod crd;
 mod dra;
 mod flowcontrol;
+mod job_status;
 mod networking;
 mod persistent_volume;
 mod pod;
@@ -59,8 +60,6 @@ pub fn strategy_for(group: &str, version: &str, kind: &str) -> Strategy {
             validate: core::node,
             validate_update: core::node_update,
             validate_status: core::node_status,
-            prepare_create: core::node_prepare_create,
-            prepare_update: core::node_prepare_update,
             warnings: warnings::for_node,
             selectable: |value| vec![("spec.unschedulable", flag(value, &["spec", "unschedulable"]))],
             selectable_keys: &["spec.unschedulable"],

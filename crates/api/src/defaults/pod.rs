@@ -1,6 +1,6 @@
 //! Pods and Pod templates: containers, probes, volumes.
 
-use super::{Object, child, each, existing, set, set_number, set_text, storage, text};
+use super::{Object, child, each, existing, join, set, set_number, set_text, storage, text};
 use crate::quantity::Quantity;
 use serde_json::Value;
 
@@ -11,7 +11,9 @@ const FILE_MODE: i64 = 0o644;
 /// What only a Pod gets; a template stays open for the Pods that come from it.
 pub(super) fn pod(object: &mut Value) {
     let Some(object) = object.as_object_mut() else { return };
-    set(object, "status", Object::new());
+    if let Some(status) = child(object, "status") {
+        join(status, "podIP", "podIPs", Some("ip"));
+    }
     let Some(spec) = child(object, "spec") else { return };
     pod_spec(spec);
     set(spec, "enableServiceLinks", true);

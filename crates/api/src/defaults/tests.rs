@@ -143,6 +143,29 @@ fn small_kinds() {
 }
 
 #[test]
+fn a_single_value_heads_its_list() {
+    let two = json!([{"ip": "a"}, {"ip": "b"}]);
+    for (given, expected) in [
+        (json!({"podIP": "a"}), json!({"podIP": "a", "podIPs": [{"ip": "a"}]})),
+        (json!({"podIPs": two}), json!({"podIP": "a", "podIPs": two})),
+        (json!({"podIP": "b", "podIPs": two}), json!({"podIP": "b", "podIPs": [{"ip": "b"}]})),
+        (json!({"podIP": "a", "podIPs": two}), json!({"podIP": "a", "podIPs": two})),
+        (json!({"podIP": "", "podIPs": []}), json!({"podIP": "", "podIPs": []})),
+        (json!({"hostIP": "a"}), json!({"hostIP": "a"})),
+    ] {
+        assert_eq!(defaulted("", "Pod", json!({"status": given}))["status"], expected);
+    }
+    for (given, expected) in [
+        (json!({"podCIDR": "a"}), json!({"podCIDR": "a", "podCIDRs": ["a"]})),
+        (json!({"podCIDRs": ["a", "b"]}), json!({"podCIDR": "a", "podCIDRs": ["a", "b"]})),
+        (json!({"podCIDR": "a", "podCIDRs": ["b", "a"]}), json!({"podCIDR": "a", "podCIDRs": ["a"]})),
+        (json!({}), json!({})),
+    ] {
+        assert_eq!(defaulted("", "Node", json!({"spec": given}))["spec"], expected);
+    }
+}
+
+#[test]
 fn objects_of_wrong_shape_are_left_alone() {
     for (group, kind) in
         [("", "Pod"), ("apps", "Deployment"), ("", "Service"), ("", "Secret"), (RBAC, "RoleBinding")]

@@ -214,9 +214,9 @@ pub(super) fn topology_spread(spec: &At<'_>, merged: bool, errors: &mut Errors) 
     }
 }
 
-/// `tolerations`
-pub(super) fn tolerations(spec: &At<'_>, errors: &mut Errors) {
-    for at in spec.items("tolerations") {
+/// A list of tolerations.
+pub(super) fn tolerations(holder: &At<'_>, list: &str, errors: &mut Errors) {
+    for at in holder.items(list) {
         let (key, operator, value, effect) =
             (at.str("key"), at.str("operator"), at.str("value"), at.str("effect"));
         errors.checked(&at, "key", names::is_qualified_name);

@@ -1,7 +1,7 @@
 //! Job and CronJob.
 
 use super::at::{At, Errors, same};
-use super::{affinity, pod, warnings};
+use super::{affinity, job_status, pod, warnings};
 use crate::field::{ErrorKind, FieldError};
 use crate::kinds::Strategy;
 use crate::selector::LabelSelector;
@@ -29,7 +29,7 @@ pub(super) fn strategy(kind: &str) -> Strategy {
             validate: job,
             validate_create: job_create,
             validate_update: job_update,
-            validate_status: job_status,
+            validate_status: job_status::validate,
             warnings: warnings::for_workload,
             selectable: |value| vec![("status.successful", super::number(value, &["status", "succeeded"]))],
             selectable_keys: &["status.successful"],
@@ -357,8 +357,8 @@ fn success_policy(policy: &At<'_>, spec: &At<'_>, errors: &mut Errors) {
     }
 }
 
-/// How many indexes `1,3-5` names.
-fn count_indexes(text: &str, completions: i64) -> Result<i64, String> {
+/// The first and last index that `3-5` or `3` names.
+pub(super) fn interval(text: &str, completions: i64) -> Result<(i64, i64), String> {
     let number = |text: &str, what: &str| -> Result<i64, String> {
         let parsed = text.parse::<i64>().ok().filter(|n| *n >= 0);
         let index = parsed.ok_or_else(|| format!("cannot convert string to integer for index: {text:?}"))?;
@@ -367,15 +367,21 @@ fn count_indexes(text: &str, completions: i64) -> Result<i64, String> {
             false => Err(format!("too large index for {what}: {text:?}")),
         }
     };
+    let (start, end) = text.split_once('-').unwrap_or((text, text));
+    let (start, end) = (number(start, "interval start")?, number(end, "interval end")?);
+    match start <= end {
+        true => Ok((start, end)),
+        false => Err(format!("non-increasing order, previous: {start}, current: {end}")),
+    }
+}
+
+/// How many indexes `1,3-5` names.
+pub(super) fn count_indexes(text: &str, completions: i64) -> Result<i64, String> {
     let (mut total, mut last) = (0, -1);
-    for interval in text.split(',').filter(|_| !text.is_empty()) {
-        let (start, end) = interval.split_once('-').unwrap_or((interval, interval));
-        let (start, end) = (number(start, "interval start")?, number(end, "interval end")?);
+    for part in text.split(',').filter(|_| !text.is_empty()) {
+        let (start, end) = interval(part, completions)?;
         if start <= last {
             return Err(format!("non-increasing order, previous: {last}, current: {start}"));
-        }
-        if end < start {
-            return Err(format!("non-increasing order, previous: {start}, current: {end}"));
         }
         total += end - start + 1;
         last = end;
@@ -443,28 +449,6 @@ fn without_scheduling(template: &Value) -> Value {
         affinity.remove("nodeAffinity");
     }
     template
-}
-
-fn job_status(new: &Value, _: &Value) -> Vec<FieldError> {
-    let (root, mut errors) = (At::root(new), Errors::default());
-    let status = root.child("status");
-    errors.not_negative(&status, &["active", "succeeded", "failed", "terminating", "ready"]);
-    if let Some(uncounted) = status.get("uncountedTerminatedPods") {
-        let mut seen: Vec<&str> = Vec::new();
-        for list in ["succeeded", "failed"] {
-            for (i, uid) in uncounted.strings(list).enumerate() {
-                let path = uncounted.at(list).index(i);
-                if uid.is_empty() {
-                    errors.invalid(path, uid, "must not be empty");
-                } else if seen.contains(&uid) {
-                    errors.duplicate(path, uid);
-                } else {
-                    seen.push(uid);
-                }
-            }
-        }
-    }
-    errors.0
 }
 
 fn cron_job(value: &Value) -> Vec<FieldError> {

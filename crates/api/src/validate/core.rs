@@ -100,22 +100,6 @@ pub(super) fn node_status(new: &Value, old: &Value) -> Vec<FieldError> {
     errors.0
 }
 
-/// The list form of the Pod CIDR and the single one say the same.
-pub(super) fn node_prepare_create(value: &mut Value) {
-    let Some(spec) = value.get_mut("spec").and_then(Value::as_object_mut) else { return };
-    if let (Some(cidr), None) = (spec.get("podCIDR").cloned(), spec.get("podCIDRs")) {
-        spec.insert("podCIDRs".into(), Value::Array(vec![cidr]));
-    } else if let (None, Some(first)) =
-        (spec.get("podCIDR"), spec.get("podCIDRs").and_then(|l| l.get(0)).cloned())
-    {
-        spec.insert("podCIDR".into(), first);
-    }
-}
-
-pub(super) fn node_prepare_update(new: &mut Value, _: &Value) {
-    node_prepare_create(new);
-}
-
 pub(super) fn config_map(value: &Value) -> Vec<FieldError> {
     let (root, mut errors) = (At::root(value), Errors::default());
     let mut total = 0;

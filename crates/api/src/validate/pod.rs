@@ -3,14 +3,21 @@
 use super::at::{At, Errors, same};
 use super::container::{self, Context};
 use super::{affinity, resources, volume};
+use crate::decode::{SyntaxError, decode_json};
 use crate::field::{FieldError, Path};
 use crate::{meta, names, object_meta, pod, predicates};
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, Toleration};
 use k8s_openapi::serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 
 pub(super) const MIRROR: &str = "kubernetes.io/config.mirror";
+const TOLERATIONS: &str = "scheduler.alpha.kubernetes.io/tolerations";
+const SECCOMP_POD: &str = "seccomp.security.alpha.kubernetes.io/pod";
+/// Before the name of a container, as the next one.
+const SECCOMP_CONTAINER: &str = "container.seccomp.security.alpha.kubernetes.io/";
+pub(super) const APP_ARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
+const LOCAL_PROFILE: &str = "localhost/";
 const DNS_POLICIES: &[&str] = &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
 const NAMESERVERS_MAX: usize = 3;
 const SEARCHES_MAX: usize = 32;
@@ -78,6 +85,45 @@ fn pod_annotations(holder: &At<'_>, spec: &At<'_>, path: &Path, errors: &mut Err
             errors.invalid(path.key(COST), value, "must be a 32bit integer");
         }
     }
+    if let Some(value) = annotation(TOLERATIONS).filter(|value| !value.is_empty()) {
+        toleration_annotation(value, path, errors);
+    }
+    for (key, value) in holder.child("metadata").entries("annotations") {
+        let value = value.as_str().unwrap_or_default();
+        if key == SECCOMP_POD || key.starts_with(SECCOMP_CONTAINER) {
+            match value.strip_prefix(LOCAL_PROFILE) {
+                Some(file) => volume::local_descending(file, &path.child(key), errors),
+                None if matches!(value, "runtime/default" | "docker/default" | "unconfined") => {}
+                None => errors.invalid(path.child(key), value, "must be a valid seccomp profile"),
+            }
+        } else if let Some(name) = key.strip_prefix(APP_ARMOR) {
+            if !pod::all_containers(spec.value).any(|(.., container)| container["name"] == name) {
+                errors.invalid(path.key(key), name, "container not found");
+            }
+            if !matches!(value, "" | "runtime/default" | "unconfined") && !value.starts_with(LOCAL_PROFILE) {
+                errors.invalid(path.key(key), value, format!("invalid AppArmor profile name: {value:?}"));
+            }
+        }
+    }
+}
+
+/// Tolerations as JSON, as they were written before `spec.tolerations`.
+fn toleration_annotation(text: &str, path: &Path, errors: &mut Errors) {
+    let parsed = match decode_json(text.as_bytes()) {
+        Ok(decoded) => match Option::<Vec<Toleration>>::deserialize(&decoded.value) {
+            Ok(_) => Ok(decoded.value),
+            Err(error) => Err(error.to_string()),
+        },
+        Err(SyntaxError::Json(why)) => Err(why),
+        Err(error) => Err(error.to_string()),
+    };
+    match parsed {
+        Ok(list) => {
+            let holder = json!({ TOLERATIONS: list });
+            affinity::tolerations(&At::new(Some(&holder), path.clone()), TOLERATIONS, errors);
+        }
+        Err(why) => errors.invalid(path.clone(), TOLERATIONS, why),
+    }
 }
 
 fn pod_spec(spec: &At<'_>, pod_name: &str, is_pod: bool, errors: &mut Errors) {
@@ -110,7 +156,7 @@ fn pod_spec(spec: &At<'_>, pod_name: &str, is_pod: bool, errors: &mut Errors) {
     errors.range(spec, "activeDeadlineSeconds", 1, i64::from(i32::MAX));
     errors.checked(spec, "hostname", names::is_dns1123_label);
     errors.checked(spec, "subdomain", names::is_dns1123_label);
-    affinity::tolerations(spec, errors);
+    affinity::tolerations(spec, "tolerations", errors);
     for alias in spec.items("hostAliases") {
         errors.extend(names::is_ip(&alias.at("ip"), alias.str("ip")));
         for (i, name) in alias.strings("hostnames").enumerate() {
@@ -420,14 +466,23 @@ pub(super) fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     errors.0
 }
 
+/// Annotations that are part of what a Pod is stay as they are.
 fn annotation_updates(new: &Value, old: &Value, errors: &mut Errors) {
-    let path = Path::new("metadata").child("annotations").key(MIRROR);
-    match (meta::annotation(new, MIRROR), meta::annotation(old, MIRROR)) {
-        (Some(_), None) => errors.forbidden(path, "may not add mirror pod annotation"),
-        (new, Some(old)) if new != Some(old) => {
-            errors.forbidden(path, "may not remove or update mirror pod annotation");
+    let path = Path::new("metadata").child("annotations");
+    let (now, had) = (At::root(new).child("metadata"), At::root(old).child("metadata"));
+    let what = |key: &str| match key {
+        MIRROR => Some("mirror pod annotation"),
+        _ => key.starts_with(APP_ARMOR).then_some("AppArmor annotations"),
+    };
+    for (key, value) in had.entries("annotations") {
+        if let Some(what) = what(key).filter(|_| meta::annotation(new, key) != value.as_str()) {
+            errors.forbidden(path.key(key), format!("may not remove or update {what}"));
         }
-        _ => {}
+    }
+    for (key, _) in now.entries("annotations") {
+        if let Some(what) = what(key).filter(|_| meta::annotation(old, key).is_none()) {
+            errors.forbidden(path.key(key), format!("may not add {what}"));
+        }
     }
 }
 
@@ -588,23 +643,110 @@ pub(super) fn validate_status(new: &Value, old: &Value) -> Vec<FieldError> {
     annotation_updates(new, old, &mut errors);
     let (root, old_root) = (At::root(new), At::root(old));
     let (status, old_status) = (root.child("status"), old_root.child("status"));
-    for (i, condition) in status.list("conditions").iter().enumerate() {
-        let kind = condition.get("type").and_then(Value::as_str).unwrap_or_default();
+    let spec = root.child("spec");
+    pod_annotations(&root, &spec, &Path::new("metadata").child("annotations"), &mut errors);
+    for condition in status.items("conditions") {
+        observed(&condition, &mut errors);
+        let kind = condition.str("type");
         if !matches!(kind, "PodScheduled" | "Ready" | "Initialized") {
-            let path = Path::new("metadata").child("conditions").index(i).child("Type");
-            errors.each(&path, kind, names::is_qualified_name(kind));
+            errors.each(&condition.at("Type"), kind, names::is_qualified_name(kind));
         }
     }
-    if status.str("nominatedNodeName") != old_status.str("nominatedNodeName") {
+    let nominated = status.str("nominatedNodeName");
+    if nominated != old_status.str("nominatedNodeName") {
         errors.checked(&status, "nominatedNodeName", names::is_dns1123_subdomain);
+        if !nominated.is_empty() && !old_root.child("spec").str("nodeName").is_empty() {
+            let why = "may not be set on pods that are already bound to a node";
+            errors.forbidden(status.at("nominatedNodeName"), why);
+        }
     }
-    for list in ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"] {
-        stays_terminated(&root, &status, &old_status, list, &mut errors);
+    observed(&status, &mut errors);
+    errors.immutable(&status, &old_status, "qosClass");
+    for list in STATUSES {
+        stays_terminated(&root, &status, &old_status, list.0, &mut errors);
+        for at in status.items(list.0) {
+            user(&at.child("user"), &spec, &mut errors);
+            let container = spec.items(list.1).find(|c| c.str("name") == at.str("name"));
+            resource_statuses(&at, list.1, container.as_ref(), &mut errors);
+        }
     }
     claim_statuses(&root, &status, &mut errors);
-    addresses(&status, &mut errors);
+    addresses(&status, &old_status, &mut errors);
     errors.0
 }
+
+/// Lists of statuses, and where their containers are.
+const STATUSES: [(&str, &str); 3] = [
+    ("containerStatuses", "containers"),
+    ("initContainerStatuses", "initContainers"),
+    ("ephemeralContainerStatuses", "ephemeralContainers"),
+];
+
+fn observed(at: &At<'_>, errors: &mut Errors) {
+    if let Some(n) = at.int("observedGeneration").filter(|n| *n < 0) {
+        errors.invalid(at.at("observedGeneration"), n, "must be a non-negative integer");
+    }
+}
+
+/// Who a container runs as.
+fn user(at: &At<'_>, spec: &At<'_>, errors: &mut Errors) {
+    let Some(linux) = at.get("linux") else { return };
+    if spec.child("os").str("name") == "windows" {
+        return errors.forbidden(linux.path, "cannot be set for a windows pod");
+    }
+    let max = i64::from(i32::MAX);
+    for field in ["uid", "gid"] {
+        errors.range(&linux, field, 0, max);
+    }
+    for group in linux.items("supplementalGroups") {
+        for message in group.value.as_i64().into_iter().flat_map(|id| names::in_range(id, 0, max)) {
+            errors.invalid(group.path.clone(), group.value.clone(), message);
+        }
+    }
+}
+
+/// How the devices of a container are: it must have asked for them, and each is told once.
+fn resource_statuses(status: &At<'_>, list: &str, container: Option<&At<'_>>, errors: &mut Errors) {
+    const FIELD: &str = "allocatedResourcesStatus";
+    if list == "ephemeralContainers" {
+        if !status.list(FIELD).is_empty() {
+            errors.forbidden(status.at(FIELD), "must not be specified in container status");
+        }
+        return;
+    }
+    for at in status.items(FIELD) {
+        let name = at.str("name");
+        let wrong = container.map(|c| c.child("resources")).and_then(|resources| match name.strip_prefix("claim:") {
+            Some(claim) => {
+                let is_it = |c: At<'_>| match c.str("request") {
+                    "" => claim == c.str("name"),
+                    request => claim.split_once('/') == Some((c.str("name"), request)),
+                };
+                let why = "must match one of the container's resource claims in a format 'claim:<claimName>/<request>' or 'claim:<claimName>' if request is empty";
+                (!resources.items("claims").any(is_it)).then_some(why)
+            }
+            None => {
+                let why = "must match one of the container's resource requests";
+                (!resources.child("requests").has(name)).then_some(why)
+            }
+        });
+        if let Some(why) = wrong {
+            errors.invalid(at.at("name"), name, why);
+        }
+        let mut seen: BTreeSet<&str> = BTreeSet::new();
+        for resource in at.items("resources") {
+            let health = resource.str("health");
+            if !HEALTH.contains(&health) {
+                errors.not_supported(resource.at("health"), health, HEALTH);
+            }
+            if !seen.insert(resource.str("resourceID")) {
+                errors.duplicate(resource.at("resourceID"), resource.str("resourceID"));
+            }
+        }
+    }
+}
+
+const HEALTH: &[&str] = &["Healthy", "Unhealthy", "Unknown"];
 
 /// A container that must not restart stays terminated.
 fn stays_terminated(root: &At<'_>, new: &At<'_>, old: &At<'_>, list: &str, errors: &mut Errors) {
@@ -653,7 +795,8 @@ fn claim_statuses(root: &At<'_>, status: &At<'_>, errors: &mut Errors) {
     }
 }
 
-fn addresses(status: &At<'_>, errors: &mut Errors) {
+/// Wrong addresses that were there may stay.
+fn addresses(status: &At<'_>, old: &At<'_>, errors: &mut Errors) {
     for (single, list) in [("podIP", "podIPs"), ("hostIP", "hostIPs")] {
         let ips: Vec<&str> = status.list(list).iter().filter_map(|ip| ip.get("ip")?.as_str()).collect();
         if single == "hostIP"
@@ -663,7 +806,9 @@ fn addresses(status: &At<'_>, errors: &mut Errors) {
             errors.invalid(status.at(list).index(0).child("ip"), *first, "must be equal to `hostIP`");
         }
         for (i, ip) in ips.iter().enumerate() {
-            errors.extend(names::is_ip(&status.at(list).index(i), ip));
+            if !old.list(list).iter().any(|had| had["ip"] == **ip) {
+                errors.extend(names::is_ip(&status.at(list).index(i), ip));
+            }
             if ips[..i].contains(ip) {
                 errors.duplicate(status.at(list).index(i), status.list(list)[i].clone());
             }
@@ -699,11 +844,13 @@ pub(super) fn prepare_create(value: &mut Value) {
     }
 }
 
-/// The node's own record of the QoS class never changes, nor does a node give a Pod to an owner.
+/// The QoS class stays where a node leaves it out, nor does a node give a Pod to an owner.
 pub(super) fn prepare_status(new: &mut Value, old: &Value) {
     meta::keep(new, old, "ownerReferences");
     let class = old.get("status").and_then(|s| s.get("qosClass")).cloned();
-    if let (Some(class), Some(status)) = (class, new.get_mut("status").and_then(Value::as_object_mut)) {
+    if let (Some(class), Some(status)) = (class, new.get_mut("status").and_then(Value::as_object_mut))
+        && status.get("qosClass").and_then(Value::as_str).unwrap_or_default().is_empty()
+    {
         status.insert("qosClass".into(), class);
     }
 }

@@ -26,7 +26,7 @@ fn validate(value: &Value) -> Vec<FieldError> {
     if let Some(scheduling) = root.get("scheduling") {
         let path = scheduling.at("nodeSelector");
         errors.extend(names::validate_labels(scheduling.value.get("nodeSelector"), &path));
-        affinity::tolerations(&scheduling, &mut errors);
+        affinity::tolerations(&scheduling, "tolerations", &mut errors);
     }
     errors.0
 }

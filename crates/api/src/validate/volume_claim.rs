@@ -2,7 +2,7 @@
 
 use super::affinity;
 use super::at::{At, Errors, same};
-use crate::field::FieldError;
+use crate::field::{FieldError, Path};
 use crate::kinds::Strategy;
 use crate::names;
 use crate::quantity::Quantity;
@@ -156,14 +156,43 @@ fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     errors.0
 }
 
+const RESIZE_STATUSES: &[&str] = &[
+    "ControllerResizeInProgress",
+    "ControllerResizeInfeasible",
+    "NodeResizeInProgress",
+    "NodeResizeInfeasible",
+    "NodeResizePending",
+];
+
 fn validate_status(new: &Value, _: &Value) -> Vec<FieldError> {
     let (root, mut errors) = (At::root(new), Errors::default());
     let status = root.child("status");
     for list in ["capacity", "allocatedResources"] {
         for (name, value) in status.entries(list) {
-            let amount = Quantity::from_value(value).unwrap_or_default();
-            super::resources::quantity(name, amount, &status.at(list).key(name), &mut errors);
+            if list == "capacity" || resource_key(name, &status.at(list), &mut errors) {
+                let amount = Quantity::from_value(value).unwrap_or_default();
+                super::resources::quantity(name, amount, &status.at(list).key(name), &mut errors);
+            }
+        }
+    }
+    let path = status.at("allocatedResourceStatuses");
+    for (name, value) in status.entries("allocatedResourceStatuses") {
+        resource_key(name, &path, &mut errors);
+        // Upstream shows the name of the resource, not its status.
+        if !RESIZE_STATUSES.iter().any(|known| value == known) {
+            errors.not_supported(path.clone(), name.as_str(), RESIZE_STATUSES);
         }
     }
     errors.0
+}
+
+/// What a claim is allocated: storage, or what is not Kubernetes' own.
+fn resource_key(name: &str, path: &Path, errors: &mut Errors) -> bool {
+    let messages = names::is_qualified_name(name);
+    let known = messages.is_empty() && (name == "storage" || !super::resources::is_native(name));
+    if messages.is_empty() && !known {
+        errors.not_supported(path.clone(), name, &["storage"]);
+    }
+    errors.each(path, name, messages);
+    known
 }

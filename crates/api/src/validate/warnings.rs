@@ -1,6 +1,7 @@
 //! Warnings about objects that are accepted but surely not meant so.
 
 use super::at::At;
+use super::pod::APP_ARMOR;
 use crate::field::Path;
 use crate::{meta, names};
 use serde_json::Value;
@@ -168,6 +169,15 @@ fn pod_and_metadata(root: &At<'_>) -> Vec<String> {
     }
     for (key, message) in ANNOTATIONS.iter().filter(|(key, _)| meta::annotation(root.value, key).is_some()) {
         out.push(format!("{}: {message}", root.at("metadata").child("annotations").key(key)));
+    }
+    let has_profile = |holder: &At<'_>| holder.child("securityContext").has("appArmorProfile");
+    for (field, i, container) in crate::pod::all_containers(spec.value).filter(|_| !has_profile(&spec)) {
+        let at = At::new(Some(container), spec.at(field).index(i));
+        let key = format!("{APP_ARMOR}{}", at.str("name"));
+        if meta::annotation(root.value, &key).is_some() && !has_profile(&at) {
+            let path = root.at("metadata").child("annotations").key(&key);
+            out.push(format!("{path}: deprecated since v1.30; use the \"appArmorProfile\" field instead"));
+        }
     }
     for at in spec.items("volumes") {
         for (source, message) in VOLUMES.iter().filter(|(source, _)| at.has(source)) {
@@ -431,5 +441,21 @@ mod tests {
         assert!(told[0].starts_with("spec.type: no load balancer is set up"), "{told:?}");
         assert_eq!(told[1], format!("spec.loadBalancerClass: {none}: no load balancer is set up"));
         assert_eq!(for_service(&service, Some(&service)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn app_armor_has_a_field() {
+        let warned = |more: Value| {
+            let mut spec = json!({"initContainers": [{"name": "d"}], "containers": [{"name": "c"}]});
+            spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let annotations = json!({format!("{APP_ARMOR}c"): "unconfined", format!("{APP_ARMOR}e"): "x"});
+            for_pod(&json!({"metadata": {"name": "p", "annotations": annotations}, "spec": spec}), None)
+        };
+        let told = "metadata.annotations[container.apparmor.security.beta.kubernetes.io/c]: deprecated since v1.30; \
+                    use the \"appArmorProfile\" field instead";
+        assert_eq!(warned(json!({})), [told]);
+        let profile = json!({"appArmorProfile": {"type": "Unconfined"}});
+        assert_eq!(warned(json!({"securityContext": profile})), [""; 0]);
+        assert_eq!(warned(json!({"containers": [{"name": "c", "securityContext": profile}]})), [""; 0]);
     }
 }

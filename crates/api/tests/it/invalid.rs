@@ -146,6 +146,7 @@ fn invalid_objects_are_refused_as_upstream_does() {
             "create" => create(&kind, change(base.clone(), &case["set"])).1,
             on => {
                 let old = stored(create(&kind, base.clone()).0);
+                let old = case.get("was").map_or_else(|| old.clone(), |was| change(old.clone(), was));
                 let new = change(old.clone(), &case["set"]);
                 if on == "update" { update(&kind, new, &old) } else { update_status(&kind, new, &old) }
             }

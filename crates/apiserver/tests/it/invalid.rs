@@ -71,7 +71,10 @@ async fn refuse(s: &Server, base: &Value, case: &Value) -> Answer {
         "create" => s.post(&path, &change(base.clone(), &case["set"])).await,
         on => {
             s.delete(&format!("{path}/{name}")).await;
-            let old = s.post(&path, base).await.expect(201);
+            let mut old = s.post(&path, base).await.expect(201);
+            if let Some(was) = case.get("was") {
+                old = s.put(&format!("{path}/{name}/status"), &change(old, was)).await.expect(200);
+            }
             let new = change(old, &case["set"]);
             let part = if on == "status" { "/status" } else { "" };
             s.put(&format!("{path}/{name}{part}"), &new).await

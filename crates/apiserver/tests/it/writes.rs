@@ -208,3 +208,36 @@ async fn contradictions_of_lists_and_watches_are_refused() {
     }
     assert_eq!(later.event().await, ("ADDED".to_owned(), "d".to_owned()));
 }
+
+/// `status.podIP` and `status.podIPs` are one piece of data, and so are `spec.podCIDR` and `spec.podCIDRs`,
+/// whatever way they are written: the single value counts.
+#[tokio::test]
+async fn a_single_address_and_its_list_are_stored_whole() {
+    let s = start().await;
+    s.post(PODS, &pod("web")).await.expect(201);
+    let path = format!("{PODS}/web/status");
+    let (merge, strategic) = ("merge-patch+json", "strategic-merge-patch+json");
+    for (kind, status, ip, ips) in [
+        (merge, json!({"podIP": "10.1.0.1"}), "10.1.0.1", json!([{"ip": "10.1.0.1"}])),
+        (merge, json!({"podIPs": [{"ip": "10.1.0.9"}]}), "10.1.0.1", json!([{"ip": "10.1.0.1"}])),
+        (
+            merge,
+            json!({"podIP": null, "podIPs": [{"ip": "10.1.0.2"}, {"ip": "fd00::2"}]}),
+            "10.1.0.2",
+            json!([{"ip": "10.1.0.2"}, {"ip": "fd00::2"}]),
+        ),
+        (strategic, json!({"podIP": "10.1.0.3"}), "10.1.0.3", json!([{"ip": "10.1.0.3"}])),
+    ] {
+        s.patch(&path, kind, &json!({"status": status})).await.expect(200);
+        let stored = s.get(&format!("{PODS}/web")).await.expect(200);
+        assert_eq!((&stored["status"]["podIP"], &stored["status"]["podIPs"]), (&json!(ip), &ips));
+    }
+    let mut new = s.get(&path).await.expect(200);
+    new["status"].as_object_mut().unwrap().remove("podIP");
+    new["status"]["podIPs"] = json!([{"ip": "10.1.0.4"}]);
+    assert_eq!(s.put(&path, &new).await.expect(200)["status"]["podIP"], "10.1.0.4");
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"},
+        "spec": {"podCIDR": "10.9.0.0/24", "podCIDRs": ["10.9.7.0/24"]}});
+    let made = s.post("/api/v1/nodes", &node).await.expect(201);
+    assert_eq!(made["spec"]["podCIDRs"], json!(["10.9.0.0/24"]));
+}
