@@ -72,6 +72,7 @@ impl Images {
             }
             for name in names {
                 let target = Target {
+                    holders: None,
                     id: image.manifest.config.digest.clone(),
                     digest: image.digest.clone(),
                     pinned: true,

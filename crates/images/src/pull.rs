@@ -61,7 +61,7 @@ impl Images {
         let (source, digest) = self.registry.locate(&reference, credentials).await?;
         let digest = digest.or_else(|| reference.digest.clone());
         if let Some(digest) = &digest
-            && let Some(image) = self.known(&key, digest)?
+            && let Some(image) = self.known(&key, digest, source.holders())?
         {
             return Ok(image);
         }
@@ -84,12 +84,13 @@ impl Images {
         valid(&manifest)?;
         let config = self.registry.config(&source, &manifest.config.digest).await?;
         check("configuration", Some(&manifest.config.digest), &digest_of(&config))?;
-        let target = Target { id: manifest.config.digest.clone(), digest: top_digest, pinned: false };
+        let (id, holders) = (manifest.config.digest.clone(), source.holders());
+        let target = Target { id, digest: top_digest, pinned: false, holders };
         self.install(key, target, digests, &manifest, &config, Blobs::Registry(&source), progress).await
     }
 
     /// An image that this manifest digest led to before, now also under this reference.
-    fn known(&self, key: &str, digest: &str) -> Result<Option<Image>> {
+    fn known(&self, key: &str, digest: &str, holders: Option<BTreeSet<String>>) -> Result<Option<Image>> {
         let state = self.state()?;
         let Some(id) =
             state.images.iter().find(|(_, r)| r.digests.contains(digest)).map(|(id, _)| id.clone())
@@ -99,7 +100,7 @@ impl Images {
         if !state.images[&id].chain.iter().all(|chain| self.layer_path(chain).exists()) {
             return Ok(None);
         }
-        let target = Target { id: id.clone(), digest: digest.to_owned(), pinned: false };
+        let target = Target { id: id.clone(), digest: digest.to_owned(), pinned: false, holders };
         self.change(|state| state.images.contains_key(&id) && set_reference(state, key, target))?;
         Ok(self.resolve_key(&*self.state()?, key))
     }
@@ -254,10 +255,22 @@ pub(crate) fn valid(manifest: &Manifest) -> Result<()> {
     }
 }
 
-/// Points a reference at an image; an import's pin stays until the reference is removed.
-fn set_reference(state: &mut State, key: &str, target: Target) -> bool {
-    let pinned = target.pinned || state.references.get(key).is_some_and(|old| old.pinned);
-    let target = Target { pinned, ..target };
+/// How many credentials are remembered of a reference; beyond that the newest alone.
+const HOLDERS_MAX: usize = 256;
+
+/// Points a reference at an image; an import's pin stays until the reference is removed, and who may
+/// use the image goes on to.
+fn set_reference(state: &mut State, key: &str, mut target: Target) -> bool {
+    if let Some(old) = state.references.get(key) {
+        target.pinned |= old.pinned;
+        if old.id == target.id {
+            target.holders = match (target.holders, &old.holders) {
+                (Some(new), Some(old)) if old.len() < HOLDERS_MAX => Some(&new | old),
+                (new, Some(_)) => new,
+                (_, None) => None,
+            };
+        }
+    }
     state.references.insert(key.to_owned(), target.clone()) != Some(target)
 }
 

@@ -2,7 +2,7 @@
 //! redirects, bounded retries and errors told apart.
 
 use crate::http_client::{HttpClient, client};
-use crate::manifest::{ACCEPT, DOCUMENT_SIZE_MAX, Descriptor};
+use crate::manifest::{ACCEPT, DOCUMENT_SIZE_MAX, Descriptor, digest_of};
 use crate::registries::{Endpoint, Registries, Tls};
 use crate::{Error, Reference, Result, io};
 use base64::Engine;
@@ -17,7 +17,7 @@ use hyper::body::Incoming;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use skeg_base::Backoff;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -38,11 +38,13 @@ pub struct Credential {
     pub password: String,
     /// An OAuth2 refresh token.
     pub identity_token: String,
+    /// The Secret that it is of, as `namespace/name/uid`; empty for the host's own.
+    pub secret: String,
 }
 
 impl Credential {
     /// Whether it is meant for this image, as upstream's credential provider matches.
-    fn is_for(&self, reference: &Reference) -> bool {
+    pub(crate) fn is_for(&self, reference: &Reference) -> bool {
         let server = self.server.trim_start_matches("https://").trim_start_matches("http://");
         let (host, path) = server.split_once('/').unwrap_or((server, ""));
         let host =
@@ -63,6 +65,12 @@ impl Credential {
                 || reference.repository == path
                 || reference.repository.starts_with(&format!("{path}/")))
     }
+
+    /// What tells it from others: its Secret, and its content, which another Secret may have too.
+    pub(crate) fn holders(&self) -> [String; 2] {
+        let parts = [&self.username, &self.password, &self.identity_token].map(String::as_str);
+        [format!("secret:{}", self.secret), digest_of(parts.join("\0").as_bytes())]
+    }
 }
 
 /// Talks to registries; keeps connections and tokens.
@@ -80,6 +88,15 @@ const TOKENS_MAX: usize = 256;
 pub struct Source {
     endpoint: Endpoint,
     credential: Option<Credential>,
+}
+
+impl Source {
+    /// Who may use what came from there without asking: everybody (`None`) where nobody's Secret was
+    /// needed.
+    pub(crate) fn holders(&self) -> Option<BTreeSet<String>> {
+        let credential = self.credential.as_ref().filter(|credential| !credential.secret.is_empty())?;
+        Some(credential.holders().into())
+    }
 }
 
 impl Registry {
@@ -104,6 +121,7 @@ impl Registry {
                     username: auth.username.clone(),
                     password: auth.password.clone(),
                     identity_token: auth.identity_token.clone(),
+                    secret: String::new(),
                 };
                 if let Some((user, password)) = auth.decoded() {
                     (credential.username, credential.password) = (user, password);

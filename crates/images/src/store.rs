@@ -13,7 +13,7 @@
 
 use crate::manifest::ImageConfig;
 use crate::registries::Registries;
-use crate::registry::Registry;
+use crate::registry::{Credential, Registry};
 use crate::{Error, Image, Reference, Result, io};
 use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
@@ -68,6 +68,9 @@ pub(crate) struct Target {
     pub id: String,
     pub digest: String,
     pub pinned: bool,
+    /// By whose credentials it came, as [`crate::Credential`]s are told apart; `None` is everybody's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holders: Option<BTreeSet<String>>,
 }
 
 #[derive(Default)]
@@ -119,6 +122,38 @@ impl Images {
         }
         let key = Reference::parse(reference)?.to_string();
         Ok(self.resolve_key(&state, &key))
+    }
+
+    /// Whether who has these credentials may use an image that is here without asking its registry:
+    /// what nobody's Secret was needed for, or what one of these, or the same from another Secret,
+    /// brought from the same repository (KEP-2535).
+    pub fn allows(&self, reference: &str, credentials: &[Credential]) -> Result<bool> {
+        let state = self.state()?;
+        let (id, repository) = match state.images.contains_key(reference) {
+            true => (reference.to_owned(), None),
+            false => {
+                let wanted = Reference::parse(reference)?;
+                let key = wanted.to_string();
+                let target = state.references.get(&key).or_else(|| by_digest(&state, &key));
+                let Some(target) = target else { return Ok(false) };
+                (target.id.clone(), Some(wanted))
+            }
+        };
+        let ours: BTreeSet<String> = credentials
+            .iter()
+            .filter(|credential| repository.as_ref().is_none_or(|wanted| credential.is_for(wanted)))
+            .flat_map(Credential::holders)
+            .collect();
+        let is_of = |name: &str| {
+            repository
+                .as_ref()
+                .is_none_or(|wanted| Reference::parse(name).is_ok_and(|known| known.name() == wanted.name()))
+        };
+        Ok(state
+            .references
+            .iter()
+            .filter(|(name, target)| target.id == id && is_of(name))
+            .any(|(_, target)| target.holders.as_ref().is_none_or(|holders| !holders.is_disjoint(&ours))))
     }
 
     pub(crate) fn resolve_key(&self, state: &State, key: &str) -> Option<Image> {

@@ -38,16 +38,26 @@ pub async fn obtain(
         }
         other => never(format!("Failed to inspect image \"{name}\": {other}"), "ImageInspectError"),
     })?;
+    let credentials = credentials(spec, sources);
     if let Some(image) = local {
         if image.pinned {
             let message = format!("Container image \"{name}\" was imported on this machine and is pinned");
             return Ok(Obtained { image, message });
         }
-        if policy(container) != "Always" {
+        // What another Pod's credentials brought is not for everybody.
+        let allowed = policy(container) != "Always" && images.allows(name, &credentials).unwrap_or(false);
+        if allowed {
             let message = format!(
                 "Container image \"{name}\" already present on machine and can be accessed by the pod"
             );
             return Ok(Obtained { image, message });
+        }
+        if policy(container) == "Never" {
+            let why = format!(
+                "Container image \"{name}\" is present with pull policy of Never but does not have the proper \
+                 credentials to access this image"
+            );
+            return Err(never(why, "ErrImageNeverPull"));
         }
     } else if policy(container) == "Never" {
         let why = format!("Container image \"{name}\" is not present with pull policy of Never");
@@ -55,7 +65,7 @@ pub async fn obtain(
     }
     pulling();
     let began = tokio::time::Instant::now();
-    let pulled = images.pull(name, &credentials(spec, sources), None).await;
+    let pulled = images.pull(name, &credentials, None).await;
     match pulled {
         Ok(image) => {
             let ms = began.elapsed().as_millis();
@@ -99,7 +109,10 @@ pub fn missing_secrets(spec: &PodSpec, sources: &Sources) -> Option<String> {
 fn credentials(spec: &PodSpec, sources: &Sources) -> Vec<Credential> {
     let mut out = Vec::new();
     for wanted in spec.image_pull_secrets.iter().flatten() {
-        let Some(data) = sources.secret(&wanted.name).and_then(|s| s.data.as_ref()) else { continue };
+        let Some(secret) = sources.secret(&wanted.name) else { continue };
+        let Some(data) = secret.data.as_ref() else { continue };
+        let meta = &secret.metadata;
+        let of = [&meta.namespace, &meta.name, &meta.uid].map(crate::text).join("/");
         let entries = if let Some(bytes) = data.get(".dockerconfigjson") {
             serde_json::from_slice::<Value>(&bytes.0).ok().map(|v| v["auths"].clone())
         } else {
@@ -113,6 +126,7 @@ fn credentials(spec: &PodSpec, sources: &Sources) -> Vec<Credential> {
                 username: field("username"),
                 password: field("password"),
                 identity_token: field("identitytoken"),
+                secret: of.clone(),
             };
             if let Ok(decoded) = base64::engine::general_purpose::STANDARD.decode(field("auth"))
                 && let Some((user, password)) = String::from_utf8_lossy(&decoded).split_once(':')

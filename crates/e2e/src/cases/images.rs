@@ -160,5 +160,25 @@ fn needs_its_secret(scope: &Scope<'_>, registry: &Registry) -> Result<()> {
         "--docker-username=tester",
         "--docker-password=secret",
     ])?;
-    scope.wait_ready("private")
+    scope.wait_ready("private")?;
+    // The image is here now, which opens it to no Pod without credentials of its own.
+    for (name, policy, reason, part) in [
+        ("asks", "IfNotPresent", "ErrImagePull", "pull access denied"),
+        ("takes", "Never", "ErrImageNeverPull", "does not have the proper credentials"),
+    ] {
+        let mut other = private.clone();
+        other["metadata"]["name"] = name.into();
+        other["spec"]["containers"][0]["imagePullPolicy"] = policy.into();
+        other["spec"]["imagePullSecrets"] = json!([]);
+        scope.apply(&other)?;
+        scope.watch_until(&["pod", name], |pod| {
+            let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
+            waiting["reason"] == reason && waiting["message"].as_str().is_some_and(|text| text.contains(part))
+        })?;
+        scope.kubectl(&["delete", "pod", name])?;
+    }
+    let mut again = private;
+    again["metadata"]["name"] = "again".into();
+    again["spec"]["containers"][0]["imagePullPolicy"] = "Never".into();
+    started(scope, &again)
 }

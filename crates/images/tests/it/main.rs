@@ -294,6 +294,49 @@ async fn errors_are_told_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_secret_brought_is_for_those_who_have_it() {
+    let (closed, open_to_all) = (Registry::start(true).await, Registry::start(false).await);
+    let dir = tempfile::tempdir().unwrap();
+    layout(&dir.path().join("oci"), None, &three_layers());
+    closed.push(&dir.path().join("oci"), "app:v1", Some("tester:secret"));
+    open_to_all.push(&dir.path().join("oci"), "app:v1", None);
+    let name = format!("{}/app:v1", closed.address);
+    let of = |secret: &str, password: &str| Credential {
+        server: closed.address.clone(),
+        username: "tester".into(),
+        password: password.into(),
+        secret: secret.into(),
+        ..Default::default()
+    };
+    let images = open(dir.path(), "");
+    let allows =
+        |name: &str, credential: Option<Credential>| images.allows(name, credential.as_slice()).unwrap();
+    assert!(!allows(&name, None), "it is not here");
+    let image = images.pull(&name, &[of("a/pull/1", "secret")], None).await.unwrap();
+    let by_digest = image.repo_digests[0].clone();
+    for known in [&name, &by_digest, &image.id] {
+        assert!(allows(known, Some(of("a/pull/1", "secret"))));
+        assert!(allows(known, Some(of("b/pull/2", "secret"))), "the same from another Secret");
+        assert!(allows(known, Some(of("a/pull/1", "newer"))), "a newer state of the Secret");
+        assert!(!allows(known, Some(of("b/pull/2", "guessed"))), "{known}");
+        assert!(!allows(known, None), "{known}");
+    }
+    let elsewhere = Credential { server: "other.example".into(), ..of("a/pull/1", "secret") };
+    assert!(!allows(&name, Some(elsewhere)), "it is for another registry");
+    // Another way to the same image opens this one to nobody else, but for those who name its id.
+    let public = format!("{}/app:v1", open_to_all.address);
+    images.pull(&public, &[], None).await.unwrap();
+    assert!(allows(&public, None) && allows(&image.id, None) && !allows(&name, None));
+    // It is remembered, and what the host itself may pull everybody may use.
+    drop(images);
+    let images = open(dir.path(), "");
+    assert!(!images.allows(&name, &[]).unwrap());
+    images.pull(&name, &[of("", "secret")], None).await.unwrap();
+    images.pull(&name, &[of("a/pull/1", "secret")], None).await.unwrap();
+    assert!(images.allows(&name, &[]).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_corrupt_blob_is_refused_and_leaves_nothing() {
     let registry = Registry::start(false).await;
     let dir = tempfile::tempdir().unwrap();

@@ -290,7 +290,11 @@ fn fill_run(out: &mut ContainerStatus, run: &Run) {
     }
     out.image_id = run.image_id.clone();
     out.container_id = (!run.id.is_empty()).then(|| format!("{CONTAINER_ID_SCHEME}{}", run.id));
-    out.user = run.identity.as_ref().map(|identity| ContainerUser {
+    // The API refuses a status with larger ids, which images may have: it is left out then.
+    let known = |identity: &&runtime::Identity| {
+        [identity.uid, identity.gid].iter().chain(&identity.groups).all(|id| i32::try_from(*id).is_ok())
+    };
+    out.user = run.identity.as_ref().filter(known).map(|identity| ContainerUser {
         linux: Some(LinuxContainerUser {
             uid: identity.uid.into(),
             gid: identity.gid.into(),
@@ -560,6 +564,11 @@ mod tests {
         let user = container.user.as_ref().unwrap().linux.as_ref().unwrap();
         assert_eq!((user.uid, user.gid, user.supplemental_groups.as_deref()), (7, 8, Some(&[8, 9][..])));
         assert!(container.ready);
+        let mut nobody = run(0, None);
+        nobody.identity.as_mut().unwrap().uid = u32::MAX - 1;
+        let mut shown = ContainerStatus::default();
+        fill_run(&mut shown, &nobody);
+        assert!(shown.user.is_none());
     }
 
     #[test]
