@@ -439,7 +439,9 @@ mod tests {
             map.insert(name.clone(), value.parse().unwrap());
         }
         let info = RequestInfo { verb: "get", path: path.to_owned(), ..Default::default() };
-        let response = discovery.serve(&info, &map).unwrap();
+        let mut request = Request::new(crate::local::empty());
+        *request.headers_mut() = map;
+        let response = discovery.serve(&info, &request).unwrap();
         let (parts, body) = response.into_parts();
         let bytes = body.collect().now_or_never().unwrap().unwrap().to_bytes();
         (parts.status.as_u16(), parts.headers, serde_json::from_slice(&bytes).unwrap_or_default())
