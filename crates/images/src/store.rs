@@ -23,6 +23,8 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Layers downloaded and unpacked at the same time.
 const LAYERS_AT_ONCE: usize = 3;
@@ -40,6 +42,8 @@ pub struct Images {
     pub(crate) registry: Registry,
     pub(crate) layer_slots: tokio::sync::Semaphore,
     cached: Mutex<Cached>,
+    /// When images were last asked for or let go, by id; before this process began where it says nothing.
+    used: Mutex<BTreeMap<String, Instant>>,
     /// One lock per layer being made, so that concurrent pulls make it once.
     layer_locks: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
     work: WorkDir,
@@ -107,6 +111,7 @@ impl Images {
             registry: Registry::new(config.registries),
             layer_slots: tokio::sync::Semaphore::new(LAYERS_AT_ONCE),
             cached: Mutex::default(),
+            used: Mutex::default(),
             layer_locks: Mutex::default(),
             work,
         };
@@ -117,11 +122,14 @@ impl Images {
     /// The image a reference (or image id) names, if it is here.
     pub fn resolve(&self, reference: &str) -> Result<Option<Image>> {
         let state = self.state()?;
-        if state.images.contains_key(reference) {
-            return Ok(self.image(&state, reference, None));
+        let found = match state.images.contains_key(reference) {
+            true => self.image(&state, reference, None),
+            false => self.resolve_key(&state, &Reference::parse(reference)?.to_string()),
+        };
+        if let Some(image) = &found {
+            self.used.lock().insert(image.id.clone(), Instant::now());
         }
-        let key = Reference::parse(reference)?.to_string();
-        Ok(self.resolve_key(&state, &key))
+        Ok(found)
     }
 
     /// Whether who has these credentials may use an image that is here without asking its registry:
@@ -189,6 +197,7 @@ impl Images {
 
     /// Keeps an image's layers while `owner` (a container) uses them, across restarts.
     pub fn hold(&self, owner: &str, id: &str) -> Result<()> {
+        self.used.lock().insert(id.to_owned(), Instant::now());
         write_file(&self.dir.join("holds").join(owner), id.as_bytes(), &self.work.file(), false)
     }
 
@@ -199,6 +208,45 @@ impl Images {
             }
             _ => {}
         }
+    }
+
+    /// Removes the image that no container has used for longest, if that is longer than `idle`; gives its
+    /// id. Pinned ones stay.
+    pub fn remove_least_used(&self, idle: Duration) -> Result<Option<String>> {
+        let held = self.held()?;
+        let state = self.state()?;
+        let pinned: BTreeSet<&String> =
+            state.references.values().filter(|t| t.pinned).map(|t| &t.id).collect();
+        let mut used = self.used.lock();
+        used.retain(|id, _| state.images.contains_key(id));
+        let spare = state.images.keys().filter(|id| !held.contains(*id) && !pinned.contains(id));
+        let idle = spare.filter(|id| used.get(*id).is_none_or(|at| at.elapsed() >= idle));
+        let Some(id) = idle.min_by_key(|id| used.get(*id)).cloned() else { return Ok(None) };
+        drop(used);
+        self.change(|state| {
+            state.references.retain(|_, target| target.id != id);
+            true
+        })?;
+        self.collect()?;
+        Ok(Some(id))
+    }
+
+    /// Whether there are images that no reference names and no container uses.
+    pub fn has_unnamed(&self) -> Result<bool> {
+        let state = self.state()?;
+        let named: BTreeSet<&String> = state.references.values().map(|target| &target.id).collect();
+        let mut unnamed = state.images.keys().filter(|id| !named.contains(id)).peekable();
+        if unnamed.peek().is_none() {
+            return Ok(false);
+        }
+        let held = self.held()?;
+        Ok(unnamed.any(|id| !held.contains(id)))
+    }
+
+    /// The ids of images that containers use.
+    fn held(&self) -> Result<BTreeSet<String>> {
+        let read = |owner| fs::read_to_string(self.dir.join("holds").join(owner)).ok();
+        Ok(names(&self.dir.join("holds"))?.into_iter().filter_map(read).collect())
     }
 
     /// Drops holds of owners that are no more, then collects.
@@ -218,10 +266,7 @@ impl Images {
         if flock(&pulls, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Ok(());
         }
-        let mut held = BTreeSet::new();
-        for owner in names(&self.dir.join("holds"))? {
-            held.extend(fs::read_to_string(self.dir.join("holds").join(owner)));
-        }
+        let held = self.held()?;
         self.change(|state| {
             let named: BTreeSet<&String> = state.references.values().map(|t| &t.id).collect();
             let before = state.images.len();

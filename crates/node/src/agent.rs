@@ -107,6 +107,7 @@ impl Node {
         tokio::spawn(agent.clone().follow_runtime(cancel.clone()));
         tokio::spawn(agent.clone().follow_api(cancel.clone()));
         tokio::spawn(agent.clone().limit_storage(cancel.clone()));
+        tokio::spawn(crate::image_gc::run(agent.ctx.clone(), cancel.clone()));
         tokio::spawn(agent.clone().follow_resizes(cancel.clone()));
         let slices = parts.informers.of::<EndpointSlice>();
         tokio::spawn(publish_services(ctx, slices, cancel));

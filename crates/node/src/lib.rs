@@ -13,6 +13,7 @@ mod hook;
 mod host;
 mod http_client;
 mod image;
+mod image_gc;
 mod logs;
 mod machine;
 mod network;

@@ -446,9 +446,15 @@ pub(super) fn prepare_update(new: &mut Value, old: &Value) {
     } else if !ip.is_empty() && list.is_null() {
         spec.insert("clusterIPs".into(), json!([ip]));
     }
+    let unchanged =
+        |spec: &serde_json::Map<String, Value>, field: &str| spec.get(field) == old_spec.get(field);
+    let had = At::new(Some(&old_spec), Path::new("spec"));
+    let has_ips = spec.get("externalIPs").and_then(Value::as_array).is_some_and(|ips| !ips.is_empty());
+    let external = matches!(kind.as_str(), "LoadBalancer" | "NodePort") || kind == "ClusterIP" && has_ips;
+    if is_external(&had) && !external && unchanged(spec, "externalTrafficPolicy") {
+        spec.remove("externalTrafficPolicy");
+    }
     if old_kind != kind {
-        let unchanged =
-            |spec: &serde_json::Map<String, Value>, field: &str| spec.get(field) == old_spec.get(field);
         if kind == "ExternalName" {
             for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
                 if unchanged(spec, field) {
@@ -457,16 +463,13 @@ pub(super) fn prepare_update(new: &mut Value, old: &Value) {
             }
         }
         if kind != "LoadBalancer" {
-            for field in ["allocateLoadBalancerNodePorts", "loadBalancerClass", "healthCheckNodePort"] {
+            for field in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
                 if unchanged(spec, field) {
                     spec.remove(field);
                 }
             }
         }
         if !matches!(kind.as_str(), "LoadBalancer" | "NodePort") {
-            if unchanged(spec, "externalTrafficPolicy") {
-                spec.remove("externalTrafficPolicy");
-            }
             let old_ports = old_spec.get("ports").and_then(Value::as_array).cloned().unwrap_or_default();
             for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
                 let node_port = port.get("nodePort").cloned();
@@ -476,6 +479,45 @@ pub(super) fn prepare_update(new: &mut Value, old: &Value) {
                     port.as_object_mut().map(|port| port.remove("nodePort"));
                 }
             }
+        }
+    }
+    if kind != "LoadBalancer"
+        && let Some(balancer) = new.get_mut("status").and_then(|status| status.get_mut("loadBalancer"))
+    {
+        *balancer = json!({});
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_service_no_longer_needs_goes() {
+        let service = |spec: Value| {
+            let mut spec = spec;
+            spec["clusterIP"] = "10.0.0.1".into();
+            spec["externalTrafficPolicy"] = "Cluster".into();
+            json!({"spec": spec, "status": {"loadBalancer": {"ingress": [{"ip": "10.1.0.1"}]}}})
+        };
+        let ips = json!(["10.2.0.1"]);
+        for (old, new, policy, ingress) in [
+            (json!({"type": "NodePort"}), json!({"type": "ClusterIP"}), false, false),
+            // External addresses are a way in too.
+            (
+                json!({"type": "NodePort", "externalIPs": ips}),
+                json!({"type": "ClusterIP", "externalIPs": ips}),
+                true,
+                false,
+            ),
+            (json!({"type": "ClusterIP", "externalIPs": ips}), json!({"type": "ClusterIP"}), false, false),
+            (json!({"type": "LoadBalancer"}), json!({"type": "LoadBalancer"}), true, true),
+            (json!({"type": "LoadBalancer"}), json!({"type": "NodePort"}), true, false),
+        ] {
+            let (old, mut new) = (service(old), service(new));
+            prepare_update(&mut new, &old);
+            assert_eq!(new["spec"].get("externalTrafficPolicy").is_some(), policy, "{new}");
+            assert_eq!(new["status"]["loadBalancer"].get("ingress").is_some(), ingress, "{new}");
         }
     }
 }

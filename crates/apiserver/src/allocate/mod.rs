@@ -18,8 +18,8 @@ use ipnet::IpNet;
 use markers::{Held, Numbers, Refusal, release};
 use serde_json::{Value, json};
 use service::{
-    drop_node_ports, ips_of, keep_allocated, needs_health_port, owner_of, ports_of, protocol_taken, wants_ip,
-    wants_ports,
+    drop_health_port, drop_node_ports, ips_of, keep_allocated, needs_health_port, owner_of, ports_of,
+    protocol_taken, wants_ip, wants_ports,
 };
 use skeg_api::field::{FieldError, Path};
 use skeg_api::{Kind, Kinds, Status, meta};
@@ -125,6 +125,8 @@ impl Addresses {
         }
         if needs_health_port(new) {
             self.take_health_port(new, &old_ports, &owner, &mut held).await?;
+        } else {
+            drop_health_port(new, old);
         }
         let (ips, ports) = (ips_of(new), ports_of(new));
         let gone_ips =

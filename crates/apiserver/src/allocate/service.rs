@@ -124,6 +124,15 @@ pub(super) fn keep_allocated(new: &mut Value, old: &Value) {
     }
 }
 
+/// The same of the port for health checks, where the update leaves it as it was.
+pub(super) fn drop_health_port(new: &mut Value, old: Option<&Value>) {
+    const FIELD: &str = "healthCheckNodePort";
+    let Some(had) = old.filter(|old| needs_health_port(old)).map(|old| &old["spec"][FIELD]) else { return };
+    if let Some(spec) = new["spec"].as_object_mut().filter(|spec| spec.get(FIELD) == Some(had)) {
+        spec.remove(FIELD);
+    }
+}
+
 /// A Service that is no longer exposed on nodes loses the ports it had, unless the update itself
 /// names others, which validation refuses.
 pub(super) fn drop_node_ports(new: &mut Value, old: Option<&Value>) {

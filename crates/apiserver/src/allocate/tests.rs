@@ -54,8 +54,23 @@ async fn a_load_balancer_has_its_health_checked_also_without_node_ports() {
     assert!(port.as_i64().is_some_and(|port| port > 0) && made["spec"]["ports"][0]["nodePort"].is_null());
     // It is held like a node port.
     let mut other = spec;
-    other["healthCheckNodePort"] = port;
-    assert_eq!(world.create("other", other).await.unwrap_err().code, 422);
+    other["healthCheckNodePort"] = port.clone();
+    assert_eq!(world.create("other", other.clone()).await.unwrap_err().code, 422);
+    // It goes with what it is for, whether that is the policy or the type.
+    for (field, value) in [("externalTrafficPolicy", "Cluster"), ("type", "NodePort")] {
+        let mut new = made.clone();
+        new["spec"][field] = value.into();
+        let kind = kind("", "Service", "services", true);
+        let held = world.allocator.begin(Operation::Update, &kind, &mut new, Some(&made), true).await;
+        assert!(held.unwrap().is_none() && new["spec"].get("healthCheckNodePort").is_none(), "{new}");
+    }
+    let mut new = made.clone();
+    new["spec"]["externalTrafficPolicy"] = "Cluster".into();
+    let kind = kind("", "Service", "services", true);
+    let held = world.allocator.begin(Operation::Update, &kind, &mut new, Some(&made), false).await;
+    held.unwrap().unwrap().finish(true);
+    world.markers_become(1).await;
+    world.create("other", other).await.unwrap();
 }
 
 #[tokio::test]

@@ -253,6 +253,42 @@ async fn a_second_pull_fetches_no_blob_and_concurrent_pulls_share_layers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_nothing_uses_goes_the_least_used_first() {
+    let registry = Registry::start(false).await;
+    let dir = tempfile::tempdir().unwrap();
+    let images = open(dir.path(), "");
+    let pull = async |layers: usize, name: &str| {
+        let source = dir.path().join(format!("oci-{layers}"));
+        layout(&source, None, &three_layers()[..layers]);
+        registry.push(&source, name, None);
+        images.pull(&format!("{}/{name}", registry.address), &[], None).await.unwrap().id
+    };
+    let there = || images.list().unwrap().into_iter().map(|image| image.id).collect::<Vec<_>>();
+    let (idle, hour) = (Duration::ZERO, Duration::from_secs(3600));
+    let mut ids = vec![pull(1, "app:v0").await];
+    images.hold("first", &ids[0]).unwrap();
+    // The tag moves on.
+    ids.extend([pull(2, "app:v0").await, pull(3, "app:v1").await]);
+    assert!(!images.has_unnamed().unwrap(), "it is in use");
+    images.release("first");
+    assert!(images.has_unnamed().unwrap());
+    images.collect().unwrap();
+    assert!(!images.has_unnamed().unwrap() && !there().contains(&ids[0]));
+    ids[0] = pull(1, "app:v2").await;
+    images.hold("first", &ids[0]).unwrap();
+    images.release("first");
+    images.hold("container", &ids[1]).unwrap();
+    assert_eq!(images.remove_least_used(hour).unwrap().as_ref(), Some(&ids[2]), "never asked for");
+    assert_eq!(images.remove_least_used(hour).unwrap(), None, "the others were, a moment ago");
+    assert_eq!(images.remove_least_used(idle).unwrap().as_ref(), Some(&ids[0]));
+    assert_eq!(images.remove_least_used(idle).unwrap(), None, "one is held");
+    assert_eq!(there(), [ids[1].clone()]);
+    images.release("container");
+    assert_eq!(images.remove_least_used(idle).unwrap().as_ref(), Some(&ids[1]));
+    assert_eq!(layers_on_disk(dir.path()), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn errors_are_told_apart() {
     let registry = Registry::start(true).await;
     let dir = tempfile::tempdir().unwrap();
