@@ -155,7 +155,7 @@ const ROWS: &[Row] = &[
         short: &["svc"],
         category: ALL,
         subresources: &[proxy("ServiceProxyOptions"), STATUS],
-        name_rule: NameRule::Rfc1035Label,
+        name_rule: NameRule::Label,
         ..row("", "Service", "services")
     },
     row("apps", "ControllerRevision", "controllerrevisions"),

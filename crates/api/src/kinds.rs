@@ -151,10 +151,8 @@ impl Strategy {
 pub enum NameRule {
     /// RFC 1123 subdomain: most kinds.
     Subdomain,
-    /// RFC 1123 label: Namespaces.
+    /// RFC 1123 label: Namespaces, Services.
     Label,
-    /// RFC 1035 label: Services.
-    Rfc1035Label,
     /// Anything that fits in a path segment: the RBAC kinds.
     PathSegment,
 }

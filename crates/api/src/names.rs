@@ -117,7 +117,7 @@ pub fn is_dns1123_subdomain_with_underscore(value: &str) -> Messages {
     errors
 }
 
-/// RFC 1035 label: Service names.
+/// RFC 1035 label: names of ports, versions and kinds.
 pub fn is_dns1035_label(value: &str) -> Messages {
     let mut errors = Vec::new();
     if value.len() > LABEL_MAX_BYTES {
@@ -326,25 +326,64 @@ pub fn parse_cidr(value: &str) -> Option<(IpAddr, u8)> {
     (bits <= if address.is_ipv4() { 32 } else { 128 }).then_some((address, bits))
 }
 
-pub fn is_ip(path: &Path, value: &str) -> Vec<FieldError> {
-    match parse_ip(value) {
-        Some(_) => Vec::new(),
-        None => vec![FieldError::invalid(
-            path.clone(),
-            value,
-            "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
-        )],
+/// Forms of addresses that are refused where they are new: other programs may read them as something
+/// else (KEP-4858).
+const AMBIGUOUS: [&str; 6] = [
+    "must not have leading 0s",
+    "must not be an IPv4-mapped IPv6 address",
+    "must not have leading 0s in IP",
+    "must not have leading 0s in prefix length",
+    "must not have an IPv4-mapped IPv6 address",
+    "must not have bits set beyond the prefix length",
+];
+
+/// Lets pass what is ambiguous and was there before, anywhere in the old object.
+pub fn keep_ambiguous(errors: &mut Vec<FieldError>, old: &Value) {
+    fn holds(object: &Value, text: &str) -> bool {
+        match object {
+            Value::String(own) => own.split(',').any(|part| part.trim() == text),
+            Value::Array(list) => list.iter().any(|item| holds(item, text)),
+            Value::Object(fields) => fields.values().any(|field| holds(field, text)),
+            _ => false,
+        }
     }
+    errors.retain(|error| {
+        let text = error.value.as_ref().and_then(Value::as_str).unwrap_or_default();
+        !(AMBIGUOUS.contains(&error.detail.as_str()) && holds(old, text))
+    });
+}
+
+fn is_mapped(ip: &IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some())
+}
+
+pub fn is_ip(path: &Path, value: &str) -> Vec<FieldError> {
+    let why = match (parse_ip(value), value.parse::<IpAddr>()) {
+        (None, _) => "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+        (_, Err(_)) => AMBIGUOUS[0],
+        (_, Ok(ip)) if is_mapped(&ip) => AMBIGUOUS[1],
+        _ => return Vec::new(),
+    };
+    vec![FieldError::invalid(path.clone(), value, why)]
 }
 
 pub fn is_cidr(path: &Path, value: &str) -> Vec<FieldError> {
-    match parse_cidr(value) {
-        Some(_) => Vec::new(),
-        None => vec![FieldError::invalid(
-            path.clone(),
-            value,
-            "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
-        )],
+    let (address, length) = value.split_once('/').unwrap_or_default();
+    let why = match (parse_cidr(value), address.parse::<IpAddr>()) {
+        (None, _) => "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+        (_, Err(_)) => AMBIGUOUS[2],
+        _ if length.len() > 1 && length.starts_with('0') => AMBIGUOUS[3],
+        (_, Ok(ip)) if is_mapped(&ip) => AMBIGUOUS[4],
+        (Some((ip, bits)), _) if has_host_bits(ip, bits) => AMBIGUOUS[5],
+        _ => return Vec::new(),
+    };
+    vec![FieldError::invalid(path.clone(), value, why)]
+}
+
+fn has_host_bits(ip: IpAddr, bits: u8) -> bool {
+    match ip {
+        IpAddr::V4(v4) => u32::from(v4).checked_shl(bits.into()).unwrap_or(0) != 0,
+        IpAddr::V6(v6) => u128::from(v6).checked_shl(bits.into()).unwrap_or(0) != 0,
     }
 }
 
@@ -433,7 +472,6 @@ pub fn check_name(rule: NameRule, name: &str, prefix: bool) -> Messages {
     };
     match rule {
         NameRule::Label => is_dns1123_label(name),
-        NameRule::Rfc1035Label => is_dns1035_label(name),
         _ => is_dns1123_subdomain(name),
     }
 }
@@ -539,6 +577,21 @@ mod tests {
                 && !is_port_name("80").is_empty()
         );
         assert!(is_path_segment_name("system:node").is_empty() && !is_path_segment_name("a/b").is_empty());
+    }
+
+    #[test]
+    fn ambiguous_addresses_may_stay_and_not_come() {
+        let path = Path::new("ip");
+        let mut errors = is_ip(&path, "010.1.2.3");
+        errors.extend(is_cidr(&path, "10.1.2.3/8"));
+        errors.extend(is_ip(&path, "x"));
+        let old = serde_json::json!({"a": [{"b": "x, 010.1.2.3"}], "c": "10.1.2.3/24"});
+        keep_ambiguous(&mut errors, &old);
+        let left: Vec<_> = errors.iter().map(|error| error.value.clone().unwrap()).collect();
+        assert_eq!(left, ["10.1.2.3/8", "x"]);
+        for fine in ["10.0.0.0/8", "0.0.0.0/0", "10.1.2.3/32", "::/0", "fd00::/8"] {
+            assert_eq!(is_cidr(&path, fine), [], "{fine}");
+        }
     }
 
     #[test]

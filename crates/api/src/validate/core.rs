@@ -307,6 +307,8 @@ fn slice_endpoint(at: &At<'_>, kind: &str, errors: &mut Errors) {
                 let v6 = kind == "IPv6";
                 if names::parse_ip(address).is_none_or(|ip| ip.to_canonical().is_ipv6() != v6) {
                     errors.invalid(path.clone(), address, format!("must be a valid {kind} address"));
+                } else {
+                    errors.extend(names::is_ip(&path, address));
                 }
                 errors.extend(names::is_non_special_ip(&path, address));
             }

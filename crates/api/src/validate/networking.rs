@@ -136,7 +136,7 @@ fn backend(at: &At<'_>, errors: &mut Errors) {
     }
     let Some(service) = service else { return };
     if errors.need(&service, "name") {
-        errors.checked(&service, "name", names::is_dns1035_label);
+        errors.checked(&service, "name", names::is_dns1123_label);
     }
     let port = service.child("port");
     let (name, number) = (port.str("name"), port.int("number").unwrap_or(0));

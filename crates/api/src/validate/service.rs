@@ -36,7 +36,10 @@ pub(super) fn validate(value: &Value) -> Vec<FieldError> {
         let path = spec.at("externalIPs").index(i);
         match names::parse_ip(ip) {
             None => errors.extend(names::is_ip(&path, ip)),
-            Some(_) => errors.extend(names::is_non_special_ip(&path, ip)),
+            Some(_) => {
+                errors.extend(names::is_ip(&path, ip));
+                errors.extend(names::is_non_special_ip(&path, ip));
+            }
         }
     }
     errors.one_of(&spec, "type", TYPES);

@@ -342,6 +342,9 @@ pub(super) fn for_service(new: &Value, old: Option<&Value>) -> Vec<String> {
     if headless && !spec.str("loadBalancerIP").is_empty() {
         out.push("spec.loadBalancerIP: is ignored for headless services".to_owned());
     }
+    if !spec.list("externalIPs").is_empty() {
+        out.push("spec.externalIPs: deprecated in v1.36+".to_owned());
+    }
     if headless && !spec.list("externalIPs").is_empty() {
         out.push("spec.externalIPs: is ignored when spec.clusterIP is \"None\"".to_owned());
     }

@@ -7,7 +7,7 @@ use crate::cache::Entry;
 use http::StatusCode;
 use serde_json::Map;
 use skeg_api::field::FieldError;
-use skeg_api::{Kind, Status, Value, fieldset, meta, object_meta};
+use skeg_api::{Kind, Status, Value, fieldset, meta, names, object_meta};
 use skeg_store::{Expect, Revision};
 use std::sync::Arc;
 
@@ -124,6 +124,7 @@ async fn attempt_once(
     prepare(kind, part, &mut new, old);
     let mut errors = made.invalid;
     w.warnings.extend(validate(kind, part, &new, old, &mut errors));
+    names::keep_ambiguous(&mut errors, old);
     ctx.invalid(name, &errors)?;
     if part == Part::Main {
         w.warnings.extend((kind.strategy.warnings)(&new, Some(old)));
