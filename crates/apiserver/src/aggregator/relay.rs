@@ -113,6 +113,11 @@ impl Aggregator {
                 return Ok(plain(StatusCode::SERVICE_UNAVAILABLE, &text));
             }
         };
+        // Its client would follow with what it has to prove who it is (CVE-2022-3172).
+        if answer.status().is_redirection() && answer.headers().contains_key(header::LOCATION) {
+            let why = "the backend attempted to redirect this request, which is not permitted";
+            return Ok(plain(StatusCode::BAD_GATEWAY, why));
+        }
         if let Some(client) = client
             && answer.status() == StatusCode::SWITCHING_PROTOCOLS
         {

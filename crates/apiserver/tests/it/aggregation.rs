@@ -137,6 +137,12 @@ fn answer(
             {"name": "flunders", "singularName": "flunder", "namespaced": true, "kind": "Flunder", "verbs": ["get", "list"]}]}),
         ),
         "/openapi/v2" | "/openapi/v3" => json_reply(&openapi(&path)),
+        away if away.ends_with("/away") => {
+            let mut reply = Response::new(Full::default().boxed_unsync());
+            *reply.status_mut() = StatusCode::FOUND;
+            reply.headers_mut().insert("location", "https://127.0.0.1:1/".parse().unwrap());
+            reply
+        }
         _ => json_reply(&json!({"kind": "FlunderList", "path": path})),
     }
 }
@@ -315,6 +321,9 @@ async fn requests_are_authorized_and_passed_on_with_who_asks() {
     let (_, headers) = extension.last();
     assert_eq!(headers["x-remote-user"], "jane");
     assert!(!headers.contains_key("impersonate-user") && !headers.contains_key("authorization"));
+    // Nobody is sent elsewhere with what proves who they are.
+    let away = cluster.get(&admin, &format!("{FLUNDERS}/away")).await;
+    assert!(away.code == 502 && !away.headers.contains_key("location"), "{}", away.text());
     // Nobody passes who may not.
     let before = extension.seen.lock().unwrap().len();
     let refused = cluster.get(&As::default(), FLUNDERS).await.expect(403);
