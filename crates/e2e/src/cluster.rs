@@ -7,6 +7,7 @@ use serde_json::Value;
 use std::fs::File;
 use std::io::Write;
 use std::net::TcpListener;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -230,11 +231,19 @@ impl Cluster {
         Ok(pid.trim().parse()?)
     }
 
-    /// Kills the server, which may take a moment to be gone.
+    /// Kills the server; returns when it is gone.
     pub fn kill(&self) -> Result<()> {
         let pid = self.server_pid()?;
+        // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        ensure!(fd >= 0, "process {pid}: {}", std::io::Error::last_os_error());
+        // SAFETY: the descriptor is new and ours.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd)?) };
         // SAFETY: a plain kill(2) of the server that this suite started.
         ensure!(unsafe { libc::kill(pid, libc::SIGKILL) } == 0, "kill {pid}");
+        let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one valid pollfd.
+        ensure!(unsafe { libc::poll(&raw mut poll, 1, 10_000) } == 1, "process {pid} does not end");
         Ok(())
     }
 
