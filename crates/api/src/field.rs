@@ -177,12 +177,16 @@ pub fn quoted(text: &str) -> String {
             '\u{b}' => out.push_str("\\v"),
             '\u{c}' => out.push_str("\\f"),
             '\'' => out.push(c),
-            _ if !c.escape_debug().to_string().starts_with("\\u") && c != '\0' => {
-                out.extend(c.escape_debug())
+            _ => {
+                let shown = c.escape_debug().to_string();
+                let is_printable = c != '\0' && !shown.starts_with("\\u");
+                out.push_str(&match c as u32 {
+                    _ if is_printable => shown,
+                    code @ ..0x80 => format!("\\x{code:02x}"),
+                    code @ ..=0xffff => format!("\\u{code:04x}"),
+                    code => format!("\\U{code:08x}"),
+                });
             }
-            _ if c.is_ascii() => out.push_str(&format!("\\x{:02x}", c as u32)),
-            _ if c as u32 <= 0xffff => out.push_str(&format!("\\u{:04x}", c as u32)),
-            _ => out.push_str(&format!("\\U{:08x}", c as u32)),
         }
     }
     out.push('"');

@@ -90,6 +90,11 @@ struct WorkDir {
     _lock: File,
 }
 
+/// What a normalised reference names.
+fn named<'s>(state: &'s State, key: &str) -> Option<&'s Target> {
+    state.references.get(key).or_else(|| by_digest(state, key))
+}
+
 /// What came by a tag is known by its digest too.
 fn by_digest<'s>(state: &'s State, key: &str) -> Option<&'s Target> {
     let wanted = Reference::parse(key).ok()?;
@@ -141,9 +146,7 @@ impl Images {
             true => (reference.to_owned(), None),
             false => {
                 let wanted = Reference::parse(reference)?;
-                let key = wanted.to_string();
-                let target = state.references.get(&key).or_else(|| by_digest(&state, &key));
-                let Some(target) = target else { return Ok(false) };
+                let Some(target) = named(&state, &wanted.to_string()) else { return Ok(false) };
                 (target.id.clone(), Some(wanted))
             }
         };
@@ -165,7 +168,7 @@ impl Images {
     }
 
     pub(crate) fn resolve_key(&self, state: &State, key: &str) -> Option<Image> {
-        let target = state.references.get(key).or_else(|| by_digest(state, key))?;
+        let target = named(state, key)?;
         self.image(state, &target.id, Some(target.pinned))
     }
 

@@ -78,6 +78,19 @@ for (1 .. $times) {
 }
 ";
 
+/// What most images are: a shell and nothing of their own.
+const PLAIN: Image = Image {
+    name: "",
+    packages: &["busybox-static"],
+    files: &[],
+    entrypoint: &[],
+    cmd: &["sh"],
+    ports: &[],
+    volumes: &[],
+    user: "",
+    stop_signal: "",
+};
+
 const IMAGES: &[Image] = &[
     Image {
         name: "nginx",
@@ -92,12 +105,10 @@ const IMAGES: &[Image] = &[
             "busybox-static",
         ],
         files: &[("etc/nginx/nginx.conf", NGINX_CONF)],
-        entrypoint: &[],
         cmd: &["nginx", "-g", "daemon off;"],
         ports: &["80/tcp"],
-        volumes: &[],
-        user: "",
         stop_signal: "SIGQUIT",
+        ..PLAIN
     },
     // A dynamic client: the static busybox cannot resolve names, nor speak TLS with a given authority.
     Image {
@@ -120,85 +131,35 @@ const IMAGES: &[Image] = &[
             "zlib1g",
             "busybox-static",
         ],
-        files: &[],
-        entrypoint: &[],
-        cmd: &["sh"],
-        ports: &[],
-        volumes: &[],
-        user: "",
-        stop_signal: "",
+        ..PLAIN
     },
     // As busybox, but nobody imports it: a registry must be asked for its layer.
-    Image {
-        name: "remote",
-        packages: &["busybox-static"],
-        files: &[("etc/motd", "from a registry\n")],
-        entrypoint: &[],
-        cmd: &["sh"],
-        ports: &[],
-        volumes: &[],
-        user: "",
-        stop_signal: "",
-    },
+    Image { name: "remote", files: &[("etc/motd", "from a registry\n")], ..PLAIN },
     // Speaks HTTPS and gRPC's health protocol.
     Image {
         name: "etcd",
         packages: &["etcd-server", "libc6", "busybox-static"],
-        files: &[],
-        entrypoint: &[],
         cmd: &["etcd"],
         ports: &["2379/tcp"],
-        volumes: &[],
-        user: "",
-        stop_signal: "",
+        ..PLAIN
     },
     // Speaks TCP and UDP, as a server and as a client: busybox has no UDP.
     Image {
         name: "perl",
         packages: &["perl-base", "libc6", "libcrypt1", "busybox-static"],
         files: &[("serve", SERVE), ("ask", ASK)],
-        entrypoint: &[],
-        cmd: &["sh"],
-        ports: &[],
-        volumes: &[],
-        user: "",
-        stop_signal: "",
+        ..PLAIN
     },
     // One of its volumes has something in it, the other is in no layer.
     Image {
         name: "volumes",
-        packages: &["busybox-static"],
         files: &[("data/seed", "of the image\n")],
-        entrypoint: &[],
-        cmd: &["sh"],
-        ports: &[],
         volumes: &["/data", "/newvol"],
-        user: "",
-        stop_signal: "",
+        ..PLAIN
     },
     // Its user is in no list of users, and it has nothing to run.
-    Image {
-        name: "stranger",
-        packages: &["busybox-static"],
-        files: &[],
-        entrypoint: &[],
-        cmd: &[],
-        ports: &[],
-        volumes: &[],
-        user: "stranger",
-        stop_signal: "",
-    },
-    Image {
-        name: "busybox",
-        packages: &["busybox-static"],
-        files: &[],
-        entrypoint: &[],
-        cmd: &["sh"],
-        ports: &[],
-        volumes: &[],
-        user: "",
-        stop_signal: "",
-    },
+    Image { name: "stranger", cmd: &[], user: "stranger", ..PLAIN },
+    Image { name: "busybox", ..PLAIN },
 ];
 
 /// The archive of an image by its short name.

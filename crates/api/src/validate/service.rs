@@ -34,12 +34,9 @@ pub(super) fn validate(value: &Value) -> Vec<FieldError> {
     cluster_ips(&spec, &mut errors);
     for (i, ip) in spec.strings("externalIPs").enumerate() {
         let path = spec.at("externalIPs").index(i);
-        match names::parse_ip(ip) {
-            None => errors.extend(names::is_ip(&path, ip)),
-            Some(_) => {
-                errors.extend(names::is_ip(&path, ip));
-                errors.extend(names::is_non_special_ip(&path, ip));
-            }
+        errors.extend(names::is_ip(&path, ip));
+        if names::parse_ip(ip).is_some() {
+            errors.extend(names::is_non_special_ip(&path, ip));
         }
     }
     errors.one_of(&spec, "type", TYPES);
@@ -417,6 +414,7 @@ pub(super) fn prepare_create(value: &mut Value) {
 /// behind.
 pub(super) fn prepare_update(new: &mut Value, old: &Value) {
     let old_spec = old.get("spec").cloned().unwrap_or_default();
+    let [was_external, external] = [old, &*new].map(|service| is_external(&At::root(service).child("spec")));
     let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut) else { return };
     let text =
         |spec: &Value, field: &str| spec.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -451,10 +449,7 @@ pub(super) fn prepare_update(new: &mut Value, old: &Value) {
     }
     let unchanged =
         |spec: &serde_json::Map<String, Value>, field: &str| spec.get(field) == old_spec.get(field);
-    let had = At::new(Some(&old_spec), Path::new("spec"));
-    let has_ips = spec.get("externalIPs").and_then(Value::as_array).is_some_and(|ips| !ips.is_empty());
-    let external = matches!(kind.as_str(), "LoadBalancer" | "NodePort") || kind == "ClusterIP" && has_ips;
-    if is_external(&had) && !external && unchanged(spec, "externalTrafficPolicy") {
+    if was_external && !external && unchanged(spec, "externalTrafficPolicy") {
         spec.remove("externalTrafficPolicy");
     }
     if old_kind != kind {
